@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which cgroup hierarchies a host has and where the daemon is in them: libvirt's own rules (src/util/vircgroup*.c)."""
+
+from __future__ import annotations
+
+from .errors import Error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .topology import Reader
+
+# libvirt's controllers, by the kernel's name on each version
+V1 = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "net_cls", "perf_event")
+V2_NAME = {"blkio": "io"}
+# On v2 there is no such controller: cpu.stat always exists, and devices are a BPF program.
+ALWAYS_ON_V2 = ("cpuacct", "devices")
+
+
+class Hierarchy:
+    """One mounted hierarchy: version 1 or 2, mount point, its controllers, and the daemon's placement in it."""
+
+    __slots__ = ("controllers", "key", "mount", "placement", "version")
+
+    def __init__(self, version: int, mount: str, key: str, controllers: frozenset[str], placement: str) -> None:
+        self.version = version
+        self.mount = mount
+        self.key = key  # how /proc/PID/cgroup names it: "cpu,cpuacct", and "" for v2
+        self.controllers = controllers
+        self.placement = placement
+
+    def directory(self, path: str) -> str:
+        """The directory of the cgroup PATH ("/a/b") of this hierarchy."""
+        return self.mount + path.rstrip("/")
+
+
+class Cgroups:
+    """All hierarchies of a host but the named ones (name=systemd), and which one libvirt takes each controller from."""
+
+    __slots__ = ("controllers", "hierarchies", "unified")
+
+    def __init__(self, v1: list[Hierarchy], unified: Hierarchy | None) -> None:
+        self.hierarchies = [*v1, unified] if unified else v1
+        self.unified = unified
+        self.controllers: dict[str, Hierarchy] = {}
+        for name in V1:
+            name_v2 = V2_NAME.get(name, name)
+            if unified and name_v2 in unified.controllers:
+                self.controllers[name_v2] = unified
+            for hierarchy in v1:
+                if name in hierarchy.controllers and name_v2 not in self.controllers:
+                    self.controllers[name] = hierarchy
+
+    @property
+    def v1(self) -> list[Hierarchy]:
+        return [hierarchy for hierarchy in self.hierarchies if hierarchy.version == 1]
+
+
+def detect(read: Reader, pid: str = "self") -> Cgroups:
+    """PID is the daemon's, or a child's of it. Raises Error where no controller is mounted, as libvirt does."""
+    mounts = _mounts(read("/proc/mounts") or "")
+    paths = placements(read(f"/proc/{pid}/cgroup") or "")
+    v1 = _v1(mounts, paths) if read("/proc/cgroups") is not None else []
+    unified = _unified(mounts, paths, read)
+    if not v1 and not unified:
+        raise Error("no cgroup controllers are mounted", "mount cgroup2 on /sys/fs/cgroup")
+    return Cgroups(v1, unified)
+
+
+def placements(text: str) -> dict[str, str]:
+    """The lines of /proc/PID/cgroup: path by hierarchy key; the first of a key counts."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        _, _, rest = line.partition(":")
+        key, _, path = rest.partition(":")
+        found.setdefault(key, path.removesuffix(" (deleted)"))
+    return found
+
+
+def _mounts(text: str) -> list[tuple[str, str, list[str]]]:
+    """(type, mount point, options) of each cgroup mount."""
+    mounts = []
+    for line in text.splitlines():
+        fields = line.split(" ")
+        if len(fields) >= 4 and fields[2] in ("cgroup", "cgroup2"):
+            mounts.append((fields[2], _unescaped(fields[1]), fields[3].split(",")))
+    return mounts
+
+
+def _unescaped(path: str) -> str:
+    for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        path = path.replace(escape, character)
+    return path
+
+
+def _v1(mounts: list[tuple[str, str, list[str]]], paths: dict[str, str]) -> list[Hierarchy]:
+    """One for each line of /proc/PID/cgroup; bind mounts repeat a hierarchy, and the last mount of it counts."""
+    found = []
+    for key, path in paths.items():
+        names = key.split(",")
+        if not key or any(name.startswith("name=") for name in names):
+            continue
+        for _, mount, options in reversed([m for m in mounts if m[0] == "cgroup"]):
+            if set(names) & set(options):
+                found.append(Hierarchy(1, mount, key, frozenset(names), _cut(path)))
+                break
+    return found
+
+
+def _unified(mounts: list[tuple[str, str, list[str]]], paths: dict[str, str], read: Reader) -> Hierarchy | None:
+    """A cgroup2 mount without controllers, as systemd keeps one beside v1, is none."""
+    v2 = [mount for kind, mount, _ in mounts if kind == "cgroup2"]
+    if not any((read(f"{mount}/cgroup.controllers") or "").strip() for mount in v2) or "" not in paths:
+        return None
+    head, mark, _ = paths[""].rpartition("/emulator")
+    placement = _cut(head if mark else paths[""])
+    listed = read(v2[-1] + placement.rstrip("/") + "/cgroup.controllers") or ""
+    return Hierarchy(2, v2[-1], "", frozenset(listed.split()) | frozenset(ALWAYS_ON_V2), placement)
+
+
+def _cut(path: str) -> str:
+    """libvirt takes everything from the last "/libvirt" on for its own."""
+    head, mark, _ = path.rpartition("/libvirt")
+    return head if mark else path

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""cgroup-hooks.conf: from its text to a Config, and from a Config to the snapshot that the hook reads."""
+
+from __future__ import annotations
+
+from . import settings
+from .cpuset import CpuSet
+from .errors import Error, printable
+from .fence import fence
+from .layout import Layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .topology import Topology
+    from .virconf import Value
+
+PATH = "/etc/libvirt/cgroup-hooks.conf"
+
+
+class Config:
+    """The settings of one host, checked and with "auto" and counts of CPUs resolved."""
+
+    __slots__ = (
+        "cgroup_layout",
+        "emulator_cpus",
+        "hook_timeout",
+        "iothread_cpus",
+        "memory_admission",
+        "on_error",
+        "pin_conflict",
+        "reserved_host_cpus",
+        "reserved_host_mem",
+        "values",
+        "vcpu_cpus",
+    )
+
+    def __init__(self, values: dict[str, str]) -> None:
+        """VALUES: canonical text by key, as `settings.TABLE` makes it; what is missing has its default."""
+        self.values = {setting.key: values.get(setting.key, setting.default) for setting in settings.TABLE}
+        self.reserved_host_cpus = self._cpus("reserved_host_cpus")
+        self.reserved_host_mem = self.values["reserved_host_mem"]
+        self.cgroup_layout = Layout(self.values["cgroup_layout"])
+        self.emulator_cpus = self._cpus("emulator_cpus")
+        self.vcpu_cpus = self._cpus("vcpu_cpus")
+        self.iothread_cpus = self._cpus("iothread_cpus")
+        self.pin_conflict = self.values["pin_conflict"]
+        self.memory_admission = self.values["memory_admission"] == "1"
+        self.hook_timeout = int(self.values["hook_timeout"])
+        self.on_error = self.values["on_error"]
+
+    def _cpus(self, key: str) -> CpuSet | None:
+        return CpuSet.parse(self.values[key]) if self.values[key] else None
+
+    def __bool__(self) -> bool:
+        """Whether anything is to be enforced: if not, the hook changes nothing at all."""
+        return bool(self.reserved_host_cpus or self.reserved_host_mem or not self.cgroup_layout.native or self.has_sets)
+
+    @property
+    def has_sets(self) -> bool:
+        return bool(self.emulator_cpus or self.vcpu_cpus or self.iothread_cpus)
+
+    def set_of(self, group: str) -> CpuSet | None:
+        """The host-wide set for a thread group: "emulator", "vcpu3", "iothread1"."""
+        if group.startswith("vcpu"):
+            return self.vcpu_cpus
+        return self.iothread_cpus if group.startswith("iothread") else self.emulator_cpus
+
+
+class Parsed:
+    """A file's settings before the host is known: by key the canonical text, and the value and line as given."""
+
+    __slots__ = ("given", "lines", "path", "values", "warnings")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.values: dict[str, str] = {}
+        self.given: dict[str, Value] = {}
+        self.lines: dict[str, int] = {}
+        self.warnings: list[str] = []
+
+    def error(self, key: str, message: str, hint: str) -> Error:
+        shown = self.given[key]
+        text = f'"{printable(shown[:200])}"' if isinstance(shown, str) else printable(str(shown)[:200])
+        return Error(f"{self.path}:{self.lines[key]}: {key} = {text}: {message}", hint)
+
+
+def inert(text: str) -> bool:
+    """Whether TEXT has no setting at all: only blank lines and comments."""
+    return all(line.lstrip()[:1] in ("", "#") for line in text.splitlines())
+
+
+def parse(text: str, path: str = PATH) -> Parsed:
+    """What TEXT says, whatever the host. Raises Error with PATH:LINE, key, value and remedy."""
+    # The grammar and ConfigObj are only read where the file has changed: together they cost the hook 20 ms.
+    import configobj
+
+    from . import virconf
+
+    try:
+        from configobj.validate import Validator
+    except ImportError:  # before configobj 5.0.8
+        from validate import Validator
+
+    parsed = Parsed(path)
+    for statement in virconf.parse(text, path):
+        key, line = statement.key, statement.line
+        if key in parsed.given:
+            parsed.warnings.append(f"{path}:{line}: {key} is set in line {parsed.lines[key]} already, which counts")
+            continue
+        parsed.lines[key] = line
+        parsed.given[key] = statement.value
+    # ConfigObj holds the values against the table. It is given values, not text: its own dialect has sections, and
+    # neither lists over lines nor the difference between 1 and "1".
+    keys = [setting.key for setting in settings.TABLE]
+    spec = configobj.ConfigObj({key: key for key in keys}, list_values=False, interpolation=False, _inspec=True)
+    conf = configobj.ConfigObj(parsed.given, configspec=spec, interpolation=False)
+    conf.validate(Validator({setting.key: _checked(setting, parsed) for setting in settings.TABLE}))
+    for _, key in configobj.get_extra_values(conf):
+        raise parsed.error(key, "there is no such setting", "the settings are " + ", ".join(keys))
+    parsed.values = {key: conf[key] for key in keys if key in conf}
+    _check_together(parsed)
+    return parsed
+
+
+def resolve(parsed: Parsed, topology: Topology, page_size: int) -> Config:
+    """Hold what the file says against the host. Raises Error with file, line, key and value."""
+    values = dict(parsed.values)
+    cpus = values.get("reserved_host_cpus", "")
+    if cpus.startswith("count "):
+        count = int(cpus[len("count ") :])
+        if count > len(topology.online):
+            raise parsed.error("reserved_host_cpus", f"the host has {len(topology.online)} CPUs", "reserve fewer")
+        values["reserved_host_cpus"] = str(topology.take(count))
+    elif cpus == "auto":
+        values["reserved_host_cpus"] = str(topology.auto_cpus())
+    config = Config(values)
+    for key in ("reserved_host_cpus", "emulator_cpus", "vcpu_cpus", "iothread_cpus"):
+        missing = CpuSet.parse(values.get(key, "")) - topology.present
+        if missing:
+            raise parsed.error(key, f"this host has no CPU {missing}", f"its CPUs are {topology.present}")
+    try:
+        limits = fence(config, topology.online, topology.memory, page_size)
+    except Error as error:
+        key = error.message.split()[0]
+        raise parsed.error(key, error.message, error.hint) from None
+    for key in ("emulator_cpus", "vcpu_cpus", "iothread_cpus"):
+        cpus_of_class = CpuSet.parse(values.get(key, ""))
+        if limits.cpus is not None and cpus_of_class and not cpus_of_class & limits.cpus:
+            raise parsed.error(key, f"the host keeps all of these CPUs; VMs may use {limits.cpus}", "name CPUs of the VMs")
+    return config
+
+
+def _checked(setting: settings.Setting, parsed: Parsed) -> Callable[[Value], str]:
+    def check(value: Value) -> str:
+        try:
+            return setting.read(value)
+        except Error as error:
+            raise parsed.error(setting.key, error.message, error.hint) from None
+
+    return check
+
+
+def _check_together(parsed: Parsed) -> None:
+    values = parsed.values
+    layout = Layout(values.get("cgroup_layout", "native"))
+    if values.get("reserved_host_mem") and not layout.native and layout.parent is None:
+        raise parsed.error(
+            "reserved_host_mem",
+            f'with cgroup_layout = "{layout.preset}" no cgroup holds the VMs and nothing else, which could carry the limit',
+            'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"',
+        )
+    if values.get("memory_admission") == "1" and not values.get("reserved_host_mem"):
+        raise parsed.error("memory_admission", "there is no limit to admit VMs to", "set reserved_host_mem too")

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A VM as its XML says, read with expat: nothing is fetched, and nothing in it can grow."""
+
+from __future__ import annotations
+
+import pyexpat
+
+from .cpuset import CpuSet
+from .errors import Error, printable
+
+LIMIT = 4 * 1024**2  # bytes: libvirt's own limit for a string on its protocol
+UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB": 10**6, "M": 2**20, "MiB": 2**20}
+UNITS.update({"GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40})
+TUNING = ("cputune", "memtune", "blkiotune", "numatune")
+PIN = {"vcpupin": ("vcpu", "vcpu"), "iothreadpin": ("iothread", "iothread"), "emulatorpin": ("emulator", "")}
+CPUTUNE_VALUES = frozenset(
+    "shares period quota global_period global_quota emulator_period emulator_quota iothread_period iothread_quota".split()
+)
+
+
+class Domain:
+    """Memory in bytes; `vcpus` is what the VM starts with, `max_vcpus` what it may grow to.
+
+    `pid` and `vcpu_threads` (vCPU number to thread id) are known from libvirt's status XML only.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.uuid = ""
+        self.id: int | None = None
+        self.type = ""
+        self.vcpus = 1
+        self.max_vcpus = 1
+        self.vcpu_cpus: CpuSet | None = None
+        self.individual_vcpus: dict[int, bool] = {}
+        self.auto_placement = False
+        self.vcpupin: dict[int, CpuSet] = {}
+        self.iothreadpin: dict[int, CpuSet] = {}
+        self.emulatorpin: CpuSet | None = None
+        self.iothreads = 0
+        self.iothread_ids: list[int] = []
+        self.cputune: dict[str, str] = {}
+        self.numatune: dict[str, str] = {}
+        self.tuned: set[str] = set()
+        self.memory = 0
+        self.current_memory = 0
+        self.max_memory = 0
+        self.hugepages = False
+        self.partition = ""
+        self.pid: int | None = None
+        self.vcpu_threads: dict[int, int] = {}
+
+    def pins(self) -> dict[str, CpuSet]:
+        """Every pin of the XML by thread group; `<vcpu cpuset=>` stands for those that have none (as in libvirt)."""
+        pins: dict[str, CpuSet] = {}
+        if self.vcpu_cpus is not None:
+            groups = ["emulator"] + [f"vcpu{vcpu}" for vcpu in self.online_vcpus()]
+            pins = dict.fromkeys(groups + [f"iothread{number}" for number in self.iothread_numbers()], self.vcpu_cpus)
+        if self.emulatorpin is not None:
+            pins["emulator"] = self.emulatorpin
+        pins.update((f"vcpu{vcpu}", cpus) for vcpu, cpus in self.vcpupin.items())
+        pins.update((f"iothread{number}", cpus) for number, cpus in self.iothreadpin.items())
+        return pins
+
+    def online_vcpus(self) -> list[int]:
+        if self.individual_vcpus:
+            return [vcpu for vcpu, enabled in sorted(self.individual_vcpus.items()) if enabled]
+        return list(range(self.vcpus))
+
+    def iothread_numbers(self) -> list[int]:
+        """The ids of the I/O threads; those that `<iothreadids>` leaves out are numbered from 1 (as in libvirt)."""
+        numbers = list(self.iothread_ids)
+        free = (number for number in range(1, 2 * self.iothreads + 1) if number not in self.iothread_ids)
+        return sorted(numbers + [next(free) for _ in range(self.iothreads - len(numbers))])
+
+    def group_names(self) -> list[str]:
+        """The thread groups that libvirt makes for the VM when it starts."""
+        vcpus = [f"vcpu{vcpu}" for vcpu in self.online_vcpus()]
+        return ["emulator", *vcpus, *(f"iothread{number}" for number in self.iothread_numbers())]
+
+
+def parse(xml: bytes) -> Domain:
+    """A `<domain>`, or the `<domstatus>` that libvirt keeps of a running one. Raises Error for anything else."""
+    if len(xml) > LIMIT:
+        raise Error(f"the domain XML is larger than {LIMIT >> 20} MiB ({len(xml)} bytes)", "libvirt itself takes no more")
+    reader = _Reader()
+    try:
+        reader.parser.Parse(xml, True)
+    except pyexpat.ExpatError as error:
+        raise Error(f"the domain XML is not well-formed ({error})", "check it with virt-xml-validate") from None
+    return _checked(reader.domain)
+
+
+class _Reader:
+    """Follows the path of open elements and keeps what `_ELEMENTS` and `_TEXTS` name."""
+
+    def __init__(self) -> None:
+        self.domain = Domain()
+        self.path: list[str] = []
+        self.text: list[str] = []
+        self.attributes: dict[str, str] = {}
+        self.parser = pyexpat.ParserCreate()
+        self.parser.buffer_text = True
+        self.parser.StartDoctypeDeclHandler = self.doctype
+        self.parser.StartElementHandler = self.start
+        self.parser.EndElementHandler = self.end
+        self.parser.CharacterDataHandler = self.text.append
+
+    def doctype(self, *_: object) -> None:
+        raise Error("the domain XML has a document type declaration", "libvirt writes none; entities are not read")
+
+    def start(self, element: str, attributes: dict[str, str]) -> None:
+        self.path.append(element)
+        self.text.clear()
+        self.attributes = attributes
+        path = self.where()
+        if path == "domain":
+            self.in_domain(attributes)
+        elif path == "domstatus" and attributes.get("pid"):
+            self.domain.pid = _integer(attributes["pid"], "domstatus pid")
+        elif path == "domstatus/vcpus/vcpu" and attributes.get("pid"):
+            self.domain.vcpu_threads[_integer(attributes.get("id"), "vcpu id")] = _integer(attributes["pid"], "vcpu pid")
+        elif path.startswith("domain/"):
+            self.element(path[len("domain/") :], element, attributes)
+
+    def where(self) -> str:
+        """The path of open elements; below <domstatus> it is that of the plain domain."""
+        return "/".join(self.path[1:] if self.path[:2] == ["domstatus", "domain"] else self.path)
+
+    def in_domain(self, attributes: dict[str, str]) -> None:
+        self.domain.type = attributes.get("type", "")
+        if attributes.get("id"):
+            self.domain.id = _integer(attributes["id"], "domain id")
+
+    def element(self, path: str, element: str, attributes: dict[str, str]) -> None:
+        domain = self.domain
+        if path in TUNING:
+            domain.tuned.add(path)
+        elif path == "vcpus/vcpu":
+            domain.individual_vcpus[_integer(attributes.get("id"), "vcpu id")] = attributes.get("enabled") != "no"
+        elif path in ("cputune/vcpupin", "cputune/iothreadpin", "cputune/emulatorpin"):
+            self.pin(element, attributes)
+        elif path == "iothreadids/iothread":
+            domain.iothread_ids.append(_integer(attributes.get("id"), "iothread id"))
+        elif path == "numatune/memory":
+            domain.numatune = dict(attributes)
+        elif path == "memoryBacking/hugepages":
+            domain.hugepages = True
+
+    def pin(self, element: str, attributes: dict[str, str]) -> None:
+        group, number = PIN[element]
+        cpus = CpuSet.parse(attributes.get("cpuset", ""))
+        if group == "emulator":
+            self.domain.emulatorpin = cpus
+        else:
+            pins = self.domain.vcpupin if group == "vcpu" else self.domain.iothreadpin
+            pins[_integer(attributes.get(number), element)] = cpus
+
+    def end(self, element: str) -> None:
+        path = self.where()
+        self.path.pop()
+        text = "".join(self.text)
+        self.text.clear()
+        if path == "domain/name":
+            self.domain.name = text
+        elif path == "domain/uuid":
+            self.domain.uuid = text.strip().lower()
+        elif path == "domain/vcpu":
+            self.vcpu(text)
+        elif path == "domain/iothreads":
+            self.domain.iothreads = _integer(text, "iothreads")
+        elif path == "domain/memory":
+            self.domain.memory = self.bytes(text)
+        elif path == "domain/currentMemory":
+            self.domain.current_memory = self.bytes(text)
+        elif path == "domain/maxMemory":
+            self.domain.max_memory = self.bytes(text)
+        elif path == "domain/resource/partition":
+            self.domain.partition = text
+        elif path.startswith("domain/cputune/") and element in CPUTUNE_VALUES:
+            self.domain.cputune[element] = text.strip()
+
+    def vcpu(self, text: str) -> None:
+        domain = self.domain
+        domain.max_vcpus = _integer(text, "vcpu")
+        domain.vcpus = _integer(self.attributes.get("current", text), "vcpu current")
+        domain.auto_placement = self.attributes.get("placement") == "auto"
+        if self.attributes.get("cpuset") and not domain.auto_placement:
+            domain.vcpu_cpus = CpuSet.parse(self.attributes["cpuset"])
+
+    def bytes(self, text: str) -> int:
+        unit = self.attributes.get("unit", "KiB")
+        if unit not in UNITS:
+            raise Error(f'the domain XML has an unknown unit of memory "{printable(unit[:20])}"', "use KiB, MiB or GiB")
+        return _integer(text, "memory") * UNITS[unit]
+
+
+def _integer(text: str | None, what: str) -> int:
+    digits = (text or "").strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        raise Error(f'the domain XML has "{printable(digits[:20])}" as {what}', "it has to be a number")
+    return int(digits)
+
+
+def _checked(domain: Domain) -> Domain:
+    if not domain.name or not domain.uuid:
+        raise Error("the domain XML has no name or no uuid", "give the XML that `virsh dumpxml` prints")
+    if any(character in domain.name for character in "/\n\0"):
+        raise Error(f'the domain XML has "{printable(domain.name)}" as name', "libvirt allows no / and no newline in it")
+    if len(domain.uuid) != 36 or not set(domain.uuid) <= set("0123456789abcdef-"):
+        raise Error(
+            f'the domain XML has "{printable(domain.uuid[:40])}" as uuid', "it has to be 8-4-4-4-12 hexadecimal digits"
+        )
+    if domain.max_vcpus > 65536 or domain.iothreads > 65536:
+        raise Error("the domain XML asks for more than 65536 vCPUs or I/O threads", "libvirt itself takes no more")
+    return domain

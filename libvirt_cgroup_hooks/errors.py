@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The one exception that is meant for the user, and the way untrusted text is shown to them."""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """What was attempted, on what, with which value (message), and what to do about it (hint)."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.hint}" if self.hint else self.message
+
+
+class Refusal(Error):
+    """The VM asks for what the configuration forbids; not a failure, so `on_error` does not apply."""
+
+
+def printable(text: str) -> str:
+    """TEXT with every control, format and undecodable character escaped, for one line of a log or terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From what the host keeps to what the VMs may use, and whether a VM fits in it."""
+
+from __future__ import annotations
+
+from .cpuset import CpuSet
+from .errors import Error, Refusal, printable
+from .topology import auto_memory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .config import Config
+    from .domain import Domain
+    from .topology import Memory
+
+
+class Fence:
+    """What the VM parent may use: CPUs, memory in bytes (a whole number of pages); None where nothing is reserved."""
+
+    __slots__ = ("cpus", "memory")
+
+    def __init__(self, cpus: CpuSet | None, memory: int | None) -> None:
+        self.cpus = cpus
+        self.memory = memory
+
+    def __bool__(self) -> bool:
+        return self.cpus is not None or self.memory is not None
+
+
+def fence(config: Config, online: CpuSet, memory: Memory, page_size: int) -> Fence:
+    """Online CPUs - reserved; MemTotal - HugeTLB pools - reserved. Raises Error where that leaves nothing."""
+    return Fence(_cpus(config, online), _memory(config, memory, page_size))
+
+
+def _cpus(config: Config, online: CpuSet) -> CpuSet | None:
+    if not config.reserved_host_cpus:
+        return None
+    cpus = online - config.reserved_host_cpus
+    if not cpus:
+        raise Error(
+            f"reserved_host_cpus {config.reserved_host_cpus} leaves no CPU for VMs (online: {online})",
+            "reserve fewer CPUs",
+        )
+    return cpus
+
+
+def _memory(config: Config, memory: Memory, page_size: int) -> int | None:
+    if not config.reserved_host_mem:
+        return None
+    reserved = reserved_memory(config.reserved_host_mem, memory.total)
+    left = memory.total - memory.hugetlb - reserved
+    if left < page_size:
+        raise Error(
+            f'reserved_host_mem "{config.reserved_host_mem}" leaves no memory for VMs '
+            f"({size(memory.total)} in all, {size(memory.hugetlb)} in hugepage pools, {size(reserved)} reserved)",
+            "reserve less, or make the hugepage pools smaller",
+        )
+    return left // page_size * page_size
+
+
+def reserved_memory(setting: str, total: int) -> int:
+    """Bytes that SETTING (canonical: "auto", "10%" or a number of bytes) keeps of TOTAL bytes."""
+    if setting == "auto":
+        return auto_memory(total)
+    if setting.endswith("%"):
+        return total * int(setting[:-1]) // 100
+    return int(setting)
+
+
+def size(amount: int) -> str:
+    """Bytes for people: whole where they are whole, else one decimal."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if amount >= 1 << shift:
+            whole = amount / (1 << shift)
+            return f"{whole:.0f} {unit}" if whole == int(whole) else f"{whole:.1f} {unit}"
+    return f"{amount} bytes"
+
+
+def pins_outside(domain: Domain, cpus: CpuSet) -> list[str]:
+    """Each pin of DOMAIN that names CPUs outside CPUS, as "vcpu0 to 0-1 (outside: 0)"."""
+    return [f"{group} to {pin} (outside: {pin - cpus})" for group, pin in domain.pins().items() if not pin <= cpus]
+
+
+def check_pins(domain: Domain, cpus: CpuSet) -> None:
+    """Raises Refusal where DOMAIN is pinned to CPUs outside CPUS."""
+    outside = pins_outside(domain, cpus)
+    if outside:
+        raise Refusal(
+            f"VM {printable(domain.name)} is pinned to CPUs that are kept for the host: {', '.join(outside)}",
+            f'pin it within {cpus}, reserve other CPUs, or set pin_conflict = "warn"',
+        )

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What libvirtd runs, with NAME OPERATION SUB-OPERATION EXTRA and the domain XML on standard input.
+
+libvirtd holds the VM's lock meanwhile and waits for ever. So: a deadline, no call to libvirt, no child left, and
+nothing on standard output, which would become the domain XML. Only prepare and start may refuse a VM; after any other
+operation a failure would kill a VM that runs, so they exit 0 and tell syslog.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from . import managers, state
+from .config import PATH, Config
+from .domain import LIMIT, parse
+from .errors import Error, Refusal, printable
+from .host import Host
+
+OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect")
+MAY_REFUSE = ("prepare", "start")
+CLEAN_UP = ("stopped", "release")
+SHARE_TO_WORK = 0.75  # of hook_timeout; the rest is for putting back what was there
+
+
+def main(argv: list[str]) -> int:
+    """The exit status. Raises nothing."""
+    name, operation = [*argv[1:], "", ""][:2]
+    host = Host()
+    if operation not in OPERATIONS or os.geteuid() != 0:  # qemu:///session runs the same file
+        return 0
+    if not host.exists(PATH) and not host.exists(state.DIRECTORY):
+        return 0
+    run = _Run(name, operation)
+    status = run.guarded(host)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for warning in run.warnings:
+        _log(f"{run}: {warning}")
+    return status
+
+
+class _Run:
+    """One call of the hook: its name for messages, the configuration once that is read, and what is to be logged."""
+
+    def __init__(self, name: str, operation: str) -> None:
+        self.name = name
+        self.operation = operation
+        self.config = Config({})
+        self.warnings: list[str] = []
+        self.late = False
+
+    def __str__(self) -> str:
+        return f"VM {printable(self.name)}, {self.operation}"
+
+    def guarded(self, host: Host) -> int:
+        try:
+            self.set_deadline()
+            self.enforce(host)
+            return 0
+        except Error as error:
+            return self.failed(error)
+        except Exception as error:  # a fault of ours: it must not kill a VM, and nobody wants to read a traceback
+            return self.failed(Error(f"internal error: {type(error).__name__}: {error}", "please report it"))
+
+    def enforce(self, host: Host) -> None:
+        self.config = state.load(host, self.warnings)
+        self.set_deadline()
+        if not self.config and not (self.operation in CLEAN_UP and host.exists(state.DIRECTORY)):
+            return
+        domain = parse(_standard_input())
+        state.prepare_directory(host)
+        lock = host.lock(state.LOCK)
+        try:
+            plan = managers.plan(host, self.config, self.operation, domain)
+            try:
+                plan.run(host)
+            finally:
+                self.warnings += plan.warnings
+        finally:
+            os.close(lock)
+
+    def failed(self, error: Error) -> int:
+        text = printable(f"libvirt-cgroup-hooks: {self}: {error}")
+        refuses = self.config.on_error == "refuse" or isinstance(error, Refusal)
+        if self.operation in MAY_REFUSE and refuses:
+            os.write(2, f"{text}\n".encode())
+            return 1
+        self.warnings.append(str(error))
+        return 0
+
+    def set_deadline(self) -> None:
+        timeout = self.config.hook_timeout
+        signal.signal(signal.SIGALRM, self.alarm)
+        signal.setitimer(signal.ITIMER_REAL, timeout * SHARE_TO_WORK, timeout * (1 - SHARE_TO_WORK))
+
+    def alarm(self, *_: object) -> None:
+        error = Error(f"not done within hook_timeout = {self.config.hook_timeout} seconds", "see what the host is busy with")
+        if self.late:  # even undoing took too long
+            status = self.failed(error)
+            _log(f"{self}: {error}")
+            os._exit(status)
+        self.late = True
+        raise error
+
+
+def _standard_input() -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while size <= LIMIT:  # a larger one is refused by the parser
+        part = os.read(0, 1 << 20)
+        if not part:
+            break
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
+
+
+def _log(text: str) -> None:
+    import syslog
+
+    syslog.openlog("libvirt-cgroup-hooks", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_WARNING, printable(text))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

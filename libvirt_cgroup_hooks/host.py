@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The only door to /proc, /sys, /run and /etc. Every failure names the path, and the value where there is one."""
+
+from __future__ import annotations
+
+import os
+
+from .cpuset import CpuSet
+from .errors import Error, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# The same numbers on every Linux; the errno module would cost the hook an import.
+ABSENT = (2, 3, 19, 20, 95)  # ENOENT, ESRCH, ENODEV, ENOTDIR, EOPNOTSUPP
+ESRCH, EBUSY, ENOTEMPTY = 3, 16, 39
+
+
+class Refused(Error):
+    """The kernel refused: `errno` says how."""
+
+    def __init__(self, attempt: str, error: OSError) -> None:
+        super().__init__(f"cannot {attempt}: {error.strerror}")
+        self.errno = error.errno
+
+
+class Host:
+    """The files of the host below ROOT ("/" is this host; another is a copy of one, to look at)."""
+
+    def __init__(self, root: str = "/") -> None:
+        self.root = root.rstrip("/")
+
+    @property
+    def real(self) -> bool:
+        return not self.root
+
+    def read(self, path: str) -> str:
+        """The whole text; bytes that are no UTF-8 survive as surrogates. Raises Refused."""
+        try:
+            return self.read_bytes(path).decode("utf-8", "surrogateescape")
+        except OSError as error:
+            raise Refused(f"read {printable(path)}", error) from None
+
+    def read_optional(self, path: str) -> str | None:
+        """As `read`, but None where the file is not there or has nothing to say."""
+        try:
+            return self.read(path)
+        except Refused as error:
+            if error.errno in ABSENT:
+                return None
+            raise
+
+    def read_bytes(self, path: str) -> bytes:
+        descriptor = os.open(self.root + path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            parts: list[bytes] = []
+            while True:
+                part = os.read(descriptor, 65536)
+                if not part:
+                    return b"".join(parts)
+                parts.append(part)
+        finally:
+            os.close(descriptor)
+
+    def write(self, path: str, value: str) -> None:
+        """One write(2), as cgroup files want it. Raises Refused."""
+        try:
+            descriptor = os.open(self.root + path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, value.encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise Refused(f'write "{printable(value)}" to {printable(path)}', error) from None
+
+    def make_directory(self, path: str, mode: int = 0o755) -> None:
+        """It may be there already. Raises Refused."""
+        try:
+            os.mkdir(self.root + path, mode)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise Refused(f"make {printable(path)}", error) from None
+
+    def remove_directory(self, path: str) -> None:
+        """It may be gone already. Raises Refused."""
+        try:
+            os.rmdir(self.root + path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise Refused(f"remove {printable(path)}", error) from None
+
+    def directories(self, path: str) -> list[str]:
+        """Names of the directories in PATH, sorted; none where there is no PATH."""
+        try:
+            with os.scandir(self.root + path) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except OSError:
+            return []
+
+    def names(self, path: str) -> list[str]:
+        """Names of the entries of PATH, sorted; none where there is no PATH."""
+        try:
+            return sorted(os.listdir(self.root + path))
+        except OSError:
+            return []
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(self.root + path)
+
+    def fingerprint(self, path: str) -> str:
+        """Changes whenever the file does; "" where there is none."""
+        try:
+            status = os.stat(self.root + path)
+        except OSError:
+            return ""
+        return f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_size} {status.st_ino}"
+
+    def replace(self, path: str, text: str) -> None:
+        """Write the whole file so that a reader sees the old or the new text, never a part. Raises Refused."""
+        temporary = f"{self.root}{path}.{os.getpid()}.new"
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, text.encode("utf-8", "surrogateescape"))
+            finally:
+                os.close(descriptor)
+            os.rename(temporary, self.root + path)
+        except OSError as error:
+            raise Refused(f"write {printable(path)}", error) from None
+
+    def remove(self, path: str) -> None:
+        """It may be gone already. Raises Refused."""
+        try:
+            os.unlink(self.root + path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise Refused(f"remove {printable(path)}", error) from None
+
+    def lock(self, path: str) -> int:
+        """Wait for the exclusive lock on PATH; it ends with the returned descriptor or the process."""
+        import fcntl
+
+        try:
+            descriptor = os.open(self.root + path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise Refused(f"lock {printable(path)}", error) from None
+        return descriptor
+
+    def affinity(self, thread: int) -> CpuSet | None:
+        """The CPUs the thread may run on, as it set them within its cpuset; None where it has ended."""
+        try:
+            return CpuSet(os.sched_getaffinity(thread))
+        except ProcessLookupError:
+            return None
+
+    def set_affinity(self, thread: int, cpus: Iterable[int]) -> None:
+        """The thread may have ended. Raises Refused."""
+        try:
+            os.sched_setaffinity(thread, cpus)
+        except ProcessLookupError:
+            pass
+        except OSError as error:
+            raise Refused(f"set the CPUs of thread {thread} to {CpuSet(cpus)}", error) from None
+
+
+def page_size() -> int:
+    return os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Where a VM's cgroup is: five historic layouts, and any template an administrator writes."""
+
+from __future__ import annotations
+
+from .errors import Error, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .domain import Domain
+
+NATIVE = "native"
+PRESETS = {
+    NATIVE: NATIVE,
+    "legacy": "$LIBVIRTD/libvirt/$DRIVER/$NAME",
+    "nested": "$LIBVIRTD/$DRIVER/$NAME",
+    "flat": "$LIBVIRTD/$DRIVER-$NAME",
+    "root": "/$DRIVER-$NAME",
+    "uuid": "/$DRIVER-$UUID",
+}
+VARIABLES = ("$LIBVIRTD", "$DRIVER", "$NAME", "$UUID", "$ID")
+OF_THE_VM = ("$NAME", "$UUID", "$ID")
+DRIVER = "qemu"
+NAME_MAX = 255  # bytes, the kernel's limit for one directory name
+# Files of every cgroup directory, which a child cannot be named after.
+KERNEL_FILES = ("tasks", "notify_on_release", "release_agent")
+
+
+class Layout:
+    """A checked template. Raises Error for one that cannot name a cgroup of each VM's own."""
+
+    __slots__ = ("components", "preset", "relative")
+
+    def __init__(self, text: str) -> None:
+        self.preset = text
+        template = PRESETS.get(text, text)
+        self.relative = template.startswith("$LIBVIRTD")
+        self.components = [] if template == NATIVE else _components(template)
+
+    @property
+    def native(self) -> bool:
+        return not self.components
+
+    @property
+    def parent(self) -> str | None:
+        """The VM parent as template text; None where the VMs hang below the root or the daemon's own cgroup."""
+        own = self._before_vm()
+        if self.native or not own:
+            return None
+        return ("$LIBVIRTD" if self.relative else "") + "/" + "/".join(own).replace("$DRIVER", DRIVER)
+
+    def parent_path(self, placement: str) -> str | None:
+        """The VM parent's cgroup path for a daemon at PLACEMENT ("/" or "/a/b")."""
+        return self._path([part.replace("$DRIVER", DRIVER) for part in self._before_vm()], placement) if self.parent else None
+
+    def vm_path(self, domain: Domain, placement: str) -> str:
+        """The cgroup path of DOMAIN. Raises Error where its name or id makes none."""
+        return self._path([_rendered(part, domain) for part in self.components], placement)
+
+    def vm_top(self, domain: Domain, placement: str) -> str:
+        """The first directory of `vm_path` that is DOMAIN's own; what is above it is shared."""
+        own = self.components[: len(self._before_vm()) + 1]
+        return self._path([_rendered(part, domain) for part in own], placement)
+
+    def _before_vm(self) -> list[str]:
+        own = []
+        for component in self.components:
+            if any(variable in component for variable in OF_THE_VM):
+                break
+            own.append(component)
+        return own
+
+    def _path(self, components: list[str], placement: str) -> str:
+        base = placement.rstrip("/") if self.relative else ""
+        return base + "/" + "/".join(components)
+
+
+def _components(template: str) -> list[str]:
+    shown = printable(template)
+    unknown = template
+    for variable in VARIABLES:
+        unknown = unknown.replace(variable, "")
+    if "$" in unknown:
+        raise Error(f'layout "{shown}" has an unknown variable', "the variables are " + ", ".join(VARIABLES))
+    if not template.startswith(("/", "$LIBVIRTD/")):
+        names = ", ".join(PRESETS)
+        raise Error(f'layout "{shown}" is neither a preset nor a path', f"use one of {names}, or begin with / or $LIBVIRTD/")
+    components = template.split("/")[1:]
+    if not any(variable in template for variable in OF_THE_VM):
+        raise Error(f'layout "{shown}" is the same for all VMs', "name the VM by $NAME, $UUID or $ID")
+    if any("$LIBVIRTD" in component for component in components):
+        raise Error(f'layout "{shown}" has $LIBVIRTD inside', "$LIBVIRTD can only be the beginning")
+    if any(component in ("", ".", "..") or not component.isprintable() for component in components):
+        raise Error(f'layout "{shown}" has an empty or impossible component', 'write it without "//", "." and ".."')
+    return components
+
+
+def _rendered(component: str, domain: Domain) -> str:
+    if "$ID" in component and domain.id is None:
+        raise Error(
+            f"VM {printable(domain.name)} has no id yet, which its cgroup is named by", "use $UUID or $NAME in the layout"
+        )
+    text = component.replace("$DRIVER", DRIVER)
+    # one pass, so that a VM named "$ID" stays what it is
+    parts = text.split("$NAME")
+    parts = [part.replace("$UUID", domain.uuid).replace("$ID", str(domain.id)) for part in parts]
+    name = escaped(domain.name.join(parts))
+    if len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
+        raise Error(
+            f"the cgroup of VM {printable(domain.name)} would have a name over {NAME_MAX} bytes", "use $UUID in the layout"
+        )
+    return name
+
+
+def escaped(component: str) -> str:
+    """As libvirt does it (virCgroupPartitionNeedsEscaping): "_" before what the kernel or the path could misread.
+
+    Controllers' files ("cpu.max", "memory.stat") begin with the controller's name and a dot.
+    """
+    head, dot, _ = component.partition(".")
+    if component[:1] in ("_", ".") or component in KERNEL_FILES or (dot and head in CONTROLLER_PREFIXES):
+        return "_" + component
+    return component
+
+
+CONTROLLER_PREFIXES = frozenset(
+    (
+        "blkio cgroup cpu cpuacct cpuset debug devices dmem freezer hugetlb io irq memory misc net_cls net_prio "
+        "perf_event pids rdma"
+    ).split()
+)

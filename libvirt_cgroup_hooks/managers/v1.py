@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One cgroup v1 hierarchy: what to write where, in which order."""
+
+from __future__ import annotations
+
+from ..cpuset import CpuSet
+from ..errors import Error, printable
+from ..fence import size
+from ..plan import MakeCgroup, Step, Write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..cgroups import Hierarchy
+    from ..host import Host
+
+# libvirt makes thread groups where these are, and nowhere else
+SPLIT_BY = frozenset(("cpu", "cpuacct", "cpuset"))
+# What libvirt writes for <cputune>, <memtune>, <blkiotune> and <numatune>, by controller, in an order that works
+TUNING = {
+    "cpu": ("cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us"),
+    "cpuset": ("cpuset.mems",),
+    "memory": ("memory.limit_in_bytes", "memory.soft_limit_in_bytes", "memory.memsw.limit_in_bytes"),
+    "blkio": (
+        "blkio.weight",
+        "blkio.bfq.weight",
+        "blkio.weight_device",
+        "blkio.throttle.read_bps_device",
+        "blkio.throttle.write_bps_device",
+        "blkio.throttle.read_iops_device",
+        "blkio.throttle.write_iops_device",
+    ),
+}
+UNLIMITED = 1 << 62  # a memory limit above this is the kernel's way to say none
+
+
+class V1:
+    """Plans for one hierarchy. A V1 serves one plan: it knows what its own earlier steps will have written."""
+
+    thread_file = "tasks"
+    limit_file = "memory.limit_in_bytes"
+    cpus_file = "cpuset.cpus"
+
+    def __init__(self, host: Host, hierarchy: Hierarchy) -> None:
+        self.host = host
+        self.hierarchy = hierarchy
+        self.has_cpus = "cpuset" in hierarchy.controllers
+        self.has_memory = "memory" in hierarchy.controllers
+        self.splits = bool(hierarchy.controllers & SPLIT_BY)
+        self._planned: dict[str, str] = {}
+        self._made: set[str] = set()
+
+    def make(self, path: str, cpus: CpuSet | None = None) -> list[Step]:
+        """PATH and what is missing above it. A new cpuset has the parent's CPUs, but the last has CPUS, if given.
+
+        v1 takes no task into a cpuset without CPUs and memory nodes (ENOSPC).
+        """
+        steps: list[Step] = []
+        directory = self.hierarchy.mount
+        for component in path.strip("/").split("/"):
+            parent, directory = directory, f"{directory}/{component}"
+            if not self.exists(directory):
+                steps += self._make_one(directory, parent, cpus if directory == self.hierarchy.directory(path) else None)
+        return steps
+
+    def _make_one(self, directory: str, parent: str, cpus: CpuSet | None) -> list[Step]:
+        self._made.add(directory)
+        steps: list[Step] = [MakeCgroup(directory)]
+        if self.has_cpus:
+            wanted = str(cpus) if cpus else self._value(f"{parent}/cpuset.cpus")
+            steps.append(self._write(f"{directory}/cpuset.mems", self._value(f"{parent}/cpuset.mems")))
+            steps.append(self._write(f"{directory}/cpuset.cpus", wanted))
+        return steps
+
+    def make_threads(self, path: str, groups: dict[str, CpuSet | None]) -> list[Step]:
+        """The thread GROUPS below the VM cgroup PATH, each with its CPUs (None: all that the VM has)."""
+        steps: list[Step] = []
+        for group, cpus in groups.items() if self.splits else ():
+            directory = self.hierarchy.directory(f"{path}/{group}")
+            if not self.exists(directory):
+                steps += self.make(f"{path}/{group}", cpus)
+            elif self.has_cpus:
+                wanted = cpus or CpuSet.parse(self._value(f"{self.hierarchy.directory(path)}/cpuset.cpus"))
+                steps += self.set_cpus(directory, wanted)
+        return steps
+
+    def set_cpus(self, directory: str, wanted: CpuSet) -> list[Step]:
+        """An existing cpuset and those below it. The kernel wants each inside its parent after every single write.
+
+        A child that had all of its parent's CPUs goes on having them; another keeps those that are left.
+        Raises Error where a child would be left with none.
+        """
+        present = CpuSet.parse(self._value(f"{directory}/cpuset.cpus"))
+        if present == wanted:
+            return []
+        tree = self._tree(directory, present)
+        after = {path: wanted if follows else cpus & wanted for path, (cpus, follows) in tree.items()}
+        for path, cpus in after.items():
+            if not cpus:
+                raise Error(
+                    f"cannot set the CPUs of {printable(directory)} to {wanted}: "
+                    f"{printable(path)} is limited to {tree[path][0]}",
+                    "stop or re-pin the VM it belongs to first",
+                )
+        steps: list[Step] = []
+        if not wanted <= present:  # grow: parents first
+            for path, (cpus, follows) in tree.items():
+                if follows:
+                    steps.append(self._write(f"{path}/cpuset.cpus", str(cpus | wanted)))
+        for path in reversed(list(tree)):  # shrink: children first
+            if str(after[path]) != self._value(f"{path}/cpuset.cpus"):
+                steps.append(self._write(f"{path}/cpuset.cpus", str(after[path])))
+        return steps
+
+    def _tree(self, directory: str, present: CpuSet) -> dict[str, tuple[CpuSet, bool]]:
+        """(CPUs, whether it follows its parent) of DIRECTORY and all below it, parents first."""
+        tree = {directory: (present, True)}
+        for name in self.host.directories(directory):
+            child = f"{directory}/{name}"
+            cpus = CpuSet.parse(self._value(f"{child}/cpuset.cpus"))
+            below = self._tree(child, cpus)
+            follows = cpus == present
+            tree.update((path, (own, own_follows and follows)) for path, (own, own_follows) in below.items())
+        return tree
+
+    def set_limit(self, directory: str, limit: int) -> list[Step]:
+        """The memory limit in bytes. Raises Error where more is in use: lowering it would kill."""
+        if directory in self._made:
+            steps = [self._write(f"{directory}/memory.use_hierarchy", "1")] if self._flat(directory) else []
+            return [*steps, self._write(f"{directory}/memory.limit_in_bytes", str(limit))]
+        if int(self._value(f"{directory}/memory.limit_in_bytes")) == limit:
+            return []
+        used = int(self._value(f"{directory}/memory.usage_in_bytes"))
+        if used > limit:
+            raise over_limit(directory, limit, used)
+        return [self._write(f"{directory}/memory.limit_in_bytes", str(limit))]
+
+    def _flat(self, directory: str) -> bool:
+        """Before Linux 5.11 the limit of a cgroup does not cover its children unless it or its parent says so."""
+        parent = directory.rpartition("/")[0]
+        return self.host.read_optional(f"{parent}/memory.use_hierarchy") == "0\n"
+
+    def tuning(self, old: str, new: str, wanted: set[str]) -> list[Step]:
+        """Copies from directory OLD to NEW what libvirt had written for the controllers WANTED."""
+        steps: list[Step] = []
+        for controller in sorted(self.hierarchy.controllers & wanted):
+            for name in TUNING.get(controller, ()):
+                value = self.host.read_optional(f"{old}/{name}")
+                for line in (value or "").splitlines():
+                    if line and line != "-1" and not (line.isdigit() and int(line) > UNLIMITED):
+                        steps.append(Write(f"{new}/{name}", line))
+        return steps
+
+    def devices(self, old: str, new: str) -> list[Step]:
+        """The device list is a hierarchy of its own here, in which the VM stays where libvirt put it."""
+        return []
+
+    def exists(self, directory: str) -> bool:
+        return directory in self._made or self.host.exists(directory)
+
+    def _value(self, path: str) -> str:
+        planned = self._planned.get(path)
+        return self.host.read(path).strip() if planned is None else planned
+
+    def _write(self, path: str, value: str) -> Write:
+        new = path.rpartition("/")[0] in self._made
+        step = Write(path, value, None if new else self._value(path))
+        self._planned[path] = value
+        return step
+
+
+def over_limit(directory: str, limit: int, used: int) -> Error:
+    return Error(
+        f"cannot limit {printable(directory)} to {size(limit)} of memory: {size(used)} are in use",
+        "stop VMs or reserve less; a lower limit would kill one",
+    )

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The cgroup v2 hierarchy: what to write where, in which order."""
+
+from __future__ import annotations
+
+from ..bpf import CarryDevices
+from ..cpuset import CpuSet
+from ..errors import Error, printable
+from ..plan import MakeCgroup, Step, Write
+from .v1 import over_limit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..cgroups import Hierarchy
+    from ..host import Host
+
+ENABLED = ("cpu", "cpuset", "io", "memory", "pids")  # on the way down to the VMs, where the root has them
+THREADED = ("cpu", "cpuset")  # inside a VM
+TUNING = {
+    "cpu": ("cpu.weight", "cpu.max"),
+    "cpuset": ("cpuset.mems",),
+    "memory": ("memory.max", "memory.high", "memory.low", "memory.swap.max"),
+    "io": ("io.weight", "io.bfq.weight", "io.max"),
+}
+UNTUNED = frozenset(("max", "max 100000", "100", "0", "default 100"))
+
+
+class V2:
+    """Plans for the hierarchy. A V2 serves one plan: it knows what its own earlier steps will have made."""
+
+    thread_file = "cgroup.threads"
+    limit_file = "memory.max"
+    cpus_file = "cpuset.cpus.effective"
+    splits = True
+
+    def __init__(self, host: Host, hierarchy: Hierarchy) -> None:
+        self.host = host
+        self.hierarchy = hierarchy
+        root = (host.read_optional(f"{hierarchy.mount}/cgroup.controllers") or "").split()
+        self._available = [name for name in ENABLED if name in root]
+        self.has_cpus = "cpuset" in self._available
+        self.has_memory = "memory" in self._available
+        self._made: set[str] = set()
+
+    def make(self, path: str, cpus: CpuSet | None = None) -> list[Step]:
+        """PATH and what is missing above it, with the controllers enabled down to PATH; PATH gets CPUS, if given."""
+        steps: list[Step] = []
+        directory = self.hierarchy.mount
+        for component in path.strip("/").split("/"):
+            steps += self._enable(directory)
+            directory = f"{directory}/{component}"
+            if not self.exists(directory):
+                steps.append(MakeCgroup(directory))
+                self._made.add(directory)
+        if cpus:
+            steps += self.set_cpus(directory, cpus)
+        return steps
+
+    def _enable(self, directory: str) -> list[Step]:
+        new = directory in self._made
+        enabled = "" if new else self.host.read(f"{directory}/cgroup.subtree_control")
+        missing = [name for name in self._available if name not in enabled.split()]
+        if not missing:
+            return []
+        if not new and self._inner_processes(directory):
+            raise Error(
+                f"cannot make cgroups for VMs below {printable(directory)}: it has processes of its own, and the kernel "
+                f"then enables no {'/'.join(missing)} below it",
+                "choose a cgroup_layout elsewhere, such as /vms/$DRIVER-$NAME",
+            )
+        undo = None if new else " ".join(f"-{name}" for name in missing)
+        return [Write(f"{directory}/cgroup.subtree_control", " ".join(f"+{name}" for name in missing), undo)]
+
+    def _inner_processes(self, directory: str) -> bool:
+        """The real root, which alone has no cgroup.type, may have processes and enabled controllers both."""
+        if not self.host.exists(f"{directory}/cgroup.type"):
+            return False
+        return bool(self.host.read_optional(f"{directory}/cgroup.procs"))
+
+    def make_threads(self, path: str, groups: dict[str, CpuSet | None]) -> list[Step]:
+        """The thread GROUPS below the VM cgroup PATH, each with its CPUs (None: all that the VM has)."""
+        root = self.hierarchy.directory(path)
+        steps: list[Step] = []
+        if root in self._made:
+            threaded = [f"+{name}" for name in THREADED if name in self._available]
+            steps.append(Write(f"{root}/cgroup.subtree_control", " ".join(threaded)))
+        for group, cpus in groups.items():
+            directory = f"{root}/{group}"
+            if not self.exists(directory):
+                self._made.add(directory)
+                steps += [MakeCgroup(directory), Write(f"{directory}/cgroup.type", "threaded")]
+            if self.has_cpus:
+                steps += self.set_cpus(directory, cpus)
+        return steps
+
+    def set_cpus(self, directory: str, wanted: CpuSet | None) -> list[Step]:
+        """The kernel clips what is below; None takes the limit away (an empty cpuset.cpus is the parent's)."""
+        value = str(wanted) if wanted else ""
+        if directory in self._made:
+            return [Write(f"{directory}/cpuset.cpus", value)] if value else []
+        old = self.host.read(f"{directory}/cpuset.cpus").strip()
+        return [] if old == value else [Write(f"{directory}/cpuset.cpus", value or "\n", old or "\n")]
+
+    def set_limit(self, directory: str, limit: int) -> list[Step]:
+        """The memory limit in bytes. Raises Error where more is in use: lowering it would kill."""
+        if directory in self._made:
+            return [Write(f"{directory}/memory.max", str(limit))]
+        old = self.host.read(f"{directory}/memory.max").strip()
+        if old == str(limit):
+            return []
+        used = int(self.host.read(f"{directory}/memory.current"))
+        if used > limit:
+            raise over_limit(directory, limit, used)
+        return [Write(f"{directory}/memory.max", str(limit), old)]
+
+    def tuning(self, old: str, new: str, wanted: set[str]) -> list[Step]:
+        """Copies from directory OLD to NEW what libvirt had written for the controllers WANTED."""
+        steps: list[Step] = []
+        for controller in sorted(wanted):
+            for name in TUNING.get(controller, ()):
+                value = self.host.read_optional(f"{old}/{name}")
+                steps += [Write(f"{new}/{name}", line) for line in (value or "").splitlines() if line and line not in UNTUNED]
+        return steps
+
+    def devices(self, old: str, new: str) -> list[Step]:
+        """The BPF program that holds libvirt's list of devices goes along."""
+        return [CarryDevices(old, new)] if new in self._made else []
+
+    def exists(self, directory: str) -> bool:
+        return directory in self._made or self.host.exists(directory)

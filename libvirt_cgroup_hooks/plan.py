@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A Plan is a list of steps. Each is one line of text, knows its undo before it is made, and does its work through a Host.
+
+`virt-cgroup plan` prints the very objects that the hook runs.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .cpuset import CpuSet
+from .errors import Error, printable
+from .host import EBUSY, ENOTEMPTY, ESRCH, Host, Refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Step:
+    def run(self, host: Host) -> None:
+        raise NotImplementedError
+
+    def undo(self) -> Step | None:
+        """The step that puts back what was there; None where nothing needs to be."""
+        return None
+
+
+class MakeCgroup(Step):
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"make {printable(self.path)}"
+
+    def run(self, host: Host) -> None:
+        host.make_directory(self.path)
+
+    def undo(self) -> Step:
+        return RemoveEmpty(self.path)
+
+
+class RemoveCgroup(Step):
+    """Removes the cgroup and those below it. While it still has processes it is tried again, for a second."""
+
+    TRIES, PAUSE = 50, 0.02
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"remove {printable(self.path)}"
+
+    def run(self, host: Host) -> None:
+        for left in reversed(range(self.TRIES)):
+            try:
+                self._remove(host, self.path)
+                break
+            except Refused as error:
+                if error.errno != EBUSY or not left:
+                    raise
+            time.sleep(self.PAUSE)
+
+    def _remove(self, host: Host, path: str) -> None:
+        for name in host.directories(path):
+            self._remove(host, f"{path}/{name}")
+        host.remove_directory(path)
+
+
+class RemoveEmpty(Step):
+    """Removes a cgroup that others may be using: it stays where it has processes or cgroups below it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"remove {printable(self.path)} if it is empty"
+
+    def run(self, host: Host) -> None:
+        try:
+            host.remove_directory(self.path)
+        except Refused as error:
+            if error.errno not in (EBUSY, ENOTEMPTY):
+                raise
+
+
+class Write(Step):
+    """OLD is what the file says now; None where the cgroup is new, so that its removal is the undo."""
+
+    def __init__(self, path: str, value: str, old: str | None = None) -> None:
+        self.path = path
+        self.value = value
+        self.old = old
+
+    def __str__(self) -> str:
+        return f'write "{printable(self.value)}" to {printable(self.path)}'
+
+    def run(self, host: Host) -> None:
+        host.write(self.path, self.value)
+
+    def undo(self) -> Step | None:
+        return None if self.old is None else Write(self.path, self.old, self.value)
+
+
+class Move(Step):
+    """Moves one process, or one thread, by writing its id to FILE. One that has ended needs no move.
+
+    UNDO are the moves that put it back: for a process its own first, then those of its threads.
+    """
+
+    def __init__(self, kind: str, number: int, file: str, undo: list[Move]) -> None:
+        self.kind = kind  # "process" or "thread"
+        self.number = number
+        self.file = file
+        self._undo = undo
+
+    def __str__(self) -> str:
+        return f"move {self.kind} {self.number} to {printable(self.file)}"
+
+    def run(self, host: Host) -> None:
+        try:
+            host.write(self.file, str(self.number))
+        except Refused as error:
+            if error.errno != ESRCH:
+                raise
+
+    def undo(self) -> Step | None:
+        return Several(self._undo) if self._undo else None
+
+
+class Several(Step):
+    def __init__(self, steps: list[Move]) -> None:
+        self.steps = steps
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.steps))
+
+    def run(self, host: Host) -> None:
+        for step in self.steps:
+            step.run(host)
+
+
+class Pin(Step):
+    """sched_setaffinity of one thread."""
+
+    def __init__(self, thread: int, cpus: CpuSet, old: CpuSet) -> None:
+        self.thread = thread
+        self.cpus = cpus
+        self.old = old
+
+    def __str__(self) -> str:
+        return f"set the CPUs of thread {self.thread} to {self.cpus}"
+
+    def run(self, host: Host) -> None:
+        host.set_affinity(self.thread, self.cpus)
+
+    def undo(self) -> Step:
+        return Pin(self.thread, self.old, self.cpus)
+
+
+class Replace(Step):
+    """Writes a file of ours whole; OLD None: there was none."""
+
+    def __init__(self, path: str, text: str, old: str | None) -> None:
+        self.path = path
+        self.text = text
+        self.old = old
+
+    def __str__(self) -> str:
+        return f"record {printable(self.path)}"
+
+    def run(self, host: Host) -> None:
+        host.replace(self.path, self.text)
+
+    def undo(self) -> Step:
+        return Remove(self.path, self.text) if self.old is None else Replace(self.path, self.old, self.text)
+
+
+class Remove(Step):
+    def __init__(self, path: str, old: str) -> None:
+        self.path = path
+        self.old = old
+
+    def __str__(self) -> str:
+        return f"remove {printable(self.path)}"
+
+    def run(self, host: Host) -> None:
+        host.remove(self.path)
+
+    def undo(self) -> Step:
+        return Replace(self.path, self.old, None)
+
+
+class Plan:
+    """Steps in order, and warnings for the log."""
+
+    def __init__(self, operation: str) -> None:
+        self.operation = operation
+        self.steps: list[Step] = []
+        self.warnings: list[str] = []
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.steps))
+
+    def add(self, *steps: Step) -> None:
+        self.steps += steps
+
+    def run(self, host: Host, before: Callable[[Step], None] = lambda _: None) -> None:
+        """All steps, or none: where one fails, those made are undone in reverse and the error goes on.
+
+        BEFORE is called with each step that is about to be made.
+        """
+        made: list[Step] = []
+        try:
+            for step in self.steps:
+                before(step)
+                made.append(step)  # a step that fails may be half made, so it is undone too
+                step.run(host)
+        except Error:
+            self._undo(made, host)
+            raise
+
+    def _undo(self, made: list[Step], host: Host) -> None:
+        for step in reversed(made):
+            undo = step.undo()
+            try:
+                if undo:
+                    undo.run(host)
+            except Error as error:
+                self.warnings.append(f"could not undo ({step}): {error}")

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every setting of cgroup-hooks.conf: one table that feeds the parser, the snapshot, the sample file and the manual."""
+
+from __future__ import annotations
+
+from .cpuset import CpuSet
+from .errors import Error, printable
+from .layout import NATIVE, PRESETS, Layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .virconf import Value
+
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+UNITS.update({"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12})
+
+
+class Setting:
+    """One key. `read` turns a value of the file into canonical text, or raises Error."""
+
+    __slots__ = ("default", "example", "key", "prose", "read")
+
+    def __init__(self, key: str, read: Callable[[Value], str], default: str, example: str, prose: str) -> None:
+        self.key = key
+        self.read = read
+        self.default = default  # canonical text; "" means not set
+        self.example = example  # what the sample file shows
+        self.prose = prose
+
+
+def text(value: Value) -> str:
+    if not isinstance(value, str):
+        raise Error("the value has to be a string", "put it in quotes")
+    return value
+
+
+def cpu_list(value: Value) -> str:
+    cpus = CpuSet.parse(text(value))
+    if not cpus:
+        raise Error("the CPU list is empty", "name at least one CPU, or remove the line")
+    return str(cpus)
+
+
+def reserved_cpus(value: Value) -> str:
+    """Canonical: a range form, "auto", or "count N"."""
+    if isinstance(value, int):
+        if value < 1:
+            raise Error("the count of CPUs has to be 1 or more", "to reserve none, remove the line")
+        return f"count {value}"
+    if not isinstance(value, str):
+        raise Error("the value has to be a string or a count", 'write "0-1", 2 or "auto"')
+    return value if value == "auto" else cpu_list(value)
+
+
+def reserved_memory(value: Value) -> str:
+    """Canonical: a number of bytes, "N%" or "auto"."""
+    if isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit()):
+        raise Error("an amount of memory needs a unit", f'write "{value} GiB", "{value} MiB" or "{value}%"')
+    memory = text(value).strip()
+    if memory == "auto":
+        return memory
+    number = memory.rstrip("%BKMGTi").strip()
+    unit = memory[len(number) :].strip() if memory.startswith(number) else ""
+    if not (number.isascii() and number.isdigit() and len(number) < 16) or unit not in (*UNITS, "%"):
+        raise Error(f'"{printable(memory)}" is not an amount of memory', 'write "4 GiB", "512 MiB", "10%" or "auto"')
+    if unit == "%":
+        if not 0 < int(number) < 100:
+            raise Error(f'"{memory}" of memory cannot be kept', "write 1% to 99%")
+        return f"{int(number)}%"
+    if not int(number):
+        raise Error("the amount of memory is zero", "to reserve none, remove the line")
+    return str(int(number) * UNITS[unit])
+
+
+def layout(value: Value) -> str:
+    return Layout(text(value)).preset
+
+
+def flag(value: Value) -> str:
+    if value not in (0, 1):
+        raise Error("the value has to be 0 or 1", "write it without quotes")
+    return str(value)
+
+
+def seconds(value: Value) -> str:
+    if not isinstance(value, int) or not 1 <= value <= 600:
+        raise Error("the value has to be a number of seconds from 1 to 600", "write it without quotes")
+    return str(value)
+
+
+def one_of(*words: str) -> Callable[[Value], str]:
+    def read(value: Value) -> str:
+        if value not in words:
+            raise Error("the value has to be " + " or ".join(f'"{word}"' for word in words), "put it in quotes")
+        return str(value)
+
+    return read
+
+
+TABLE = (
+    Setting(
+        "reserved_host_cpus",
+        reserved_cpus,
+        "",
+        '"0-1"',
+        "CPUs that the host keeps for itself: no VM runs on them.\n"
+        'A list in quotes ("0-1,^3" as for vcpupin), a count without quotes, or "auto".\n'
+        "A count takes whole cores with their SMT siblings, lowest first, spread\n"
+        'evenly over the NUMA nodes. "auto" is one core in 32, at least one.\n'
+        "Not set: VMs may use every CPU.",
+    ),
+    Setting(
+        "reserved_host_mem",
+        reserved_memory,
+        "",
+        '"4 GiB"',
+        "Memory that the host keeps for itself: all VMs together get the rest,\n"
+        'less the hugepage pools. A size with its unit, a share such as "10%", or\n'
+        '"auto": 5 %, at least 1 GiB, at most 8 GiB.\n'
+        "It needs a layout whose parent holds VMs only, so not flat, root or uuid.\n"
+        "Not set: the VMs' memory has no common limit.",
+    ),
+    Setting(
+        "cgroup_layout",
+        layout,
+        NATIVE,
+        f'"{NATIVE}"',
+        "Where the cgroup of each VM is: a preset or a template.\n"
+        + "".join(f"  {name:8}{'what libvirt itself does' if name == NATIVE else path}\n" for name, path in PRESETS.items())
+        + "$LIBVIRTD is the daemon's own cgroup, $DRIVER is qemu; $NAME, $UUID and $ID\n"
+        'are the VM\'s; a leading / is the root. For example "/vms/$DRIVER-$UUID".',
+    ),
+    Setting(
+        "emulator_cpus",
+        cpu_list,
+        "",
+        '"2-3"',
+        "CPUs for the emulator threads of every VM. An emulatorpin in the VM's own\nXML wins.",
+    ),
+    Setting(
+        "vcpu_cpus",
+        cpu_list,
+        "",
+        '"4-15"',
+        "CPUs for the vCPU threads of every VM. A vcpupin in the VM's own XML wins.",
+    ),
+    Setting(
+        "iothread_cpus",
+        cpu_list,
+        "",
+        '"2-3"',
+        "CPUs for the I/O threads of every VM. An iothreadpin in the VM's own XML\nwins.",
+    ),
+    Setting(
+        "pin_conflict",
+        one_of("refuse", "warn"),
+        "refuse",
+        '"refuse"',
+        "What happens to a VM whose XML pins it to CPUs that the host keeps:\n"
+        '"refuse" says so and does not start it, "warn" logs it and lets libvirt try.',
+    ),
+    Setting(
+        "memory_admission",
+        flag,
+        "0",
+        "0",
+        "1 refuses to start a VM whose memory no longer fits beside that of the\nrunning VMs. It needs reserved_host_mem.",
+    ),
+    Setting(
+        "hook_timeout",
+        seconds,
+        "10",
+        "10",
+        "Seconds that one run of the hook may take; libvirt itself waits for ever.",
+    ),
+    Setting(
+        "on_error",
+        one_of("refuse", "warn"),
+        "refuse",
+        '"refuse"',
+        "What happens to a VM that starts while the reservation or its place cannot\n"
+        'be enforced: "refuse" does not start it, "warn" logs it and goes on.\n'
+        "A VM that runs is never stopped.",
+    ),
+)
+
+
+def sample() -> str:
+    """The configuration file as it is installed: every setting explained and commented out."""
+    head = (
+        "# Configuration of libvirt-cgroup-hooks: what the host keeps for itself, and\n"
+        "# where VMs are placed. The syntax is that of qemu.conf. With every setting\n"
+        "# commented out, the hook changes nothing at all.\n"
+    )
+    parts = [head]
+    for setting in TABLE:
+        prose = "".join(f"# {line}\n" for line in setting.prose.splitlines())
+        parts.append(f"{prose}#{setting.key} = {setting.example}\n")
+    return "\n".join(parts)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is remembered under /run until the next boot: the compiled configuration, and the cgroups of each VM.
+
+The files are lines of `key value` below a version, written whole and renamed into place. They are not JSON, because
+the json module costs the hook more than all of its own work.
+"""
+
+from __future__ import annotations
+
+from . import __version__
+from .config import PATH, Config, inert, parse, resolve
+from .host import Host, page_size
+from .plan import Remove, Replace, Step
+from .topology import Topology, read_online
+
+DIRECTORY = "/run/libvirt-cgroup-hooks"
+SNAPSHOT = f"{DIRECTORY}/config"
+VMS = f"{DIRECTORY}/vms"
+PARENTS = f"{DIRECTORY}/parents"
+LOCK = f"{DIRECTORY}/lock"
+FORMAT = "libvirt-cgroup-hooks 1"
+
+
+class Record:
+    """A VM that starts or runs: the cgroup directories that are its own, and have to go when it stops."""
+
+    __slots__ = ("groups", "name", "uuid")
+
+    def __init__(self, uuid: str, name: str, groups: list[str]) -> None:
+        self.uuid = uuid
+        self.name = name
+        self.groups = groups
+
+    def __str__(self) -> str:
+        return _lines([f"name {self.name}", *(f"group {path}" for path in self.groups)])
+
+    @classmethod
+    def read(cls, host: Host, uuid: str) -> Record | None:
+        lines = _read(host, f"{VMS}/{uuid}")
+        names = [line[len("name ") :] for line in lines if line.startswith("name ")]
+        return cls(uuid, names[0], [line[len("group ") :] for line in lines if line.startswith("group ")]) if names else None
+
+    def save(self, old: Record | None) -> list[Step]:
+        """No step where OLD says the same."""
+        text = str(self)
+        before = str(old) if old else None
+        return [] if text == before else [Replace(f"{VMS}/{self.uuid}", text, before)]
+
+    def forget(self) -> Step:
+        return Remove(f"{VMS}/{self.uuid}", str(self))
+
+
+class Parents:
+    """The cgroup directories that were made for VMs to share, and go with the last VM."""
+
+    def __init__(self, host: Host) -> None:
+        self.paths = _read(host, PARENTS)
+
+    def add(self, made: list[str]) -> list[Step]:
+        new = [path for path in made if path not in self.paths]
+        before = _lines(self.paths) if self.paths else None
+        self.paths = self.paths + new
+        return [Replace(PARENTS, _lines(self.paths), before)] if new else []
+
+    def forget(self) -> list[Step]:
+        return [Remove(PARENTS, _lines(self.paths))] if self.paths else []
+
+
+def _lines(lines: list[str]) -> str:
+    return "\n".join([FORMAT, *lines]) + "\n"
+
+
+def _read(host: Host, path: str) -> list[str]:
+    head, *lines = (host.read_optional(path) or "").split("\n")
+    return [line for line in lines if line] if head == FORMAT else []
+
+
+def recorded(host: Host) -> list[str]:
+    """The UUIDs of the VMs that have a record."""
+    return [name for name in host.names(VMS) if not name.endswith(".new")]
+
+
+def prepare_directory(host: Host) -> None:
+    """/run is root's, and so is what we make in it."""
+    host.make_directory(DIRECTORY, 0o755)
+    host.make_directory(VMS, 0o700)
+
+
+def load(host: Host, warn: list[str]) -> Config:
+    """The configuration in force, from the snapshot where that still holds. Raises Error.
+
+    WARN gets the warnings of a file that is read anew. Nothing is written where nothing is configured.
+    """
+    fingerprint = host.fingerprint(PATH)
+    if not fingerprint:
+        return Config({})
+    online = str(read_online(host.read_optional))
+    stamp = f"{FORMAT}\nfor {__version__} {fingerprint} {online}\n"
+    snapshot = host.read_optional(SNAPSHOT) or ""
+    if snapshot.startswith(stamp):
+        return Config(dict(line.split(" ", 1) for line in snapshot[len(stamp) :].splitlines()))
+    text = host.read(PATH)
+    if inert(text):
+        return Config({})
+    parsed = parse(text, PATH)
+    config = resolve(parsed, Topology.read(host.read_optional), page_size())
+    warn += parsed.warnings
+    if config and host.real:
+        prepare_directory(host)
+        host.replace(SNAPSHOT, stamp + "".join(f"{key} {value}\n" for key, value in config.values.items() if value))
+    return config

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The threads of a running VM: which group each belongs to and which cgroup it is in."""
+
+from __future__ import annotations
+
+from . import domain as domains
+from .cgroups import placements
+from .errors import Error, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .domain import Domain
+    from .host import Host
+
+STATUS = "/run/libvirt/qemu"  # libvirt's status XML of each running VM
+
+
+class Thread:
+    """`group` is "emulator", "vcpuN" or "iothreadN"; `cgroups` the path by hierarchy key, as /proc tells it."""
+
+    __slots__ = ("cgroups", "comm", "group", "tid")
+
+    def __init__(self, tid: int, comm: str, group: str, cgroups: dict[str, str]) -> None:
+        self.tid = tid
+        self.comm = comm
+        self.group = group
+        self.cgroups = cgroups
+
+
+def status(host: Host, name: str) -> Domain:
+    """The VM as libvirt's status XML tells it, with the ids of its process and vCPU threads. Raises Error."""
+    path = f"{STATUS}/{name}.xml"
+    found = domains.parse(host.read(path).encode("utf-8", "surrogateescape"))
+    if found.pid is None:
+        raise Error(f"{printable(path)} names no process", "the VM is about to start or to stop")
+    return found
+
+
+def threads(host: Host, running: Domain) -> list[Thread]:
+    """Every thread of RUNNING (from `status`), by id. Threads that end meanwhile are left out."""
+    vcpu_of = {tid: f"vcpu{vcpu}" for vcpu, tid in running.vcpu_threads.items()}
+    found = []
+    for tid in sorted(int(name) for name in host.names(f"/proc/{running.pid}/task")):
+        task = f"/proc/{running.pid}/task/{tid}"
+        cgroups = host.read_optional(f"{task}/cgroup")
+        comm = host.read_optional(f"{task}/comm")
+        if cgroups is not None and comm is not None:
+            paths = placements(cgroups)
+            found.append(Thread(tid, comm.rstrip("\n"), vcpu_of.get(tid) or _group(comm), paths))
+    return found
+
+
+def _group(comm: str) -> str:
+    """libvirt calls its I/O threads iothreadN, and has QEMU name the thread after it (debug-threads=on)."""
+    if comm.startswith("IO iothread") and comm[len("IO iothread") :].strip().isdigit():
+        return comm[len("IO ") :].strip()
+    return "emulator"
+
+
+def process_cgroups(host: Host, pid: int) -> dict[str, str] | None:
+    """Where the main thread of process PID is; None where it has ended."""
+    text = host.read_optional(f"/proc/{pid}/cgroup")
+    return None if text is None else placements(text)
+
+
+def members(host: Host, directory: str) -> list[int]:
+    """The processes of the cgroup DIRECTORY itself."""
+    text = host.read_optional(f"{directory}/cgroup.procs")
+    return [int(line) for line in (text or "").split()]

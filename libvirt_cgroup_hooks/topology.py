@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a host is made of: CPUs, cores, NUMA nodes, memory; read from the texts of /proc and /sys."""
+
+from __future__ import annotations
+
+from .cpuset import CpuSet
+from .errors import Error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Reader = Callable[[str], "str | None"]  # path -> text, None where there is no such file
+
+CPUS = "/sys/devices/system/cpu"
+NODES = "/sys/devices/system/node"
+GIB = 1024**3
+
+
+class Memory:
+    """Sizes in bytes: all the host's memory, and the part of it held by the HugeTLB pools of every page size."""
+
+    __slots__ = ("hugetlb", "total")
+
+    def __init__(self, total: int, hugetlb: int) -> None:
+        self.total = total
+        self.hugetlb = hugetlb
+
+    @classmethod
+    def parse(cls, meminfo: str) -> Memory:
+        """From the text of /proc/meminfo; its kB are 1024 bytes. Raises Error where MemTotal is missing."""
+        fields = {}
+        for line in meminfo.splitlines():
+            name, _, value = line.partition(":")
+            if value.split():
+                fields[name] = int(value.split()[0])
+        if "MemTotal" not in fields:
+            raise Error("/proc/meminfo has no MemTotal", "is /proc mounted?")
+        # "Hugetlb" counts the pools of all sizes (since Linux 4.17); before it only the default size is told.
+        pool = fields.get("Hugetlb", fields.get("HugePages_Total", 0) * fields.get("Hugepagesize", 0))
+        return cls(fields["MemTotal"] * 1024, pool * 1024)
+
+
+class Topology:
+    """CPUs as sets: present, online, isolated; a set for each core (its SMT siblings) and for each NUMA node."""
+
+    __slots__ = ("cores", "isolated", "memory", "memory_nodes", "nodes", "online", "present")
+
+    def __init__(
+        self,
+        online: CpuSet,
+        present: CpuSet,
+        isolated: CpuSet,
+        cores: list[CpuSet],
+        nodes: dict[int, CpuSet],
+        memory_nodes: CpuSet,
+        memory: Memory,
+    ) -> None:
+        self.online = online
+        self.present = present
+        self.isolated = isolated
+        self.cores = cores
+        self.nodes = nodes
+        self.memory_nodes = memory_nodes
+        self.memory = memory
+
+    @classmethod
+    def read(cls, read: Reader) -> Topology:
+        """Raises Error where the kernel's files are missing or not understood."""
+        online = read_online(read)
+        present = CpuSet.parse(read(f"{CPUS}/present") or str(online))
+        cores = {_siblings(read, cpu): None for cpu in online}  # a dict keeps the order, a set would not
+        numbers = CpuSet.parse(read(f"{NODES}/online") or "0")
+        nodes = {node: CpuSet.parse(read(f"{NODES}/node{node}/cpulist") or "") & present for node in numbers}
+        if not any(nodes.values()):
+            nodes = {0: present}
+        return cls(
+            online,
+            present,
+            CpuSet.parse(read(f"{CPUS}/isolated") or ""),
+            list(cores),
+            nodes,
+            CpuSet.parse(read(f"{NODES}/has_memory") or str(numbers)),
+            Memory.parse(read("/proc/meminfo") or ""),
+        )
+
+    def take(self, count: int) -> CpuSet:
+        """At least COUNT online CPUs in whole cores, lowest first, spread evenly over the NUMA nodes."""
+        queues = [[core for core in self.cores if core <= cpus] for cpus in self.nodes.values()]
+        taken = CpuSet()
+        while len(taken) < count and any(queues):
+            queue = min((q for q in queues if q), key=lambda q: len(_all(self.nodes, q[0]) & taken))
+            taken |= queue.pop(0)
+        return taken
+
+    def auto_cpus(self) -> CpuSet:
+        """One core in 32, at least one, with siblings."""
+        cores = max(1, len(self.cores) // 32)
+        return self.take(cores * max((len(core) for core in self.cores), default=1))
+
+
+def read_online(read: Reader) -> CpuSet:
+    """The online CPUs. Raises Error where the kernel does not tell."""
+    online = read(f"{CPUS}/online")
+    if not online:
+        raise Error(f"cannot read {CPUS}/online", "is /sys mounted?")
+    return CpuSet.parse(online)
+
+
+def auto_memory(total: int) -> int:
+    """What "auto" keeps of TOTAL bytes: 5 %, at least 1 GiB, at most 8 GiB."""
+    return min(max(GIB, total // 20), 8 * GIB)
+
+
+def _siblings(read: Reader, cpu: int) -> CpuSet:
+    text = read(f"{CPUS}/cpu{cpu}/topology/thread_siblings_list")
+    return CpuSet.parse(text) if text else CpuSet([cpu])
+
+
+def _all(nodes: dict[int, CpuSet], core: CpuSet) -> CpuSet:
+    return next(cpus for cpus in nodes.values() if core <= cpus)

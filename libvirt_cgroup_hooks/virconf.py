@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The grammar of qemu.conf (libvirt's src/util/virconf.c).
+
+    file      = { statement separator }
+    statement = name "=" value [ "#" comment ]      or a comment, or nothing
+    separator = end of line, or ";"
+    value     = integer | 'string' | "string" | \"\"\"string\"\"\" | "[" value, value... "]"
+
+Strings have no escapes; only \"\"\"strings\"\"\" and lists may run over lines.
+A list may end in a comma and holds no comments.
+"""
+
+from __future__ import annotations
+
+from .errors import Error, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Union
+
+    Value = Union[int, str, list["Value"]]
+
+BLANK = " \t"
+SPACE = " \t\r\n"
+EOL = "\r\n"
+MAX_NESTING = 32
+
+
+class Statement:
+    """One `key = value`, with where its text begins and ends."""
+
+    __slots__ = ("end", "key", "line", "start", "value")
+
+    def __init__(self, key: str, value: Value, line: int, start: int, end: int) -> None:
+        self.key = key
+        self.value = value
+        self.line = line
+        self.start = start
+        self.end = end
+
+
+def parse(text: str, path: str) -> list[Statement]:
+    """All statements of TEXT in order, duplicates included. Raises Error naming PATH and line."""
+    return _Parser(text, path).statements()
+
+
+class _Parser:
+    def __init__(self, text: str, path: str) -> None:
+        self.text = text
+        self.path = path
+        self.at = 0
+
+    def statements(self) -> list[Statement]:
+        found: list[Statement] = []
+        while True:
+            self.skip(SPACE)
+            if not self.peek():
+                return found
+            if self.peek() == "#":
+                self.comment()
+            else:
+                found.append(self.statement())
+                self.separator()
+
+    def statement(self) -> Statement:
+        start, line = self.at, self.line()
+        key = self.name()
+        self.skip(BLANK)
+        if self.peek() != "=":
+            raise self.error(f'"{key}" is not followed by "="', "write key = value")
+        self.at += 1
+        self.skip(BLANK)
+        value = self.value()
+        return Statement(key, value, line, start, self.at)
+
+    def separator(self) -> None:
+        self.skip(BLANK)
+        if self.peek() == "#":
+            self.comment()
+        elif self.peek() == ";":
+            self.at += 1
+        elif self.peek() and self.peek() not in EOL:
+            raise self.error(f"unexpected {self.shown()} after the value", 'one statement a line, or ";" between them')
+
+    def name(self) -> str:
+        start = self.at
+        while self.peek().isascii() and (self.peek().isalnum() or self.peek() == "_"):
+            self.at += 1
+        name = self.text[start : self.at]
+        if not name[:1].isalpha():
+            self.at = start
+            raise self.error(f"expected a setting's name, found {self.shown()}", "write key = value, or # before a comment")
+        return name
+
+    def value(self, depth: int = 0) -> Value:
+        first = self.peek()
+        if first == "[":
+            return self.list(depth)
+        if first in ("'", '"'):
+            return self.string(first)
+        if first and (first in "+-" or (first.isascii() and first.isdigit())):
+            return self.integer()
+        raise self.error(f"expected a value, found {self.shown()}", 'write a number, a "string" or a [ "list" ]')
+
+    def integer(self) -> int:
+        start = self.at
+        self.at += 1
+        while self.peek().isascii() and self.peek().isdigit():
+            self.at += 1
+        digits = self.text[start : self.at]
+        if not digits[-1].isdigit() or len(digits) > 20:
+            self.at = start
+            raise self.error(f'"{digits[:30]}" is not a number', "write decimal digits")
+        return int(digits)
+
+    def string(self, quote: str) -> str:
+        long = self.text.startswith('"""', self.at) and len(self.text) - self.at > 6
+        mark = '"""' if long else quote
+        start = self.at + len(mark)
+        end = self.text.find(mark, start)
+        value = self.text[start:end]
+        if end < 0 or (not long and any(c in value for c in EOL)):
+            raise self.error(f"the string that begins here has no closing {mark}", "close it on the same line")
+        self.at = end + len(mark)
+        return value
+
+    def list(self, depth: int) -> list[Value]:
+        if depth >= MAX_NESTING:
+            raise self.error("lists are nested too deeply", "no setting takes a list in a list")
+        start = self.at
+        self.at += 1
+        values: list[Value] = []
+        while True:
+            self.skip(SPACE)
+            if self.peek() == "]":
+                self.at += 1
+                return values
+            if not self.peek():
+                self.at = start
+                raise self.error("the list that begins here has no closing ]", "close it")
+            values.append(self.value(depth + 1))
+            self.skip(SPACE)
+            if self.peek() == ",":
+                self.at += 1
+            elif self.peek() != "]":
+                raise self.error(f"expected , or ] in the list, found {self.shown()}", "comments are not allowed in lists")
+
+    def comment(self) -> None:
+        while self.peek() and self.peek() not in EOL:
+            self.at += 1
+
+    def skip(self, characters: str) -> None:
+        while self.peek() and self.peek() in characters:
+            self.at += 1
+
+    def peek(self) -> str:
+        return self.text[self.at : self.at + 1]
+
+    def shown(self) -> str:
+        rest = self.text[self.at : self.at + 20].splitlines()
+        return f'"{printable(rest[0])}"' if rest and rest[0] else "the end of the line" if rest else "the end of the file"
+
+    def line(self) -> int:
+        head = self.text[: self.at].replace("\r\n", "\n").replace("\r", "\n")
+        return head.count("\n") + 1
+
+    def error(self, message: str, hint: str) -> Error:
+        return Error(f"{self.path}:{self.line()}: {message}", hint)
