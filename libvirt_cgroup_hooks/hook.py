@@ -18,9 +18,8 @@ from .domain import LIMIT, parse
 from .errors import Error, Refusal, printable
 from .host import Host
 
-OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect")
+OPERATIONS = managers.ENFORCE + managers.CLEAN_UP
 MAY_REFUSE = ("prepare", "start")
-CLEAN_UP = ("stopped", "release")
 SHARE_TO_WORK = 0.75  # of hook_timeout; the rest is for putting back what was there
 
 
@@ -64,12 +63,15 @@ class _Run:
             return self.failed(Error(f"internal error: {type(error).__name__}: {error}", "please report it"))
 
     def enforce(self, host: Host) -> None:
-        self.config = state.load(host, self.warnings)
+        self.config = state.load(host, self.warnings, save=True)
         self.set_deadline()
-        if not self.config and not (self.operation in CLEAN_UP and host.exists(state.DIRECTORY)):
+        if not managers.concerns(host, self.config, self.operation):
             return
         domain = parse(_standard_input())
-        state.prepare_directory(host)
+        if self.operation in managers.ENFORCE:
+            state.prepare_directory(host)
+        elif not state.Record.exists(host, domain.uuid):
+            return
         lock = host.lock(state.LOCK)
         try:
             plan = managers.plan(host, self.config, self.operation, domain)
@@ -81,7 +83,7 @@ class _Run:
             os.close(lock)
 
     def failed(self, error: Error) -> int:
-        text = printable(f"libvirt-cgroup-hooks: {self}: {error}")
+        text = printable(f"libvirt-cgroup-hooks: {error}")
         refuses = self.config.on_error == "refuse" or isinstance(error, Refusal)
         if self.operation in MAY_REFUSE and refuses:
             os.write(2, f"{text}\n".encode())

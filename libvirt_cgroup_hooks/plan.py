@@ -10,11 +10,7 @@ import time
 
 from .cpuset import CpuSet
 from .errors import Error, printable
-from .host import EBUSY, ENOTEMPTY, ESRCH, Host, Refused
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from .host import ABSENT, EBUSY, ENOTEMPTY, ESRCH, Host, Refused
 
 
 class Step:
@@ -85,21 +81,29 @@ class RemoveEmpty(Step):
 
 
 class Write(Step):
-    """OLD is what the file says now; None where the cgroup is new, so that its removal is the undo."""
+    """OLD is what the file says now; None where the cgroup is new, so that its removal is the undo.
 
-    def __init__(self, path: str, value: str, old: str | None = None) -> None:
+    With MAY_BE_GONE the cgroup is another's, and has no limit to write once it is removed.
+    """
+
+    def __init__(self, path: str, value: str, old: str | None = None, may_be_gone: bool = False) -> None:
         self.path = path
         self.value = value
         self.old = old
+        self.may_be_gone = may_be_gone
 
     def __str__(self) -> str:
         return f'write "{printable(self.value)}" to {printable(self.path)}'
 
     def run(self, host: Host) -> None:
-        host.write(self.path, self.value)
+        try:
+            host.write(self.path, self.value)
+        except Refused as error:
+            if not (self.may_be_gone and error.errno in ABSENT):
+                raise
 
     def undo(self) -> Step | None:
-        return None if self.old is None else Write(self.path, self.old, self.value)
+        return None if self.old is None else Write(self.path, self.old, self.value, self.may_be_gone)
 
 
 class Move(Step):
@@ -192,10 +196,11 @@ class Remove(Step):
 
 
 class Plan:
-    """Steps in order, and warnings for the log."""
+    """Steps in order, and warnings for the log. What cleans up is no transaction: it goes as far as it can."""
 
-    def __init__(self, operation: str) -> None:
+    def __init__(self, operation: str, transaction: bool = True) -> None:
         self.operation = operation
+        self.transaction = transaction
         self.steps: list[Step] = []
         self.warnings: list[str] = []
 
@@ -205,19 +210,16 @@ class Plan:
     def add(self, *steps: Step) -> None:
         self.steps += steps
 
-    def run(self, host: Host, before: Callable[[Step], None] = lambda _: None) -> None:
-        """All steps, or none: where one fails, those made are undone in reverse and the error goes on.
-
-        BEFORE is called with each step that is about to be made.
-        """
+    def run(self, host: Host) -> None:
+        """All steps, or none: where one fails, those made are undone in reverse and the error goes on."""
         made: list[Step] = []
         try:
             for step in self.steps:
-                before(step)
                 made.append(step)  # a step that fails may be half made, so it is undone too
                 step.run(host)
         except Error:
-            self._undo(made, host)
+            if self.transaction:
+                self._undo(made, host)
             raise
 
     def _undo(self, made: list[Step], host: Host) -> None:

@@ -16,7 +16,7 @@ from .topology import Topology, read_online
 DIRECTORY = "/run/libvirt-cgroup-hooks"
 SNAPSHOT = f"{DIRECTORY}/config"
 VMS = f"{DIRECTORY}/vms"
-PARENTS = f"{DIRECTORY}/parents"
+SHARED = f"{DIRECTORY}/shared"
 LOCK = f"{DIRECTORY}/lock"
 FORMAT = "libvirt-cgroup-hooks 1"
 
@@ -40,6 +40,10 @@ class Record:
         names = [line[len("name ") :] for line in lines if line.startswith("name ")]
         return cls(uuid, names[0], [line[len("group ") :] for line in lines if line.startswith("group ")]) if names else None
 
+    @classmethod
+    def exists(cls, host: Host, uuid: str) -> bool:
+        return host.exists(f"{VMS}/{uuid}")
+
     def save(self, old: Record | None) -> list[Step]:
         """No step where OLD says the same."""
         text = str(self)
@@ -50,20 +54,28 @@ class Record:
         return Remove(f"{VMS}/{self.uuid}", str(self))
 
 
-class Parents:
-    """The cgroup directories that were made for VMs to share, and go with the last VM."""
+class Shared:
+    """What was done to cgroups that VMs share: the directories made, and of each limit file what it said before.
+
+    Both are put back when the last VM has gone; a limit also when it is no longer configured.
+    """
+
+    __slots__ = ("_text", "before", "made")
 
     def __init__(self, host: Host) -> None:
-        self.paths = _read(host, PARENTS)
+        self._text = host.read_optional(SHARED)
+        lines = _read(host, SHARED)
+        self.made = [line[len("made ") :] for line in lines if line.startswith("made ")]
+        limits = [line[len("limit ") :].split(" ", 1) for line in lines if line.startswith("limit ")]
+        self.before = {path: value for value, path in limits}
 
-    def add(self, made: list[str]) -> list[Step]:
-        new = [path for path in made if path not in self.paths]
-        before = _lines(self.paths) if self.paths else None
-        self.paths = self.paths + new
-        return [Replace(PARENTS, _lines(self.paths), before)] if new else []
-
-    def forget(self) -> list[Step]:
-        return [Remove(PARENTS, _lines(self.paths))] if self.paths else []
+    def save(self) -> list[Step]:
+        """No step where nothing has changed."""
+        lines = [f"made {path}" for path in self.made] + [f"limit {value} {path}" for path, value in self.before.items()]
+        text = _lines(lines)
+        if text == self._text or (not lines and self._text is None):
+            return []
+        return [Replace(SHARED, text, self._text)] if lines else [Remove(SHARED, self._text or "")]
 
 
 def _lines(lines: list[str]) -> str:
@@ -86,10 +98,11 @@ def prepare_directory(host: Host) -> None:
     host.make_directory(VMS, 0o700)
 
 
-def load(host: Host, warn: list[str]) -> Config:
+def load(host: Host, warn: list[str], save: bool = False) -> Config:
     """The configuration in force, from the snapshot where that still holds. Raises Error.
 
-    WARN gets the warnings of a file that is read anew. Nothing is written where nothing is configured.
+    WARN gets the warnings of a file that is read anew. With SAVE the snapshot is written then, unless nothing is
+    configured.
     """
     fingerprint = host.fingerprint(PATH)
     if not fingerprint:
@@ -105,7 +118,7 @@ def load(host: Host, warn: list[str]) -> Config:
     parsed = parse(text, PATH)
     config = resolve(parsed, Topology.read(host.read_optional), page_size())
     warn += parsed.warnings
-    if config and host.real:
+    if save and config:
         prepare_directory(host)
         host.replace(SNAPSHOT, stamp + "".join(f"{key} {value}\n" for key, value in config.values.items() if value))
     return config

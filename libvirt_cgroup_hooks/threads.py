@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from . import domain as domains
 from .cgroups import placements
-from .errors import Error, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +26,21 @@ class Thread:
         self.cgroups = cgroups
 
 
-def status(host: Host, name: str) -> Domain:
-    """The VM as libvirt's status XML tells it, with the ids of its process and vCPU threads. Raises Error."""
-    path = f"{STATUS}/{name}.xml"
-    found = domains.parse(host.read(path).encode("utf-8", "surrogateescape"))
-    if found.pid is None:
-        raise Error(f"{printable(path)} names no process", "the VM is about to start or to stop")
-    return found
+def status(host: Host, name: str) -> Domain | None:
+    """The VM as libvirt's status XML tells it, with the ids of its process and vCPU threads; None where there is none.
+
+    Raises Error where the file is not understood.
+    """
+    text = host.read_optional(f"{STATUS}/{name}.xml")
+    found = domains.parse(text.encode("utf-8", "surrogateescape")) if text is not None else None
+    return found if found and found.pid is not None else None
+
+
+def running(host: Host) -> list[Domain]:
+    """Every VM that has a status XML and a living process, by id. Raises Error where one is not understood."""
+    names = [name.removesuffix(".xml") for name in host.names(STATUS) if name.endswith(".xml")]
+    found = [domain for domain in (status(host, name) for name in names) if domain and host.exists(f"/proc/{domain.pid}")]
+    return sorted(found, key=lambda domain: domain.id or 0)
 
 
 def threads(host: Host, running: Domain) -> list[Thread]:

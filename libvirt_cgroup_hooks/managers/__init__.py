@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from .. import state
 from ..cgroups import detect
 from ..errors import Error
 from ..fence import fence
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     from ..plan import Plan
     from .cgroupfs import Cgroupfs
 
+ENFORCE = ("prepare", "start", "started", "reconnect")
+CLEAN_UP = ("stopped", "release")
+
 BUS = "/run/dbus/system_bus_socket"
 ACTIVATION = "dbus-1/system-services/org.freedesktop.machine1.service"
+PID_FILES = ("/run/libvirtd.pid", "/run/virtqemud.pid", "/run/libvirt/libvirtd.pid", "/run/libvirt/virtqemud.pid")
 DATA = ("/usr/share", "/usr/local/share", "/run", "/etc")
 
 
@@ -39,6 +44,22 @@ def choose(host: Host, config: Config, pid: str = "self") -> Cgroupfs:
     return Cgroupfs(host, config, detect(host.read_optional, pid), limits)
 
 
-def plan(host: Host, config: Config, operation: str, domain: Domain, pid: str = "self") -> Plan:
-    """What the hook does. Raises Error where what is configured cannot be done."""
-    return choose(host, config, pid).plan(operation, domain)
+def concerns(host: Host, config: Config, operation: str) -> bool:
+    """Whether there can be anything to do at OPERATION."""
+    if operation in CLEAN_UP:
+        return host.exists(state.DIRECTORY)
+    return operation in ENFORCE and (bool(config) or host.exists(state.SHARED))
+
+
+def plan(host: Host, config: Config, operation: str, domain: Domain, pid: str = "self", imagine: bool = False) -> Plan:
+    """What the hook does; with IMAGINE also for a VM that is not running. Raises Error where that cannot be done."""
+    return choose(host, config, pid).plan(operation, domain, imagine)
+
+
+def daemon(host: Host) -> str:
+    """The process id of the daemon that runs the VMs of HOST; "self" where none is found."""
+    for path in PID_FILES:
+        pid = (host.read_optional(path) or "").strip()
+        if pid.isdigit() and host.exists(f"/proc/{pid}/cgroup"):
+            return pid
+    return "self"

@@ -28,8 +28,16 @@ if TYPE_CHECKING:
 
 # Suffix of the cgroups that libvirt makes itself where there is no machined
 LIBVIRT_SUFFIX = ".libvirt-qemu"
+MACHINE = "/machine"
+CLEAN_UP = ("stopped", "release")
 FIRST_LEVEL = ("machine", "system", "user")
 TUNED_BY = {"cputune": {"cpu"}, "numatune": {"cpuset"}, "memtune": {"memory"}, "blkiotune": {"blkio", "io"}}
+
+
+NOT_TUNED = (
+    "virsh schedinfo, memtune, blkiotune, numatune and domstats do not reach a VM that was moved out of the cgroup "
+    "libvirt made for it, and setvcpus --live and iothreadadd fail on cgroup v2; vcpupin, emulatorpin and iothreadpin do"
+)
 
 
 class Cgroupfs:
@@ -47,9 +55,12 @@ class Cgroupfs:
         self.all = cgroups.hierarchies
         self.hierarchies: list[V1 | V2] = [*v1] if cgroups.v1 or not cgroups.unified else [V2(host, cgroups.unified)]
 
-    def plan(self, operation: str, domain: Domain) -> Plan:
-        """Raises Error where what is configured cannot be done."""
-        plan = Plan(operation)
+    def plan(self, operation: str, domain: Domain, imagine: bool = False) -> Plan:
+        """With IMAGINE, a VM that is not running is planned for as if it had just started.
+
+        Raises Error where what is configured cannot be done.
+        """
+        plan = Plan(operation, transaction=operation not in CLEAN_UP)
         if self.fence.cpus is not None and not any(hierarchy.has_cpus for hierarchy in self.hierarchies):
             raise Error("cannot keep CPUs for the host: there is no cpuset controller", "mount or enable it")
         if self.fence.memory is not None and not any(hierarchy.has_memory for hierarchy in self.hierarchies):
@@ -57,8 +68,8 @@ class Cgroupfs:
         if operation == "prepare":
             self._prepare(plan, domain)
         elif operation in ("started", "reconnect"):
-            self._started(plan, domain)
-        elif operation in ("stopped", "release"):
+            self._started(plan, domain, imagine)
+        elif operation in CLEAN_UP:
             self._release(plan, domain, last=operation == "release")
         return plan
 
@@ -78,14 +89,24 @@ class Cgroupfs:
         self._add_parents(plan, domain)
 
     def _add_parents(self, plan: Plan, domain: Domain) -> None:
-        """The VM parent and the place where libvirt starts the VM, both with the fence."""
+        """The VM parent and the place where libvirt starts the VM, both with the fence; what is fenced no more is opened."""
+        shared = state.Shared(self.host)
         steps: list[Step] = []
-        made = []
+        fenced: set[str] = set()
         for hierarchy in self.hierarchies:
             for path in self._parents(hierarchy, domain):
-                made += _missing(hierarchy, path)
-                steps += self._fenced(hierarchy, path)
-        plan.add(*state.Parents(self.host).add(made), *steps)
+                shared.made += _missing(hierarchy, path)
+                steps += self._fenced(hierarchy, path, shared.before, fenced)
+        self._open(plan, shared, [file for file in shared.before if file not in fenced])
+        plan.add(*shared.save(), *steps)
+
+    def _open(self, plan: Plan, shared: state.Shared, files: list[str]) -> None:
+        """Puts back what the limit FILES said before."""
+        for file in files:
+            value = shared.before.pop(file)
+            for hierarchy in self.hierarchies:
+                if file.startswith(hierarchy.hierarchy.mount + "/") and self.host.exists(file):
+                    plan.add(*hierarchy.put_back(file, value))
 
     def _parents(self, hierarchy: V1 | V2, domain: Domain) -> list[str]:
         """Where libvirt starts the VM, if there is anything to enforce there, and the VM parent."""
@@ -94,25 +115,29 @@ class Cgroupfs:
         parent = self.layout.parent_path(hierarchy.hierarchy.placement)
         return ([staging(domain)] if cpus or memory else []) + ([parent] if parent else [])
 
-    def _fenced(self, hierarchy: V1 | V2, path: str) -> list[Step]:
+    def _fenced(self, hierarchy: V1 | V2, path: str, before: dict[str, str], fenced: set[str]) -> list[Step]:
+        """Makes PATH with the fence. Limit files go to FENCED, and what they said to BEFORE if it is not known yet."""
         directory = hierarchy.hierarchy.directory(path)
-        cpus = self.fence.cpus if hierarchy.has_cpus else None
-        new = not hierarchy.exists(directory)
-        steps = hierarchy.make(path, cpus)
-        if cpus is not None and not new:
-            steps += hierarchy.set_cpus(directory, cpus)
+        files = [f"{directory}/cpuset.cpus"] if self.fence.cpus is not None and hierarchy.has_cpus else []
+        files += [f"{directory}/{hierarchy.limit_file}"] if self.fence.memory is not None and hierarchy.has_memory else []
+        steps = hierarchy.make(path, self.fence.cpus)
+        fenced.update(files)
+        before.update((file, hierarchy.before(file)) for file in files if file not in before)
         if self.fence.memory is not None and hierarchy.has_memory:
             steps += hierarchy.set_limit(directory, self.fence.memory)
         return steps
 
     # started, reconnect: QEMU and all its threads are there
 
-    def _started(self, plan: Plan, domain: Domain) -> None:
-        self._add_parents(plan, domain)
+    def _started(self, plan: Plan, domain: Domain, imagine: bool) -> None:
         running = threads.status(self.host, domain.name)
-        found = threads.threads(self.host, running)
-        if not found:
-            raise Error(f"VM {printable(domain.name)} has no process {running.pid}", "it has ended meanwhile")
+        found = threads.threads(self.host, running) if running else []
+        if not found and not imagine:
+            raise Error(f"VM {printable(domain.name)} has no process", "it has ended meanwhile")
+        self._add_parents(plan, domain)
+        if running is None or not found:
+            self._place_to_be(plan, domain)
+            return
         if self.layout.native:
             self._set_cpus_in_place(plan, domain, found)
         else:
@@ -127,10 +152,18 @@ class Cgroupfs:
         groups = [*own, *(kept + [path for path in libvirt.values() if path not in kept])]
         plan.add(*state.Record(domain.uuid, domain.name, groups).save(record))
         helpers = self._helpers(libvirt, running)
+        names = _groups(found)
         for hierarchy, path in targets.items():
-            self._make_place(plan, hierarchy, path, domain, found, libvirt.get(hierarchy.hierarchy.key))
+            self._make_place(plan, hierarchy, path, domain, names, libvirt.get(hierarchy.hierarchy.key))
             self._move(plan, hierarchy, path, running, found, helpers)
         self._pin(plan, domain, found)
+
+    def _place_to_be(self, plan: Plan, domain: Domain) -> None:
+        """For a VM that is not running: where its threads would go."""
+        plan.warnings.append(f"VM {printable(domain.name)} is not running: no process of it is placed")
+        for hierarchy in () if self.layout.native else self.hierarchies:
+            path = self.layout.vm_path(domain, hierarchy.hierarchy.placement)
+            self._make_place(plan, hierarchy, path, domain, domain.group_names(), None)
 
     def _libvirt_directories(self, main: Thread) -> dict[str, str]:
         """By hierarchy key, the directory of the cgroup that libvirt made for the VM, where the VM still is in it."""
@@ -152,12 +185,12 @@ class Cgroupfs:
         return {number: place for number, place in places.items() if place is not None}
 
     def _make_place(
-        self, plan: Plan, hierarchy: V1 | V2, path: str, domain: Domain, found: list[Thread], libvirt: str | None
+        self, plan: Plan, hierarchy: V1 | V2, path: str, domain: Domain, names: list[str], libvirt: str | None
     ) -> None:
         directory = hierarchy.hierarchy.directory(path)
         carries = self.fence.cpus is not None and self.layout.parent is None and hierarchy.has_cpus
         plan.add(*hierarchy.make(path, self.fence.cpus if carries else None))
-        groups = {group: self.allowed(domain, group) for group in _groups(domain, found)}
+        groups = {group: self.allowed(domain, group) for group in names}
         plan.add(*hierarchy.make_threads(path, groups))
         if libvirt is not None:
             tuned = set().union(*(TUNED_BY[element] for element in domain.tuned))
@@ -211,7 +244,7 @@ class Cgroupfs:
         """With the native layout nothing moves; the host-wide sets go into libvirt's own thread groups."""
         pins = domain.pins()
         for hierarchy in self.hierarchies if self.config.has_sets else ():
-            for group in _groups(domain, found) if hierarchy.has_cpus else ():
+            for group in _groups(found) if hierarchy.has_cpus else ():
                 if group in pins or self.config.set_of(group) is None:
                     continue
                 cpus = self.allowed(domain, group)
@@ -239,8 +272,54 @@ class Cgroupfs:
         if last:
             plan.add(record.forget())
             if state.recorded(self.host) == [domain.uuid]:
-                parents = state.Parents(self.host)
-                plan.add(*(RemoveEmpty(path) for path in sorted(parents.paths, reverse=True)), *parents.forget())
+                shared = state.Shared(self.host)
+                self._open(plan, shared, list(shared.before))
+                plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))
+                shared.made = []
+                plan.add(*shared.save())
+
+    # what virt-cgroup status shows
+
+    def parent(self) -> dict[str, object]:
+        """The VM parent and what is in effect on it; bytes, and None where there is no limit or no parent."""
+        found: dict[str, object] = {"path": None, "cpus": None, "memory_limit": None, "memory_current": None}
+        for hierarchy in self.hierarchies:
+            path = MACHINE if self.layout.native else self.layout.parent_path(hierarchy.hierarchy.placement)
+            if path is None or not (hierarchy.has_cpus or hierarchy.has_memory):
+                continue
+            found["path"] = path
+            found.update(hierarchy.in_effect(hierarchy.hierarchy.directory(path)))
+        return found
+
+    def cgroup_of(self, thread: Thread) -> str:
+        """The cgroup that decides the thread's CPUs."""
+        return thread.cgroups.get(self._main.hierarchy.key, "")
+
+    def vm_of(self, thread: Thread) -> str:
+        return self.cgroup_of(thread).removesuffix(f"/{thread.group}")
+
+    def problems(self, domain: Domain, thread: Thread, cpus: CpuSet) -> list[str]:
+        """How the place of THREAD, and the CPUS it may use, differ from what is configured."""
+        found = []
+        for hierarchy in () if self.layout.native else self.hierarchies:
+            path = self.layout.vm_path(domain, hierarchy.hierarchy.placement)
+            wanted = f"{path}/{thread.group}" if hierarchy.splits else path
+            actual = thread.cgroups.get(hierarchy.hierarchy.key)
+            if actual != wanted:
+                found.append(f"it is in {hierarchy.hierarchy.key or 'cgroup'} {actual}, not in {wanted}")
+        allowed = self.allowed(domain, thread.group) or self.fence.cpus
+        if allowed and not cpus <= allowed:
+            found.append(f"it may use CPUs {cpus}, not only {allowed}")
+        return found
+
+    def notes(self, found: list[Thread]) -> list[str]:
+        moved = found and not self.layout.native and LIBVIRT_SUFFIX not in self.cgroup_of(found[0])
+        return [NOT_TUNED] if moved else []
+
+    @property
+    def _main(self) -> V1 | V2:
+        """The hierarchy that decides CPUs, else any that has thread groups."""
+        return min(self.hierarchies, key=lambda hierarchy: (not hierarchy.has_cpus, not hierarchy.splits))
 
 
 def staging(domain: Domain) -> str:
@@ -262,6 +341,6 @@ def _missing(hierarchy: V1 | V2, path: str) -> list[str]:
     return missing
 
 
-def _groups(domain: Domain, found: list[Thread]) -> list[str]:
+def _groups(found: list[Thread]) -> list[str]:
     """The thread groups that the VM has threads for, emulator first."""
     return ["emulator", *sorted({thread.group for thread in found} - {"emulator"})]

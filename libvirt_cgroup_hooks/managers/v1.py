@@ -38,7 +38,6 @@ class V1:
 
     thread_file = "tasks"
     limit_file = "memory.limit_in_bytes"
-    cpus_file = "cpuset.cpus"
 
     def __init__(self, host: Host, hierarchy: Hierarchy) -> None:
         self.host = host
@@ -50,16 +49,19 @@ class V1:
         self._made: set[str] = set()
 
     def make(self, path: str, cpus: CpuSet | None = None) -> list[Step]:
-        """PATH and what is missing above it. A new cpuset has the parent's CPUs, but the last has CPUS, if given.
+        """PATH and what is missing above it. A new cpuset has the parent's CPUs; PATH has CPUS, if given, new or not.
 
         v1 takes no task into a cpuset without CPUs and memory nodes (ENOSPC).
         """
         steps: list[Step] = []
+        last = self.hierarchy.directory(path)
         directory = self.hierarchy.mount
         for component in path.strip("/").split("/"):
             parent, directory = directory, f"{directory}/{component}"
             if not self.exists(directory):
-                steps += self._make_one(directory, parent, cpus if directory == self.hierarchy.directory(path) else None)
+                steps += self._make_one(directory, parent, cpus if directory == last else None)
+            elif directory == last and cpus and self.has_cpus:
+                steps += self.set_cpus(directory, cpus)
         return steps
 
     def _make_one(self, directory: str, parent: str, cpus: CpuSet | None) -> list[Step]:
@@ -75,12 +77,9 @@ class V1:
         """The thread GROUPS below the VM cgroup PATH, each with its CPUs (None: all that the VM has)."""
         steps: list[Step] = []
         for group, cpus in groups.items() if self.splits else ():
-            directory = self.hierarchy.directory(f"{path}/{group}")
-            if not self.exists(directory):
-                steps += self.make(f"{path}/{group}", cpus)
-            elif self.has_cpus:
-                wanted = cpus or CpuSet.parse(self._value(f"{self.hierarchy.directory(path)}/cpuset.cpus"))
-                steps += self.set_cpus(directory, wanted)
+            if cpus is None and self.has_cpus:
+                cpus = CpuSet.parse(self._value(f"{self.hierarchy.directory(path)}/cpuset.cpus"))
+            steps += self.make(f"{path}/{group}", cpus)
         return steps
 
     def set_cpus(self, directory: str, wanted: CpuSet) -> list[Step]:
@@ -105,10 +104,10 @@ class V1:
         if not wanted <= present:  # grow: parents first
             for path, (cpus, follows) in tree.items():
                 if follows:
-                    steps.append(self._write(f"{path}/cpuset.cpus", str(cpus | wanted)))
+                    steps.append(self._write(f"{path}/cpuset.cpus", str(cpus | wanted), path != directory))
         for path in reversed(list(tree)):  # shrink: children first
             if str(after[path]) != self._value(f"{path}/cpuset.cpus"):
-                steps.append(self._write(f"{path}/cpuset.cpus", str(after[path])))
+                steps.append(self._write(f"{path}/cpuset.cpus", str(after[path]), path != directory))
         return steps
 
     def _tree(self, directory: str, present: CpuSet) -> dict[str, tuple[CpuSet, bool]]:
@@ -116,7 +115,10 @@ class V1:
         tree = {directory: (present, True)}
         for name in self.host.directories(directory):
             child = f"{directory}/{name}"
-            cpus = CpuSet.parse(self._value(f"{child}/cpuset.cpus"))
+            text = self._planned.get(f"{child}/cpuset.cpus") or self.host.read_optional(f"{child}/cpuset.cpus")
+            if text is None:  # removed meanwhile
+                continue
+            cpus = CpuSet.parse(text)
             below = self._tree(child, cpus)
             follows = cpus == present
             tree.update((path, (own, own_follows and follows)) for path, (own, own_follows) in below.items())
@@ -134,10 +136,24 @@ class V1:
             raise over_limit(directory, limit, used)
         return [self._write(f"{directory}/memory.limit_in_bytes", str(limit))]
 
+    def before(self, file: str) -> str:
+        """What a limit FILE says before this plan; of a new cgroup, what it would say without us. For `put_back`."""
+        directory = file.rpartition("/")[0]
+        if directory not in self._made:
+            value = self.host.read(file).strip()
+            return "-1" if value.isdigit() and int(value) > UNLIMITED else value
+        return self._value(f"{_parent(directory)}/cpuset.cpus") if file.endswith("/cpuset.cpus") else "-1"
+
+    def put_back(self, file: str, value: str) -> list[Step]:
+        if file.endswith("/cpuset.cpus"):
+            directory = file.rpartition("/")[0]
+            parent = CpuSet.parse(self._value(f"{_parent(directory)}/cpuset.cpus"))
+            return self.set_cpus(directory, CpuSet.parse(value) & parent or parent)
+        return [self._write(file, value)]
+
     def _flat(self, directory: str) -> bool:
         """Before Linux 5.11 the limit of a cgroup does not cover its children unless it or its parent says so."""
-        parent = directory.rpartition("/")[0]
-        return self.host.read_optional(f"{parent}/memory.use_hierarchy") == "0\n"
+        return self.host.read_optional(f"{_parent(directory)}/memory.use_hierarchy") == "0\n"
 
     def tuning(self, old: str, new: str, wanted: set[str]) -> list[Step]:
         """Copies from directory OLD to NEW what libvirt had written for the controllers WANTED."""
@@ -154,6 +170,18 @@ class V1:
         """The device list is a hierarchy of its own here, in which the VM stays where libvirt put it."""
         return []
 
+    def in_effect(self, directory: str) -> dict[str, object]:
+        """What this hierarchy limits at DIRECTORY, under the names of `virt-cgroup status`."""
+        found: dict[str, object] = {}
+        if self.has_cpus:
+            found["cpus"] = (self.host.read_optional(f"{directory}/cpuset.cpus") or "").strip() or None
+        if self.has_memory:
+            limit = self.host.read_optional(f"{directory}/memory.limit_in_bytes")
+            used = self.host.read_optional(f"{directory}/memory.usage_in_bytes")
+            found["memory_limit"] = int(limit) if limit and int(limit) < UNLIMITED else None
+            found["memory_current"] = int(used) if used else None
+        return found
+
     def exists(self, directory: str) -> bool:
         return directory in self._made or self.host.exists(directory)
 
@@ -161,11 +189,15 @@ class V1:
         planned = self._planned.get(path)
         return self.host.read(path).strip() if planned is None else planned
 
-    def _write(self, path: str, value: str) -> Write:
+    def _write(self, path: str, value: str, may_be_gone: bool = False) -> Write:
         new = path.rpartition("/")[0] in self._made
-        step = Write(path, value, None if new else self._value(path))
+        step = Write(path, value, None if new else self._value(path), may_be_gone)
         self._planned[path] = value
         return step
+
+
+def _parent(directory: str) -> str:
+    return directory.rpartition("/")[0]
 
 
 def over_limit(directory: str, limit: int, used: int) -> Error:

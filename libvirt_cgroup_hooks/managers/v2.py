@@ -30,7 +30,6 @@ class V2:
 
     thread_file = "cgroup.threads"
     limit_file = "memory.max"
-    cpus_file = "cpuset.cpus.effective"
     splits = True
 
     def __init__(self, host: Host, hierarchy: Hierarchy) -> None:
@@ -52,7 +51,7 @@ class V2:
             if not self.exists(directory):
                 steps.append(MakeCgroup(directory))
                 self._made.add(directory)
-        if cpus:
+        if cpus and self.has_cpus:
             steps += self.set_cpus(directory, cpus)
         return steps
 
@@ -113,6 +112,17 @@ class V2:
             raise over_limit(directory, limit, used)
         return [Write(f"{directory}/memory.max", str(limit), old)]
 
+    def before(self, file: str) -> str:
+        """What a limit FILE says before this plan; of a new cgroup, what it would say without us. For `put_back`."""
+        if file.rpartition("/")[0] in self._made:
+            return "max" if file.endswith(self.limit_file) else "-"
+        return self.host.read(file).strip() or "-"
+
+    def put_back(self, file: str, value: str) -> list[Step]:
+        if file.endswith("/cpuset.cpus"):
+            return self.set_cpus(file.rpartition("/")[0], CpuSet.parse(value) if value != "-" else None)
+        return [Write(file, value, self.host.read(file).strip())]
+
     def tuning(self, old: str, new: str, wanted: set[str]) -> list[Step]:
         """Copies from directory OLD to NEW what libvirt had written for the controllers WANTED."""
         steps: list[Step] = []
@@ -125,6 +135,18 @@ class V2:
     def devices(self, old: str, new: str) -> list[Step]:
         """The BPF program that holds libvirt's list of devices goes along."""
         return [CarryDevices(old, new)] if new in self._made else []
+
+    def in_effect(self, directory: str) -> dict[str, object]:
+        """What is limited at DIRECTORY, under the names of `virt-cgroup status`."""
+        found: dict[str, object] = {}
+        if self.has_cpus:
+            found["cpus"] = (self.host.read_optional(f"{directory}/cpuset.cpus.effective") or "").strip() or None
+        if self.has_memory:
+            limit = (self.host.read_optional(f"{directory}/memory.max") or "max").strip()
+            used = self.host.read_optional(f"{directory}/memory.current")
+            found["memory_limit"] = int(limit) if limit != "max" else None
+            found["memory_current"] = int(used) if used else None
+        return found
 
     def exists(self, directory: str) -> bool:
         return directory in self._made or self.host.exists(directory)

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Output in the manner of virsh."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from ..errors import printable
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """As `virsh dominfo`."""
+    for name, value in pairs:
+        print(f"{name + ':':<16}{printable(value)}")
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """As `virsh list`."""
+    shown = [list(head), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(head))]
+    lines = [" " + "   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in shown]
+    print("\n".join([lines[0], "-" * (sum(widths) + 3 * len(widths)), *lines[1:]]))

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""virt-cgroup plan: the steps that the hook would run, from the same code, and not run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import managers, state
+from ..domain import LIMIT, Domain, parse
+from ..errors import Error, printable
+from ..host import Host
+from ..plan import Plan
+from . import add as add_command
+from .output import print_json
+
+OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect", "migrate", "restore", "attach")
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        run,
+        "show the steps that the hook would run for a VM, and run none",
+        "virsh dumpxml web | virt-cgroup plan prepare -",
+    )
+    parser.add_argument("operation", metavar="OPERATION", choices=OPERATIONS, help=", ".join(OPERATIONS))
+    parser.add_argument("file", metavar="DOMAIN-XML-FILE", help="the VM's XML; - for standard input")
+
+
+def run(arguments: argparse.Namespace, host: Host) -> int:
+    warnings: list[str] = []
+    domain = parse(_read(arguments.file))
+    config = state.load(host, warnings)
+    plan = Plan(arguments.operation)
+    if managers.concerns(host, config, arguments.operation):
+        plan = managers.plan(host, config, arguments.operation, domain, managers.daemon(host), imagine=True)
+    for warning in warnings + plan.warnings:
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+    if arguments.json:
+        print_json(_json(plan, domain))
+    elif plan.steps:
+        print(plan)
+    return 0
+
+
+def _json(plan: Plan, domain: Domain) -> dict[str, object]:
+    return {"operation": plan.operation, "domain": domain.name, "steps": [str(step) for step in plan.steps]}
+
+
+def _read(path: str) -> bytes:
+    if path == "-":
+        return sys.stdin.buffer.read(LIMIT + 1)
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(LIMIT + 1)
+    except OSError as error:
+        raise Error(f"cannot read {printable(path)}: {error.strerror}", "give a file with the VM's XML") from None

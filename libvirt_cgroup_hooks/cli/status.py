@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""virt-cgroup status: what is reserved, what is in effect, and where each running VM is. Asks the kernel, not libvirtd."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from .. import managers, state, threads
+from ..cpuset import CpuSet
+from ..domain import Domain
+from ..errors import printable
+from ..fence import reserved_memory, size
+from ..host import Host
+from ..managers.cgroupfs import Cgroupfs
+from ..threads import Thread
+from ..topology import Memory
+from . import add as add_command
+from .output import print_json, print_pairs, print_table
+
+
+def add(commands: Any) -> None:
+    add_command(commands, "status", run, "show the reservation and the place of every running VM", "virt-cgroup status --json")
+
+
+def run(arguments: argparse.Namespace, host: Host) -> int:
+    warnings: list[str] = []
+    config = state.load(host, warnings)
+    manager = managers.choose(host, config, managers.daemon(host))
+    for warning in warnings:
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+    report = _report(host, manager)
+    if arguments.json:
+        print_json(report)
+    else:
+        _print(report)
+    return 0
+
+
+def _report(host: Host, manager: Cgroupfs) -> dict[str, Any]:
+    config, fence = manager.config, manager.fence
+    memory = Memory.parse(host.read("/proc/meminfo"))
+    kept = reserved_memory(config.reserved_host_mem, memory.total) if config.reserved_host_mem else None
+    return {
+        "manager": manager.name,
+        "layout": config.cgroup_layout.preset,
+        "reservation": {"cpus": str(config.reserved_host_cpus or ""), "memory": kept},
+        "fence": {"cpus": str(fence.cpus or ""), "memory_limit": fence.memory},
+        "parent": manager.parent(),
+        "domains": [_domain(host, manager, domain) for domain in threads.running(host)],
+    }
+
+
+def _domain(host: Host, manager: Cgroupfs, domain: Domain) -> dict[str, Any]:
+    found = threads.threads(host, domain)
+    rows, problems = [], []
+    for thread in found:
+        cpus = _cpus(host, domain, thread)
+        rows.append(
+            {
+                "tid": thread.tid,
+                "comm": thread.comm,
+                "group": thread.group,
+                "cgroup": manager.cgroup_of(thread),
+                "cpus": str(cpus),
+            }
+        )
+        problems += [f"thread {thread.tid} ({thread.group}): {text}" for text in manager.problems(domain, thread, cpus)]
+    return {
+        "name": domain.name,
+        "uuid": domain.uuid,
+        "id": domain.id,
+        "pid": domain.pid,
+        "layout": manager.config.cgroup_layout.preset,
+        "cgroup": manager.vm_of(found[0]) if found else None,
+        "conforms": not problems,
+        "problems": problems,
+        "notes": manager.notes(found),
+        "threads": rows,
+    }
+
+
+def _cpus(host: Host, domain: Domain, thread: Thread) -> CpuSet:
+    status = host.read_optional(f"/proc/{domain.pid}/task/{thread.tid}/status") or ""
+    allowed = [line.partition(":")[2] for line in status.splitlines() if line.startswith("Cpus_allowed_list:")]
+    return CpuSet.parse(allowed[0]) if allowed else CpuSet()
+
+
+def _print(report: dict[str, Any]) -> None:
+    reservation, fence, parent = report["reservation"], report["fence"], report["parent"]
+    print_pairs(
+        [
+            ("Manager", report["manager"]),
+            ("Layout", report["layout"]),
+            ("Reserved", f"CPUs {reservation['cpus'] or 'none'}, memory {_size(reservation['memory'], 'none')}"),
+            ("VM parent", parent["path"] or "none: each VM carries the CPU fence"),
+            ("CPUs", f"{parent['cpus'] or '-'} in effect, {fence['cpus'] or 'no limit'} wanted"),
+            ("Memory", _memory(parent, fence)),
+        ]
+    )
+    if parent["path"] and parent["cpus"] is None and parent["memory_current"] is None:
+        print("\nThe VM parent is made when the first VM starts.")
+    print()
+    rows = [
+        (str(vm["id"] or "-"), vm["name"], vm["layout"], vm["cgroup"] or "-", "yes" if vm["conforms"] else "no")
+        for vm in report["domains"]
+    ]
+    print_table(("Id", "Name", "Layout", "Cgroup", "Conforms"), rows)
+    for vm in report["domains"]:
+        _print_threads(vm)
+    for note in dict.fromkeys(note for vm in report["domains"] for note in vm["notes"]):
+        print(f"\nnote: {note}")
+
+
+def _print_threads(vm: dict[str, Any]) -> None:
+    print(f"\n{printable(vm['name'])}:")
+    rows = [(str(row["tid"]), row["comm"], row["group"], row["cpus"], row["cgroup"]) for row in vm["threads"]]
+    print_table(("Thread", "Comm", "Group", "CPUs", "Cgroup"), rows)
+    for problem in vm["problems"]:
+        print(f"problem: {printable(problem)}")
+
+
+def _memory(parent: dict[str, Any], fence: dict[str, Any]) -> str:
+    limit = _size(parent["memory_limit"], "no limit")
+    wanted = _size(fence["memory_limit"], "no limit")
+    return f"{limit} in effect, {wanted} wanted, {_size(parent['memory_current'], '-')} in use"
+
+
+def _size(amount: int | None, otherwise: str) -> str:
+    return otherwise if amount is None else size(amount)

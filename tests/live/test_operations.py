@@ -1,0 +1,294 @@
+"""What the hook does at each operation of a real libvirtd, when all goes well and when it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .harness import (
+    Daemon,
+    all_cgroups,
+    cgroup_directory,
+    destroy_vm,
+    domain_xml,
+    qemu_processes,
+    running_vm,
+    start_vm,
+    virsh,
+    wait_for,
+)
+
+Configure = Callable[[str], None]
+STATE = Path("/run/libvirt-cgroup-hooks")
+HOOK = "/etc/libvirt/hooks/qemu"
+FENCED = 'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\ncgroup_layout = "/vms/$DRIVER-$NAME"\n'
+HAS_V1 = not cgroup_directory("cpu").joinpath("cgroup.controllers").exists()
+
+
+def virt_cgroup(*arguments: str, stdin: str = "") -> str:
+    command = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks", *arguments]
+    return subprocess.run(command, input=stdin, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def status(name: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = json.loads(virt_cgroup("status", "--json"))["domains"]
+    return next(vm for vm in found if vm["name"] == name)
+
+
+def left_since(before: set[Path]) -> set[Path]:
+    """libvirt itself never removes /machine."""
+    return {group for group in all_cgroups() - before if group.name != "machine"}
+
+
+def assert_nothing_left(before: set[Path]) -> None:
+    assert not left_since(before)
+    assert not list((STATE / "vms").iterdir())
+    assert not (STATE / "shared").exists()
+
+
+def refused(xml: str) -> str:
+    result = virsh("create", "/dev/stdin", stdin=xml, check=False)
+    assert result.returncode != 0
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("reserved_cpus = 1\n", "cgroup-hooks.conf:1: reserved_cpus = 1: there is no such setting"),
+        ('reserved_host_cpus = "99"\n', 'cgroup-hooks.conf:1: reserved_host_cpus = "99": this host has no CPU 99'),
+        ('\nreserved_host_mem = "9000 GiB"\n', "cgroup-hooks.conf:2: reserved_host_mem"),
+        ('reserved_host_mem = "1 GiB"\ncgroup_layout = "root"\n', "no cgroup holds the VMs and nothing else"),
+        ('cgroup_layout = "/vms/$VM"\n', "unknown variable"),
+    ],
+)
+def test_prepare_refuses_with_our_sentence(configure: Configure, text: str, message: str) -> None:
+    before = all_cgroups()
+    configure(text)
+    assert message in refused(domain_xml("web"))
+    assert not qemu_processes()
+    assert not left_since(before)
+
+
+def test_pin_outside_the_fence(configure: Configure) -> None:
+    before = all_cgroups()
+    configure(FENCED)
+    message = refused(domain_xml("greedy", vcpus=2, vcpupin={1: "0"}))
+    assert "VM greedy is pinned to CPUs that are kept for the host: vcpu1 to 0 (outside: 0)" in message
+    assert_nothing_left(before)
+
+
+def test_on_error_warn_starts_the_vm(configure: Configure) -> None:
+    """A directory with a process in it, where the VM parent should be, cannot be fenced on either version."""
+    configure('on_error = "warn"\n' + FENCED.replace("/vms/", "/vms/" + "x" * 300 + "/"))
+    vm = start_vm("web")
+    assert vm.alive()
+
+
+@pytest.mark.parametrize("name", ["a b", "..", ".", "-x", "a'b\"c\\d", "\N{PILE OF POO}", "n" * 200, "tasks", "_x", "cpu.max"])
+@pytest.mark.parametrize("layout", ["nested", "/vms/$DRIVER-$NAME"])
+def test_odd_names(configure: Configure, layout: str, name: str) -> None:
+    before = all_cgroups()
+    configure(f'cgroup_layout = "{layout}"\n')
+    vm = start_vm(name)
+    found = status(name)
+    assert found["conforms"], found["problems"]
+    assert found["pid"] == vm.pid
+    assert found["cgroup"].rpartition("/")[0] == ("/vms" if layout != "nested" else "/qemu")
+    destroy_vm(vm.uuid)
+    assert_nothing_left(before)
+
+
+def test_qemu_crashes(configure: Configure) -> None:
+    before = all_cgroups()
+    configure(FENCED)
+    vm = start_vm("web")
+    os.kill(vm.pid, signal.SIGKILL)
+    wait_for(lambda: virsh("list", "--name").stdout.strip() == "", "libvirtd to see the crash")
+    wait_for(lambda: not left_since(before) and not (STATE / "shared").exists(), "the hook to clean up", 5)
+    assert_nothing_left(before)
+
+
+def test_vm_ends_while_the_daemon_is_dead(daemon: Daemon, configure: Configure) -> None:
+    before = all_cgroups()
+    configure(FENCED)
+    vm = start_vm("web")
+    daemon.kill()
+    os.kill(vm.pid, signal.SIGKILL)
+    wait_for(lambda: not vm.alive(), "QEMU to end")
+    daemon.start()
+    wait_for(lambda: not left_since(before) and not (STATE / "shared").exists(), "the hook to clean up", 5)
+    assert_nothing_left(before)
+
+
+def test_started_never_comes(configure: Configure) -> None:
+    before = all_cgroups()
+    configure(FENCED)
+    broken = "<disk type='file' device='disk'><source file='/nonexistent'/><target dev='hda'/></disk>"
+    assert "nonexistent" in refused(domain_xml("web", devices=broken))
+    assert_nothing_left(before)
+
+
+def test_save_and_restore_leave_the_xml_alone(configure: Configure, tmp_path: Path) -> None:
+    configure(FENCED)
+    vm = start_vm("web", xml=domain_xml("web", vcpus=2, iothreads=1))
+    before = virsh("dumpxml", "web", "--inactive").stdout
+    virsh("save", "web", str(tmp_path / "image"))
+    virsh("restore", str(tmp_path / "image"))
+    assert virsh("dumpxml", "web", "--inactive").stdout == before
+    assert running_vm("web").pid != vm.pid
+    assert status("web")["conforms"]
+
+
+def test_tuning_is_carried_over(configure: Configure) -> None:
+    configure(FENCED)
+    extra = (
+        "<cputune><shares>2000</shares><period>50000</period><quota>25000</quota>"
+        "<emulator_period>60000</emulator_period><emulator_quota>30000</emulator_quota></cputune>"
+        "<memtune><soft_limit unit='MiB'>900</soft_limit></memtune>"
+        "<numatune><memory mode='strict' nodeset='0'/></numatune>"
+    )
+    start_vm("web", xml=domain_xml("web", extra=extra))
+    cpu, memory = cgroup_directory("cpu", "/vms/qemu-web"), cgroup_directory("memory", "/vms/qemu-web")
+    if HAS_V1:
+        expected = {
+            cpu / "cpu.shares": "2000",
+            cpu / "vcpu0/cpu.cfs_period_us": "50000",
+            cpu / "vcpu0/cpu.cfs_quota_us": "25000",
+            cpu / "emulator/cpu.cfs_quota_us": "30000",
+            memory / "memory.soft_limit_in_bytes": str(900 << 20),
+        }
+    else:
+        expected = {
+            cpu / "cpu.weight": "2000",
+            cpu / "vcpu0/cpu.max": "25000 50000",
+            cpu / "emulator/cpu.max": "30000 60000",
+            memory / "memory.high": str(900 << 20),
+        }
+    expected[cgroup_directory("cpuset", "/vms/qemu-web/vcpu0") / "cpuset.mems"] = "0"
+    assert {path: path.read_text().strip() for path in expected} == expected
+
+
+@pytest.mark.parametrize("layout", ["native", "/vms/$DRIVER-$NAME"])
+def test_host_wide_thread_sets(configure: Configure, layout: str) -> None:
+    configure(f'cgroup_layout = "{layout}"\nemulator_cpus = "0"\nvcpu_cpus = "1"\niothread_cpus = "0"\n')
+    vm = start_vm("web", xml=domain_xml("web", vcpus=2, iothreads=1, vcpupin={1: "0"}))
+    allowed = {row["group"]: row["cpus"] for row in status("web")["threads"]}
+    assert allowed == {"emulator": "0", "vcpu0": "1", "vcpu1": "0", "iothread1": "0"}  # vcpu1: its own pin wins
+    assert vm.alive()
+
+
+def test_plugged_vcpu_is_placed_at_reconnect(daemon: Daemon, configure: Configure) -> None:
+    if not HAS_V1:
+        pytest.skip("on cgroup v2 libvirt cannot plug a vCPU into a VM that was moved")
+    configure(FENCED)
+    start_vm("web", xml=domain_xml("web", vcpus=2, current=1, machine="q35"))
+    virsh("setvcpus", "web", "2", "--live")
+    assert not status("web")["conforms"]
+    daemon.restart()
+    assert status("web")["conforms"]
+
+
+def test_many_at_once(configure: Configure) -> None:
+    before = all_cgroups()
+    configure(FENCED)
+    names = [f"vm{number}" for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(start_vm, names))
+    assert all(status(name)["conforms"] for name in names)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(destroy_vm, names))
+    assert_nothing_left(before)
+
+
+def test_fence_follows_the_configuration(configure: Configure) -> None:
+    """A changed reservation reaches the VM parent, and the VMs below it, when the next VM starts."""
+    configure(FENCED.replace('reserved_host_cpus = "0"\n', ""))
+    start_vm("old")
+    assert status("old")["threads"][0]["cpus"] == "0-1"
+    configure(FENCED)
+    start_vm("new")
+    assert {row["cpus"] for name in ("old", "new") for row in status(name)["threads"]} == {"1"}
+
+
+def test_nothing_configured_nothing_written(configure: Configure, tmp_path: Path) -> None:
+    shutil.rmtree(STATE, ignore_errors=True)
+    configure("# only prose\n#reserved_host_cpus = 1\n")
+    trace = tmp_path / "trace"
+    for operation in ("prepare", "start", "started", "stopped", "release", "reconnect", "migrate", "restore"):
+        command = ["strace", "-f", "-e", "trace=%file", "-o", str(trace), HOOK, "web", operation, "begin", "-"]
+        result = subprocess.run(command, input=domain_xml("web"), capture_output=True, text=True, check=True, timeout=30)
+        assert result.stdout == ""
+        writes = [
+            line
+            for line in trace.read_text().splitlines()
+            if any(word in line for word in ("O_WRONLY", "O_RDWR", "O_CREAT", "mkdir", "rmdir", "unlink", "rename", "mount("))
+        ]
+        assert not writes
+    assert not STATE.exists()
+
+
+@pytest.mark.parametrize("operation", ["started", "stopped", "release", "reconnect", "migrate", "restore", "nonsense"])
+@pytest.mark.parametrize("xml", ["", "<domain", "<domain/>", domain_xml("ghost", uuid="6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab")])
+def test_later_operations_never_fail(configure: Configure, operation: str, xml: str) -> None:
+    configure(FENCED)
+    command = [HOOK, "ghost", operation, "begin", "-"]
+    result = subprocess.run(command, input=xml, capture_output=True, text=True, check=False, timeout=30)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_hook_timeout(configure: Configure) -> None:
+    """Somebody holds the lock and does not let go: prepare says so in time, and a VM that runs is left alone."""
+    configure("hook_timeout = 1\n" + FENCED)
+    start_vm("web")
+    holder = subprocess.Popen(["flock", str(STATE / "lock"), "sleep", "60"])
+    try:
+        wait_for(lambda: subprocess.run(["flock", "-n", str(STATE / "lock"), "true"], check=False).returncode == 1, "the lock")
+        began = time.monotonic()
+        assert "not done within hook_timeout = 1 seconds" in refused(domain_xml("late"))
+        command = [HOOK, "web", "reconnect", "begin", "-"]
+        xml = virsh("dumpxml", "web").stdout
+        assert subprocess.run(command, input=xml, text=True, check=False, timeout=30).returncode == 0
+        assert time.monotonic() - began < 10
+    finally:
+        subprocess.run(["pkill", "-P", str(holder.pid)], check=False)
+        holder.kill()
+        holder.wait()
+
+
+def test_plan_is_what_the_hook_does(configure: Configure) -> None:
+    configure(FENCED)
+    xml = domain_xml("web", uuid="6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab")
+    planned = virt_cgroup("plan", "prepare", "-", stdin=xml).splitlines()
+    assert [line for line in planned if line.startswith("make ")]
+    before = all_cgroups()
+    subprocess.run([HOOK, "web", "prepare", "begin", "-"], input=xml, text=True, check=True, timeout=30)
+    made = {Path(line.removeprefix("make ")) for line in planned if line.startswith("make ")}
+    assert all_cgroups() - before == made
+    for line in planned:
+        if line.startswith("write "):
+            value, _, path = line.removeprefix("write ").partition(" to ")
+            assert Path(path).read_text().strip() == value.strip('"')
+    assert virt_cgroup("plan", "prepare", "-", stdin=xml) == ""
+    subprocess.run([HOOK, "web", "release", "end", "-"], input=xml, text=True, check=True, timeout=30)
+    assert_nothing_left(before)
+
+
+def test_no_reservation_no_fence(configure: Configure) -> None:
+    """A reservation that is taken back is gone for VMs that run, when the next one starts, and for all later ones."""
+    configure(FENCED)
+    start_vm("old")
+    configure("# nothing\n")
+    start_vm("new")
+    assert {row["cpus"] for name in ("old", "new") for row in status(name)["threads"]} == {"0-1"}
+    assert not (STATE / "shared").exists() or "limit " not in (STATE / "shared").read_text()
