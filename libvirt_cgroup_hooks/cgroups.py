@@ -32,6 +32,15 @@ class Hierarchy:
         """The directory of the cgroup PATH ("/a/b") of this hierarchy."""
         return self.mount + path.rstrip("/")
 
+    def directories(self, path: str) -> list[str]:
+        """Those on the way from the mount point down to the cgroup PATH, which is the last."""
+        found = []
+        directory = self.mount
+        for component in path.strip("/").split("/") if path.strip("/") else ():
+            directory = f"{directory}/{component}"
+            found.append(directory)
+        return found
+
 
 class Cgroups:
     """All hierarchies of a host but the named ones (name=systemd), and which one libvirt takes each controller from."""

@@ -12,6 +12,7 @@ NIL_UUID = "00000000-0000-0000-0000-000000000000"  # of XML that has none: libvi
 LIMIT = 4 * 1024**2  # bytes: libvirt's own limit for a string on its protocol
 UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB": 10**6, "M": 2**20, "MiB": 2**20}
 UNITS.update({"GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40})
+DEFAULT_VRAM = "16384"  # KiB, as libvirt gives most models
 TUNING = ("cputune", "memtune", "blkiotune", "numatune")
 PIN = {"vcpupin": ("vcpu", "vcpu"), "iothreadpin": ("iothread", "iothread"), "emulatorpin": ("emulator", "")}
 CPUTUNE_VALUES = frozenset(
@@ -47,6 +48,7 @@ class Domain:
         self.current_memory = 0
         self.max_memory = 0
         self.hugepages = False
+        self.video_memory = 0
         self.partition = ""
         self.pid: int | None = None
         self.vcpu_threads: dict[int, int] = {}
@@ -147,6 +149,9 @@ class _Reader:
             domain.numatune = dict(attributes)
         elif path == "memoryBacking/hugepages":
             domain.hugepages = True
+        elif path == "devices/video/model":
+            vram = attributes.get("vram", DEFAULT_VRAM)
+            domain.video_memory += _integer(vram, "vram") * 1024 * _integer(attributes.get("heads", "1"), "heads")
 
     def pin(self, element: str, attributes: dict[str, str]) -> None:
         group, number = PIN[element]

@@ -7,6 +7,8 @@ from .cpuset import CpuSet
 from .errors import Error, Refusal, printable
 from .topology import auto_memory
 
+MIB = 1024**2
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .config import Config
@@ -88,4 +90,26 @@ def check_pins(domain: Domain, cpus: CpuSet) -> None:
         raise Refusal(
             f"VM {printable(domain.name)} is pinned to CPUs that are kept for the host: {', '.join(outside)}",
             f'pin it within {cpus}, reserve other CPUs, or set pin_conflict = "warn"',
+        )
+
+
+def memory_of(domain: Domain) -> int:
+    """Bytes that the VM may take from the host: its memory, unless hugepages back it, and what QEMU needs beside it.
+
+    The estimate of the latter follows KubeVirt's GetMemoryOverhead: page tables, 1/512 of the guest's memory; 8 MiB for
+    each vCPU and I/O thread; the video memory; and 64 MiB for QEMU itself.
+    """
+    guest = max(domain.memory, domain.current_memory)
+    overhead = guest // 512 + (domain.max_vcpus + domain.iothreads) * 8 * MIB + domain.video_memory + 64 * MIB
+    return overhead + (0 if domain.hugepages else guest)
+
+
+def check_memory(domain: Domain, others: int, limit: int) -> None:
+    """Raises Refusal where DOMAIN does not fit under LIMIT beside OTHERS (bytes of the VMs that run)."""
+    needed = memory_of(domain)
+    if others + needed > limit:
+        raise Refusal(
+            f"VM {printable(domain.name)} needs {size(needed)} of memory with QEMU's own, and the VMs that run have "
+            f"{size(others)} of the {size(limit)} that the host leaves them",
+            "stop another VM, give this one less memory, or set memory_admission = 0",
         )

@@ -17,8 +17,9 @@ from .config import PATH, Config
 from .domain import LIMIT, parse
 from .errors import Error, Refusal, printable
 from .host import Host
+from .managers.base import CLEAN_UP, ENFORCE
 
-OPERATIONS = managers.ENFORCE + managers.CLEAN_UP
+OPERATIONS = ENFORCE + CLEAN_UP
 MAY_REFUSE = ("prepare", "start")
 SHARE_TO_WORK = 0.75  # of hook_timeout; the rest is for putting back what was there
 
@@ -68,7 +69,7 @@ class _Run:
         if not managers.concerns(host, self.config, self.operation):
             return
         domain = parse(_standard_input())
-        if self.operation in managers.ENFORCE:
+        if self.operation in ENFORCE:
             state.prepare_directory(host)
         elif not state.Record.exists(host, domain.uuid):
             return

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # The same numbers on every Linux; the errno module would cost the hook an import.
 ABSENT = (2, 3, 19, 20, 95)  # ENOENT, ESRCH, ENODEV, ENOTDIR, EOPNOTSUPP
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 ESRCH, EBUSY, ENOTEMPTY = 3, 16, 39
 
 
@@ -54,12 +55,7 @@ class Host:
     def read_bytes(self, path: str) -> bytes:
         descriptor = os.open(self.root + path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            parts: list[bytes] = []
-            while True:
-                part = os.read(descriptor, 65536)
-                if not part:
-                    return b"".join(parts)
-                parts.append(part)
+            return _all(descriptor)
         finally:
             os.close(descriptor)
 
@@ -118,11 +114,11 @@ class Host:
             return ""
         return f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_size} {status.st_ino}"
 
-    def replace(self, path: str, text: str) -> None:
+    def replace(self, path: str, text: str, mode: int = 0o600) -> None:
         """Write the whole file so that a reader sees the old or the new text, never a part. Raises Refused."""
         temporary = f"{self.root}{path}.{os.getpid()}.new"
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
             try:
                 os.write(descriptor, text.encode("utf-8", "surrogateescape"))
             finally:
@@ -151,6 +147,33 @@ class Host:
             raise Refused(f"lock {printable(path)}", error) from None
         return descriptor
 
+    def run(self, command: list[str]) -> str:
+        """Run a program to its end and return what it printed. Raises Error where it fails; leaves no child behind."""
+        output, end = os.pipe()
+        pid = None
+        try:
+            actions = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *((os.POSIX_SPAWN_DUP2, end, n) for n in (1, 2))]
+            pid = os.posix_spawn(command[0], command, {"PATH": PATH, "LC_ALL": "C"}, file_actions=actions)
+            os.close(end)
+            end = -1
+            text = _all(output).decode("utf-8", "replace").strip()
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            pid = None
+        except OSError as error:
+            raise Refused(f"run {printable(' '.join(command))}", error) from None
+        finally:
+            if pid is not None:  # the deadline came first
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+            for descriptor in (output, end):
+                if descriptor >= 0:
+                    os.close(descriptor)
+        if status:
+            raise Error(
+                f"cannot run {printable(' '.join(command))}: exit status {status}", printable(text) or "it said nothing"
+            )
+        return text
+
     def affinity(self, thread: int) -> CpuSet | None:
         """The CPUs the thread may run on, as it set them within its cpuset; None where it has ended."""
         try:
@@ -166,6 +189,15 @@ class Host:
             pass
         except OSError as error:
             raise Refused(f"set the CPUs of thread {thread} to {CpuSet(cpus)}", error) from None
+
+
+def _all(descriptor: int) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        part = os.read(descriptor, 65536)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
 
 
 def page_size() -> int:

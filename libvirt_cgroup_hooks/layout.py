@@ -49,18 +49,26 @@ class Layout:
             return None
         return ("$LIBVIRTD" if self.relative else "") + "/" + "/".join(own).replace("$DRIVER", DRIVER)
 
+    @property
+    def own(self) -> list[str]:
+        """The components of the VM parent below its base (the root, or the daemon's cgroup where `relative`)."""
+        return [part.replace("$DRIVER", DRIVER) for part in self._before_vm()]
+
+    def of_vm(self, domain: Domain) -> list[str]:
+        """The components below the VM parent, with DOMAIN's name, UUID and id. Raises Error where it has no id."""
+        return [_rendered(part, domain) for part in self.components[len(self._before_vm()) :]]
+
     def parent_path(self, placement: str) -> str | None:
         """The VM parent's cgroup path for a daemon at PLACEMENT ("/" or "/a/b")."""
-        return self._path([part.replace("$DRIVER", DRIVER) for part in self._before_vm()], placement) if self.parent else None
+        return self._path(self.own, placement) if self.parent else None
 
     def vm_path(self, domain: Domain, placement: str) -> str:
         """The cgroup path of DOMAIN. Raises Error where its name or id makes none."""
-        return self._path([_rendered(part, domain) for part in self.components], placement)
+        return self._path([*self.own, *_directories(self.of_vm(domain), domain)], placement)
 
     def vm_top(self, domain: Domain, placement: str) -> str:
         """The first directory of `vm_path` that is DOMAIN's own; what is above it is shared."""
-        own = self.components[: len(self._before_vm()) + 1]
-        return self._path([_rendered(part, domain) for part in own], placement)
+        return self._path([*self.own, *_directories(self.of_vm(domain)[:1], domain)], placement)
 
     def _before_vm(self) -> list[str]:
         own = []
@@ -100,16 +108,18 @@ def _rendered(component: str, domain: Domain) -> str:
         raise Error(
             f"VM {printable(domain.name)} has no id yet, which its cgroup is named by", "use $UUID or $NAME in the layout"
         )
-    text = component.replace("$DRIVER", DRIVER)
-    # one pass, so that a VM named "$ID" stays what it is
-    parts = text.split("$NAME")
-    parts = [part.replace("$UUID", domain.uuid).replace("$ID", str(domain.id)) for part in parts]
-    name = escaped(domain.name.join(parts))
-    if len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
+    # The name goes in last, so that a VM named "$ID" stays what it is.
+    parts = component.replace("$DRIVER", DRIVER).split("$NAME")
+    return domain.name.join(part.replace("$UUID", domain.uuid).replace("$ID", str(domain.id)) for part in parts)
+
+
+def _directories(components: list[str], domain: Domain) -> list[str]:
+    names = [escaped(component) for component in components]
+    if any(len(name.encode("utf-8", "surrogateescape")) > NAME_MAX for name in names):
         raise Error(
             f"the cgroup of VM {printable(domain.name)} would have a name over {NAME_MAX} bytes", "use $UUID in the layout"
         )
-    return name
+    return names
 
 
 def escaped(component: str) -> str:

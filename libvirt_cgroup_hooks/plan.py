@@ -12,6 +12,8 @@ from .cpuset import CpuSet
 from .errors import Error, printable
 from .host import ABSENT, EBUSY, ENOTEMPTY, ESRCH, Host, Refused
 
+SYSTEMCTL = "/usr/bin/systemctl"
+
 
 class Step:
     def run(self, host: Host) -> None:
@@ -22,7 +24,9 @@ class Step:
         return None
 
 
-class MakeCgroup(Step):
+class MakeDirectory(Step):
+    """A cgroup, or a directory of drop-ins."""
+
     def __init__(self, path: str) -> None:
         self.path = path
 
@@ -144,6 +148,23 @@ class Several(Step):
             step.run(host)
 
 
+class Systemctl(Step):
+    """systemctl VERB ARGUMENTS, waiting for its job; UNDO are the arguments that put back what was there, if any."""
+
+    def __init__(self, arguments: list[str], undo: list[str] | None = None) -> None:
+        self.arguments = arguments
+        self._undo = undo
+
+    def __str__(self) -> str:
+        return printable("systemctl " + " ".join(self.arguments))
+
+    def run(self, host: Host) -> None:
+        host.run([SYSTEMCTL, *self.arguments])
+
+    def undo(self) -> Step | None:
+        return Systemctl(self._undo, self.arguments) if self._undo else None
+
+
 class Pin(Step):
     """sched_setaffinity of one thread."""
 
@@ -165,25 +186,29 @@ class Pin(Step):
 class Replace(Step):
     """Writes a file of ours whole; OLD None: there was none."""
 
-    def __init__(self, path: str, text: str, old: str | None) -> None:
+    def __init__(self, path: str, text: str, old: str | None, mode: int = 0o600) -> None:
         self.path = path
         self.text = text
         self.old = old
+        self.mode = mode
 
     def __str__(self) -> str:
-        return f"record {printable(self.path)}"
+        return f"save {printable(self.path)}"
 
     def run(self, host: Host) -> None:
-        host.replace(self.path, self.text)
+        host.replace(self.path, self.text, self.mode)
 
     def undo(self) -> Step:
-        return Remove(self.path, self.text) if self.old is None else Replace(self.path, self.old, self.text)
+        if self.old is None:
+            return Remove(self.path, self.text, self.mode)
+        return Replace(self.path, self.old, self.text, self.mode)
 
 
 class Remove(Step):
-    def __init__(self, path: str, old: str) -> None:
+    def __init__(self, path: str, old: str, mode: int = 0o600) -> None:
         self.path = path
         self.old = old
+        self.mode = mode
 
     def __str__(self) -> str:
         return f"remove {printable(self.path)}"
@@ -192,7 +217,7 @@ class Remove(Step):
         host.remove(self.path)
 
     def undo(self) -> Step:
-        return Replace(self.path, self.old, None)
+        return Replace(self.path, self.old, None, self.mode)
 
 
 class Plan:

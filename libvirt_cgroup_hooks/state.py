@@ -22,23 +22,40 @@ FORMAT = "libvirt-cgroup-hooks 1"
 
 
 class Record:
-    """A VM that starts or runs: the cgroup directories that are its own, and have to go when it stops."""
+    """A VM that starts or runs: what is its own and has to go when it stops, and the memory it was admitted with.
 
-    __slots__ = ("groups", "name", "uuid")
+    `groups` are cgroup directories, `files` drop-ins of its scope, `slices` systemd slices.
+    """
 
-    def __init__(self, uuid: str, name: str, groups: list[str]) -> None:
+    __slots__ = ("files", "groups", "memory", "name", "slices", "uuid")
+
+    def __init__(self, uuid: str, name: str, memory: int = 0) -> None:
         self.uuid = uuid
         self.name = name
-        self.groups = groups
+        self.memory = memory  # bytes
+        self.groups: list[str] = []
+        self.files: list[str] = []
+        self.slices: list[str] = []
 
     def __str__(self) -> str:
-        return _lines([f"name {self.name}", *(f"group {path}" for path in self.groups)])
+        lines = [f"name {self.name}", f"memory {self.memory}"]
+        for kind, values in (("group", self.groups), ("file", self.files), ("slice", self.slices)):
+            lines += [f"{kind} {value}" for value in values]
+        return _lines(lines)
 
     @classmethod
     def read(cls, host: Host, uuid: str) -> Record | None:
-        lines = _read(host, f"{VMS}/{uuid}")
-        names = [line[len("name ") :] for line in lines if line.startswith("name ")]
-        return cls(uuid, names[0], [line[len("group ") :] for line in lines if line.startswith("group ")]) if names else None
+        """None where there is none, or none that is understood."""
+        lines = [line.partition(" ") for line in _read(host, f"{VMS}/{uuid}")]
+        values = {key: [value for kind, _, value in lines if kind == key] for key, _, _ in lines}
+        if "name" not in values:
+            return None
+        memory = "".join(values.get("memory", []))
+        record = cls(uuid, values["name"][0], int(memory) if memory.isdigit() else 0)
+        record.groups = values.get("group", [])
+        record.files = values.get("file", [])
+        record.slices = values.get("slice", [])
+        return record
 
     @classmethod
     def exists(cls, host: Host, uuid: str) -> bool:

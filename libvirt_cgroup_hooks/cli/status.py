@@ -13,7 +13,7 @@ from ..domain import Domain
 from ..errors import printable
 from ..fence import reserved_memory, size
 from ..host import Host
-from ..managers.cgroupfs import Cgroupfs
+from ..managers.base import Manager
 from ..threads import Thread
 from ..topology import Memory
 from . import add as add_command
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     return 0
 
 
-def _report(host: Host, manager: Cgroupfs) -> dict[str, Any]:
+def _report(host: Host, manager: Manager) -> dict[str, Any]:
     config, fence = manager.config, manager.fence
     memory = Memory.parse(host.read("/proc/meminfo"))
     kept = reserved_memory(config.reserved_host_mem, memory.total) if config.reserved_host_mem else None
@@ -52,7 +52,7 @@ def _report(host: Host, manager: Cgroupfs) -> dict[str, Any]:
     }
 
 
-def _domain(host: Host, manager: Cgroupfs, domain: Domain) -> dict[str, Any]:
+def _domain(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
     found = threads.threads(host, domain)
     rows, problems = [], []
     for thread in found:

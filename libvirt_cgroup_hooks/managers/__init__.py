@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from .. import state
-from ..cgroups import detect
-from ..errors import Error
+from ..cgroups import detect, placements
 from ..fence import fence
 from ..host import page_size
 from ..topology import Memory, read_online
+from .base import CLEAN_UP, ENFORCE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,32 +16,35 @@ if TYPE_CHECKING:
     from ..domain import Domain
     from ..host import Host
     from ..plan import Plan
-    from .cgroupfs import Cgroupfs
+    from .base import Manager
 
-ENFORCE = ("prepare", "start", "started", "reconnect")
-CLEAN_UP = ("stopped", "release")
-
-BUS = "/run/dbus/system_bus_socket"
-ACTIVATION = "dbus-1/system-services/org.freedesktop.machine1.service"
 PID_FILES = ("/run/libvirtd.pid", "/run/virtqemud.pid", "/run/libvirt/libvirtd.pid", "/run/libvirt/virtqemud.pid")
-DATA = ("/usr/share", "/usr/local/share", "/run", "/etc")
+# libvirt asks the bus whether it can start machined and knows systemd (virSystemdHasMachined). The bus itself goes by
+# these files, and systemd by the directory it makes when it has booted the host.
+BOOTED = "/run/systemd/system"
+BUS = "/run/dbus/system_bus_socket"
+SERVICES = ("/usr/local/share", "/usr/share", "/lib", "/etc", "/run")
+ACTIVATION = "dbus-1/system-services/org.freedesktop.machine1.service"
 
 
 def name(host: Host) -> str:
-    """libvirt hands VMs to machined where the bus can start it (virSystemdHasMachined): "systemd", else "cgroupfs"."""
-    if host.exists(BUS) and any(host.exists(f"{directory}/{ACTIVATION}") for directory in DATA):
-        return "systemd"
-    return "cgroupfs"
+    """ "systemd" where libvirt hands VMs to machined, else "cgroupfs"."""
+    activatable = any(host.exists(f"{directory}/{ACTIVATION}") for directory in SERVICES)
+    return "systemd" if activatable and host.exists(BUS) and host.exists(BOOTED) else "cgroupfs"
 
 
-def choose(host: Host, config: Config, pid: str = "self") -> Cgroupfs:
+def choose(host: Host, config: Config, pid: str = "self") -> Manager:
     """The manager of HOST, for a daemon whose process (or child) is PID. Raises Error where nothing can be enforced."""
+    limits = fence(config, read_online(host.read_optional), Memory.parse(host.read("/proc/meminfo")), page_size())
+    daemon_at = placements(host.read_optional(f"/proc/{pid}/cgroup") or "")
+    cgroups = detect(host.read_optional, pid)
     if name(host) == "systemd":
-        raise Error("systemd-machined owns the cgroups of the VMs on this host", "only hosts without it are supported yet")
+        from .systemd import Systemd
+
+        return Systemd(host, config, cgroups, limits, daemon_at)
     from .cgroupfs import Cgroupfs
 
-    limits = fence(config, read_online(host.read_optional), Memory.parse(host.read("/proc/meminfo")), page_size())
-    return Cgroupfs(host, config, detect(host.read_optional, pid), limits)
+    return Cgroupfs(host, config, cgroups, limits, daemon_at)
 
 
 def concerns(host: Host, config: Config, operation: str) -> bool:

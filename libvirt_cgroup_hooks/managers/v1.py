@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..fence import size
-from ..plan import MakeCgroup, Step, Write
+from ..plan import MakeDirectory, Step, Write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,18 +55,16 @@ class V1:
         """
         steps: list[Step] = []
         last = self.hierarchy.directory(path)
-        directory = self.hierarchy.mount
-        for component in path.strip("/").split("/"):
-            parent, directory = directory, f"{directory}/{component}"
+        for directory in self.hierarchy.directories(path):
             if not self.exists(directory):
-                steps += self._make_one(directory, parent, cpus if directory == last else None)
+                steps += self._make_one(directory, _parent(directory), cpus if directory == last else None)
             elif directory == last and cpus and self.has_cpus:
                 steps += self.set_cpus(directory, cpus)
         return steps
 
     def _make_one(self, directory: str, parent: str, cpus: CpuSet | None) -> list[Step]:
         self._made.add(directory)
-        steps: list[Step] = [MakeCgroup(directory)]
+        steps: list[Step] = [MakeDirectory(directory)]
         if self.has_cpus:
             wanted = str(cpus) if cpus else self._value(f"{parent}/cpuset.cpus")
             steps.append(self._write(f"{directory}/cpuset.mems", self._value(f"{parent}/cpuset.mems")))
@@ -81,6 +79,10 @@ class V1:
                 cpus = CpuSet.parse(self._value(f"{self.hierarchy.directory(path)}/cpuset.cpus"))
             steps += self.make(f"{path}/{group}", cpus)
         return steps
+
+    def nest(self, path: str, process: int) -> list[Step]:
+        """A first cgroup inside the one of PROCESS, which needs not move for that on v1."""
+        return self.make(path)
 
     def set_cpus(self, directory: str, wanted: CpuSet) -> list[Step]:
         """An existing cpuset and those below it. The kernel wants each inside its parent after every single write.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..bpf import CarryDevices
 from ..cpuset import CpuSet
 from ..errors import Error, printable
-from ..plan import MakeCgroup, Step, Write
+from ..plan import MakeDirectory, Move, Step, Write
 from .v1 import over_limit
 
 TYPE_CHECKING = False
@@ -45,11 +45,11 @@ class V2:
         """PATH and what is missing above it, with the controllers enabled down to PATH; PATH gets CPUS, if given."""
         steps: list[Step] = []
         directory = self.hierarchy.mount
-        for component in path.strip("/").split("/"):
+        for child in self.hierarchy.directories(path):
             steps += self._enable(directory)
-            directory = f"{directory}/{component}"
+            directory = child
             if not self.exists(directory):
-                steps.append(MakeCgroup(directory))
+                steps.append(MakeDirectory(directory))
                 self._made.add(directory)
         if cpus and self.has_cpus:
             steps += self.set_cpus(directory, cpus)
@@ -87,10 +87,24 @@ class V2:
             directory = f"{root}/{group}"
             if not self.exists(directory):
                 self._made.add(directory)
-                steps += [MakeCgroup(directory), Write(f"{directory}/cgroup.type", "threaded")]
+                steps += [MakeDirectory(directory), Write(f"{directory}/cgroup.type", "threaded")]
             if self.has_cpus:
                 steps += self.set_cpus(directory, cpus)
         return steps
+
+    def nest(self, path: str, process: int) -> list[Step]:
+        """A first cgroup inside the one of PROCESS, which moves into it: a cgroup with processes cannot have controllers
+        for its children."""
+        outer, inner = (self.hierarchy.directory(one) for one in (path.rpartition("/")[0], path))
+        if self.exists(inner):
+            return []
+        self._made.add(inner)
+        threaded = " ".join(f"+{name}" for name in THREADED if name in self._available)
+        return [
+            MakeDirectory(inner),
+            Move("process", process, f"{inner}/cgroup.procs", [Move("process", process, f"{outer}/cgroup.procs", [])]),
+            Write(f"{outer}/cgroup.subtree_control", threaded),
+        ]
 
     def set_cpus(self, directory: str, wanted: CpuSet | None) -> list[Step]:
         """The kernel clips what is below; None takes the limit away (an empty cpuset.cpus is the parent's)."""

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What every manager does alike: the checks before a VM starts, the CPUs of its threads, and what `status` shows."""
+
+from __future__ import annotations
+
+from .. import state, threads
+from ..cpuset import CpuSet
+from ..errors import Error, printable
+from ..fence import check_memory, check_pins, memory_of, pins_outside
+from ..plan import Plan, RemoveCgroup, Step
+from .v1 import V1
+from .v2 import V2
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Union
+
+    from ..cgroups import Cgroups
+    from ..config import Config
+    from ..domain import Domain
+    from ..fence import Fence
+    from ..host import Host
+    from ..threads import Thread
+
+    Tree = Union[V1, V2]
+
+ENFORCE = ("prepare", "start", "started", "reconnect")
+CLEAN_UP = ("stopped", "release")
+
+
+class Manager:
+    """Plans what the hook does on HOST at each operation. One serves one plan."""
+
+    name = ""
+
+    def __init__(self, host: Host, config: Config, cgroups: Cgroups, fence: Fence, daemon: dict[str, str]) -> None:
+        """DAEMON: the daemon's cgroup by hierarchy key."""
+        self.host = host
+        self.config = config
+        self.fence = fence
+        self.layout = config.cgroup_layout
+        self.daemon = daemon
+        # A hybrid host's v2 hierarchy stays as libvirt made it: its device program and CPU accounting sit there.
+        v1 = [V1(host, hierarchy) for hierarchy in cgroups.v1 if "devices" not in hierarchy.controllers]
+        self.all = cgroups.hierarchies
+        self.trees: list[Tree] = [*v1] if cgroups.v1 or not cgroups.unified else [V2(host, cgroups.unified)]
+
+    def plan(self, operation: str, domain: Domain, imagine: bool = False) -> Plan:
+        """With IMAGINE, a VM that is not running is planned for as if it had just started.
+
+        Raises Error where what is configured cannot be done.
+        """
+        plan = Plan(operation, transaction=operation not in CLEAN_UP)
+        if operation == "prepare":
+            self.check_controllers()
+            self._admit(plan, domain)
+            self.prepare(plan, domain)
+        elif operation == "start":
+            self.start(plan, domain)
+        elif operation in ("started", "reconnect"):
+            running = threads.status(self.host, domain.name)
+            found = threads.threads(self.host, running) if running else []
+            if running and found:
+                self.started(plan, domain, running, found)
+            elif imagine:
+                plan.warnings.append(f"VM {printable(domain.name)} is not running: no process of it is placed")
+                self.imagined(plan, domain)
+            else:
+                raise Error(f"VM {printable(domain.name)} has no process", "it has ended meanwhile")
+        elif operation in CLEAN_UP:
+            record = state.Record.read(self.host, domain.uuid)
+            if record:
+                self.stopped(plan, record, last=operation == "release")
+        return plan
+
+    # what each manager does itself
+
+    def prepare(self, plan: Plan, domain: Domain) -> None:
+        """Before QEMU exists: the VM parent and its fence."""
+        raise NotImplementedError
+
+    def start(self, plan: Plan, domain: Domain) -> None:
+        """Just before QEMU is made; the domain's id is known."""
+
+    def started(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
+        """QEMU runs, with all its threads."""
+        raise NotImplementedError
+
+    def imagined(self, plan: Plan, domain: Domain) -> None:
+        """As `started`, for a VM that does not run."""
+
+    def stopped(self, plan: Plan, record: state.Record, last: bool) -> None:
+        """QEMU has ended. LAST: libvirt has removed what it knew of, so what is left is ours to remove."""
+        raise NotImplementedError
+
+    def parent_paths(self) -> dict[Tree, str]:
+        """The VM parent's cgroup in each tree that has one."""
+        raise NotImplementedError
+
+    def place_of(self, domain: Domain, tree: Tree, thread: Thread) -> str | None:
+        """Where THREAD has to be; None: anywhere."""
+        raise NotImplementedError
+
+    # prepare
+
+    def check_controllers(self) -> None:
+        if self.fence.cpus is not None and not any(tree.has_cpus for tree in self.trees):
+            raise Error("cannot keep CPUs for the host: there is no cpuset controller", "mount or enable it")
+        if self.fence.memory is not None and not any(tree.has_memory for tree in self.trees):
+            raise Error("cannot keep memory for the host: there is no memory controller", "mount or enable it")
+
+    def _admit(self, plan: Plan, domain: Domain) -> None:
+        if self.fence.cpus is not None:
+            if self.config.pin_conflict == "refuse":
+                check_pins(domain, self.fence.cpus)
+            elif pins_outside(domain, self.fence.cpus):
+                plan.warnings.append(f"VM {printable(domain.name)} is pinned to CPUs that are kept for the host")
+        if self.config.memory_admission and self.fence.memory is not None:
+            others = [state.Record.read(self.host, uuid) for uuid in state.recorded(self.host) if uuid != domain.uuid]
+            check_memory(domain, sum(record.memory for record in others if record), self.fence.memory)
+
+    def new_record(self, plan: Plan, domain: Domain) -> state.Record:
+        """The VM's record as it starts; what an earlier run of it has left is removed. To be saved by the caller."""
+        stale = state.Record.read(self.host, domain.uuid)
+        if stale:
+            plan.add(*self.remains(stale))
+        return state.Record(domain.uuid, domain.name, memory_of(domain))
+
+    def remains(self, record: state.Record) -> list[Step]:
+        return [RemoveCgroup(path) for path in record.groups if self.host.exists(path)]
+
+    # the CPUs of threads
+
+    def allowed(self, domain: Domain, group: str) -> CpuSet | None:
+        """The CPUs of a thread group, inside the fence: its pin in the XML, else the host-wide set, else None."""
+        wanted = domain.pins().get(group) or self.config.set_of(group)
+        if wanted and self.fence.cpus is not None:
+            wanted &= self.fence.cpus
+        return wanted or None
+
+    def set_cpus_in_place(self, plan: Plan, domain: Domain, found: list[Thread]) -> None:
+        """The host-wide sets, in the thread groups that libvirt made, for threads that the XML does not pin."""
+        pins = domain.pins()
+        for tree in self.trees if self.config.has_sets else ():
+            for group in groups_of(found) if tree.has_cpus else ():
+                cpus = self.allowed(domain, group)
+                place = next((t.cgroups[tree.hierarchy.key] for t in found if t.group == group), "")
+                if cpus and group not in pins and self.config.set_of(group) and place.endswith(f"/{group}"):
+                    plan.add(*tree.set_cpus(tree.hierarchy.directory(place), cpus))
+
+    # what virt-cgroup status shows
+
+    def parent(self) -> dict[str, object]:
+        """The VM parent and what is in effect on it; bytes, and None where there is no limit or no parent."""
+        found: dict[str, object] = {"path": None, "cpus": None, "memory_limit": None, "memory_current": None}
+        for tree, path in self.parent_paths().items():
+            found["path"] = path
+            found.update(tree.in_effect(tree.hierarchy.directory(path)))
+        return found
+
+    def cgroup_of(self, thread: Thread) -> str:
+        """The cgroup that decides the thread's CPUs."""
+        main = min(self.trees, key=lambda tree: (not tree.has_cpus, not tree.splits))
+        return thread.cgroups.get(main.hierarchy.key, "")
+
+    def vm_of(self, thread: Thread) -> str:
+        """The VM's cgroup."""
+        return self.cgroup_of(thread).removesuffix(f"/{thread.group}")
+
+    def problems(self, domain: Domain, thread: Thread, cpus: CpuSet) -> list[str]:
+        """How the place of THREAD, and the CPUS it may use, differ from what is configured."""
+        found = []
+        for tree in self.trees:
+            wanted, actual = self.place_of(domain, tree, thread), thread.cgroups.get(tree.hierarchy.key)
+            if wanted not in (None, actual):
+                found.append(f"it is in {tree.hierarchy.key or 'cgroup'} {actual}, not in {wanted}")
+        allowed = self.allowed(domain, thread.group) or self.fence.cpus
+        if allowed and not cpus <= allowed:
+            found.append(f"it may use CPUs {cpus}, not only {allowed}")
+        return found
+
+    def notes(self, found: list[Thread]) -> list[str]:
+        """What is worth knowing about a VM, given its threads."""
+        return []
+
+
+def groups_of(found: list[Thread]) -> list[str]:
+    """The thread groups that there are threads for, emulator first."""
+    return ["emulator", *sorted({thread.group for thread in found} - {"emulator"})]

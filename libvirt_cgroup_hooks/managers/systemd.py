@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A host whose cgroups are systemd's: VMs are steered, never moved.
+
+machined makes a scope for every VM. A drop-in for that scope, written before it is made, names the slice it goes to,
+and libvirt then works where systemd has put it. The fence is a property of the VM parent's slice, set by systemctl and
+only where the kernel's files do not say it already. What systemd does not manage is written: on cgroup v1 the cpuset
+hierarchy, and everywhere the thread groups inside the scope, which is delegated.
+"""
+
+from __future__ import annotations
+
+from .. import state
+from ..cpuset import CpuSet
+from ..errors import Error, printable
+from ..plan import MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl
+from . import placement, units
+from .base import Manager, groups_of
+from .v1 import over_limit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..domain import Domain
+    from ..threads import Thread
+    from .base import Tree
+
+UNITS = "/run/systemd/system"
+CONTROL = ("/run/systemd/system.control", "/etc/systemd/system.control")  # where set-property keeps what it was told
+DROP_IN = "50-libvirt-cgroup-hooks.conf"
+MACHINE = "machine.slice"
+NESTED = "libvirt"  # libvirt's own cgroup inside the scope, since 7.1
+
+
+class Systemd(Manager):
+    name = "systemd"
+
+    # where things are
+
+    @property
+    def base(self) -> str:
+        """The slice that $LIBVIRTD stands for: a scope cannot be in the daemon's service."""
+        if not self.layout.relative:
+            return units.ROOT
+        return units.slice_of(self.daemon.get("name=systemd") or self.daemon.get("", ""))
+
+    def parent_slice(self) -> str | None:
+        """The VM parent; None where VMs share a slice with other services, or hang below the root."""
+        if self.layout.native:
+            return MACHINE
+        return units.slice_unit(self.layout.own, self.base) if self.layout.parent else None
+
+    def vm_slice(self, domain: Domain) -> str | None:
+        """The slice that DOMAIN's scope goes to; None: libvirt decides. Raises Error for one that libvirt misreads.
+
+        The scope itself is the VM's cgroup where the layout names the VM in one last component without $UUID, which a
+        scope's name cannot say; else the VM has a slice of its own.
+        """
+        if self.layout.native:
+            return None
+        parent = units.slice_unit(self.layout.own, self.base)
+        unit = units.slice_unit(self.layout.of_vm(domain), parent) if self.own_slice else parent
+        if "/libvirt" in units.slice_path(unit):
+            raise Error(
+                f'cgroup_layout "{printable(self.layout.preset)}" makes the slice {unit}',
+                "libvirt loses VMs in a cgroup whose name begins with libvirt; choose another name",
+            )
+        if len(unit) > units.UNIT_NAME_MAX:
+            raise Error(
+                f"the slice of VM {printable(domain.name)} would have a name over 255 bytes", "use $UUID in the layout"
+            )
+        return unit
+
+    @property
+    def own_slice(self) -> bool:
+        of_vm = self.layout.components[len(self.layout.own) :]
+        return len(of_vm) > 1 or "$UUID" in of_vm[0]
+
+    def scope_path(self, domain: Domain) -> str:
+        return units.slice_path(self.vm_slice(domain) or MACHINE).rstrip("/") + "/" + self._scope(domain)
+
+    def _scope(self, domain: Domain) -> str:
+        if domain.id is None:
+            raise Error(f"VM {printable(domain.name)} has no id yet, which its scope is named by", "start it first")
+        return units.scope_unit(domain.name, domain.id)
+
+    # prepare
+
+    def prepare(self, plan: Plan, domain: Domain) -> None:
+        self.vm_slice(domain)  # an impossible one is told now
+        old = state.Record.read(self.host, domain.uuid)
+        plan.add(*self.new_record(plan, domain).save(old))
+        self._sweep(plan, old)
+        self.fence_parent(plan)
+
+    def _sweep(self, plan: Plan, old: state.Record | None) -> None:
+        """Drop-ins that no VM's record names: of VMs that ended without a release."""
+        found = [f"{UNITS}/{name}/{DROP_IN}" for name in self.host.names(UNITS) if name.endswith(".scope.d")]
+        found = [path for path in found if self.host.exists(path)]
+        uuids = [uuid for uuid in state.recorded(self.host) if not old or uuid != old.uuid]
+        if len(found) > len(uuids):
+            records = [state.Record.read(self.host, uuid) for uuid in uuids]
+            known = {path for record in [*records, old] if record for path in record.files}
+            for path in found:
+                if path not in known:
+                    plan.add(*self._remove_drop_in(path))
+
+    def fence_parent(self, plan: Plan) -> None:
+        shared = state.Shared(self.host)
+        unit = self.parent_slice()
+        kept = f"{unit} "
+        steps: list[Step] = []
+        if unit and self.fence:
+            steps += self._fence_slice(unit, self._properties(), shared)
+        for name in [name for name in shared.before if not (unit and self.fence and name.startswith(kept))]:
+            steps += self._open(name, shared.before.pop(name))
+        plan.add(*shared.save(), *steps)
+
+    def _properties(self) -> dict[str, str]:
+        """What systemd is to enforce on the VM parent. On v1 it has no cpuset."""
+        found = {}
+        if self.fence.cpus is not None and not self._cpuset_v1:
+            found["AllowedCPUs"] = str(self.fence.cpus)
+        if self.fence.memory is not None:
+            found["MemoryMax"] = str(self.fence.memory)
+        return found
+
+    @property
+    def _cpuset_v1(self) -> Tree | None:
+        return next((tree for tree in self.trees if tree.has_cpus and tree.hierarchy.version == 1), None)
+
+    def _fence_slice(self, unit: str, wanted: dict[str, str], shared: state.Shared) -> list[Step]:
+        steps: list[Step] = []
+        path = units.slice_path(unit)
+        tree = self._cpuset_v1
+        if tree and self.fence.cpus is not None:
+            shared.made += [directory for directory in tree.hierarchy.directories(path) if not tree.exists(directory)]
+            steps += tree.make(path, self.fence.cpus)
+        opens = {"AllowedCPUs": self._all_cpus(), "MemoryMax": "infinity"}
+        shared.before.update({f"{unit} {name}": opens[name] for name in wanted})
+        present = self._in_effect(unit, list(wanted))
+        changed = {name: value for name, value in wanted.items() if present.get(name) != value}
+        if "MemoryMax" in changed:
+            self._check_use(path, int(changed["MemoryMax"]))
+        if changed:
+            back = {name: present.get(name) or opens[name] for name in changed}
+            steps.append(Systemctl(_set(unit, changed), _set(unit, back)))
+        return steps
+
+    def _all_cpus(self) -> str:
+        """An empty AllowedCPUs= does not take the limit away from what runs; the full list does."""
+        return str(CpuSet.parse(self.host.read("/sys/devices/system/cpu/online")))
+
+    def _in_effect(self, unit: str, names: list[str]) -> dict[str, str]:
+        """What the kernel's files say of the slice UNIT; while it has no cgroup, what systemd will do when it has."""
+        found = {}
+        for tree, path in ((tree, units.slice_path(unit)) for tree in self.trees):
+            directory = tree.hierarchy.directory(path)
+            for name, file, has in (
+                ("AllowedCPUs", "cpuset.cpus", tree.has_cpus),
+                ("MemoryMax", tree.limit_file, tree.has_memory),
+            ):
+                if has and name in names:
+                    value = self.host.read_optional(f"{directory}/{file}")
+                    found[name] = self._promised(unit, name) if value is None else value.strip()
+        return found
+
+    def _promised(self, unit: str, name: str) -> str:
+        for directory in CONTROL:
+            text = self.host.read_optional(f"{directory}/{unit}.d/50-{name}.conf") or ""
+            values = [line.partition("=")[2].strip() for line in text.splitlines() if line.startswith(f"{name}=")]
+            if values:
+                return str(CpuSet.parse(values[-1].replace(" ", ","))) if name == "AllowedCPUs" else values[-1]
+        return ""
+
+    def _check_use(self, path: str, limit: int) -> None:
+        for tree in self.trees:
+            directory = tree.hierarchy.directory(path)
+            used = tree.in_effect(directory).get("memory_current") if tree.has_memory else None
+            if isinstance(used, int) and used > limit:
+                raise over_limit(directory, limit, used)
+
+    def _open(self, name: str, value: str) -> list[Step]:
+        """Takes back a property that is fenced no more."""
+        unit, _, key = name.partition(" ")
+        present = self._in_effect(unit, [key]).get(key)
+        wanted = self._all_cpus() if key == "AllowedCPUs" else value
+        return [] if present in (None, "", wanted) else [Systemctl(_set(unit, {key: wanted}))]
+
+    # start: the id is known, and machined has not been asked yet
+
+    def start(self, plan: Plan, domain: Domain) -> None:
+        record = state.Record.read(self.host, domain.uuid) or state.Record(domain.uuid, domain.name)
+        old = state.Record.read(self.host, domain.uuid)
+        unit, scope = self.vm_slice(domain), self._scope(domain)
+        path = f"{UNITS}/{scope}.d/{DROP_IN}"
+        tree = self._cpuset_v1
+        carries = self.fence.cpus is not None and self.parent_slice() is None
+        if unit is None:
+            plan.add(*self._remove_drop_in(path))
+            return
+        record.files = [path]
+        record.slices = [unit] if self.own_slice else []
+        if tree and carries:
+            record.groups = [tree.hierarchy.directory(self.scope_path(domain))]
+        text = f"[Scope]\nSlice={unit}\n"
+        if carries and not tree:
+            text += f"AllowedCPUs={self.fence.cpus}\n"
+        plan.add(*record.save(old), MakeDirectory(path.rpartition("/")[0]))
+        plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644))
+        if tree and carries:
+            plan.add(*tree.make(self.scope_path(domain), self.fence.cpus))
+
+    def _remove_drop_in(self, path: str) -> list[Step]:
+        text = self.host.read_optional(path)
+        return [] if text is None else [Remove(path, text, mode=0o644), RemoveEmpty(path.rpartition("/")[0])]
+
+    # started, reconnect: systemd has put the VM somewhere
+
+    def started(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
+        self.fence_parent(plan)
+        expected = self.scope_path(domain)
+        actual = self._systemd_path(found[0])
+        if not self.layout.native and not _within(actual, expected):
+            plan.warnings.append(
+                f"systemd has put the VM in {printable(actual)}, not in {expected}; it moves when it restarts"
+            )
+        if self.config.has_sets and actual.endswith(".scope"):
+            self._make_groups(plan, domain, running, found)
+        else:
+            self.set_cpus_in_place(plan, domain, found)
+
+    def _systemd_path(self, thread: Thread) -> str:
+        return thread.cgroups.get("name=systemd") or thread.cgroups.get("", "")
+
+    def _make_groups(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
+        """With cgroup_controllers = [] libvirt makes no groups in the scope; its name for them keeps it recognised."""
+        for tree in self.trees:
+            scope = found[0].cgroups.get(tree.hierarchy.key, "")
+            if tree.has_cpus and scope.endswith(".scope"):
+                path = f"{scope}/{NESTED}"
+                groups = {group: self.allowed(domain, group) for group in groups_of(found)}
+                plan.add(*tree.nest(path, running.pid or 0), *tree.make_threads(path, groups))
+                plan.add(*placement.move(tree, path, running, found, {}))
+
+    # stopped, release
+
+    def stopped(self, plan: Plan, record: state.Record, last: bool) -> None:
+        if not last:
+            return
+        plan.add(*self.remains(record), record.forget())
+        if self._cpuset_v1 and state.recorded(self.host) == [record.uuid]:
+            shared = state.Shared(self.host)
+            plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))
+            shared.made = []
+            plan.add(*shared.save())
+
+    def remains(self, record: state.Record) -> list[Step]:
+        steps = super().remains(record)
+        for path in record.files:
+            steps += self._remove_drop_in(path)
+        return steps + [Systemctl(["stop", "--no-block", unit]) for unit in record.slices]
+
+    # what virt-cgroup status shows
+
+    def parent_paths(self) -> dict[Tree, str]:
+        unit = self.parent_slice()
+        return {tree: units.slice_path(unit) for tree in self.trees if unit and (tree.has_cpus or tree.has_memory)}
+
+    def place_of(self, domain: Domain, tree: Tree, thread: Thread) -> str | None:
+        if self.layout.native:
+            return None
+        actual = thread.cgroups.get(tree.hierarchy.key, "")
+        expected = self.scope_path(domain)
+        systemds_own = tree.has_cpus or tree.has_memory
+        return actual if _within(actual, expected) or not systemds_own else expected
+
+    def vm_of(self, thread: Thread) -> str:
+        head, scope, _ = self.cgroup_of(thread).partition(".scope")
+        return head + scope
+
+
+def _within(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top}/")
+
+
+def _set(unit: str, properties: dict[str, str]) -> list[str]:
+    return ["set-property", "--runtime", unit, *(f"{name}={value}" for name, value in properties.items())]

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Names of systemd units and the cgroups they have: pure text, by the rules of systemd and libvirt."""
+
+from __future__ import annotations
+
+VALID = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:_.")
+HOST_NAME = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+MACHINE_NAME_MAX = 64
+UNIT_NAME_MAX = 255
+ROOT = "-.slice"
+
+
+def escape(text: str) -> str:
+    """As systemd-escape: every byte but letters, digits, ":", "_" and an inner "." as \\xHH."""
+    parts = []
+    for position, byte in enumerate(text.encode("utf-8", "surrogateescape")):
+        character = chr(byte)
+        plain = character in VALID and not (character == "." and position == 0)
+        parts.append(character if plain else f"\\x{byte:02x}")
+    return "".join(parts)
+
+
+def slice_unit(components: list[str], below: str = ROOT) -> str:
+    """The slice for the path of COMPONENTS below the slice BELOW: vms, prod -> vms-prod.slice."""
+    names = [] if below == ROOT else [below.removesuffix(".slice")]
+    return "-".join([*names, *map(escape, components)]) + ".slice" if components else below
+
+
+def slice_path(unit: str) -> str:
+    """The cgroup of a slice: vms-prod.slice is in /vms.slice/vms-prod.slice; the root slice is /."""
+    if unit == ROOT:
+        return "/"
+    names = unit.removesuffix(".slice").split("-")
+    return "".join("/" + "-".join(names[: length + 1]) + ".slice" for length in range(len(names)))
+
+
+def slice_of(path: str) -> str:
+    """The slice that holds the cgroup PATH: /system.slice/libvirtd.service -> system.slice."""
+    slices = [component for component in path.split("/") if component.endswith(".slice")]
+    return slices[-1] if slices else ROOT
+
+
+def machine_name(name: str, number: int) -> str:
+    """libvirt's name for machined (virDomainDriverGenerateMachineName): qemu-ID-NAME, with what host names can have."""
+    made = f"qemu-{number}-"
+    skip = True
+    for character in name:
+        if len(made) >= MACHINE_NAME_MAX:
+            break
+        if character in ".-":
+            made += "" if skip else character
+            skip = True
+        elif character in HOST_NAME:
+            made += character
+            skip = False
+    return made.rstrip("-.")
+
+
+def scope_unit(name: str, number: int) -> str:
+    """The scope that machined makes for the VM."""
+    return f"machine-{escape(machine_name(name, number))}.scope"
