@@ -79,6 +79,10 @@ class Manager:
         """Before QEMU exists: the VM parent and its fence."""
         raise NotImplementedError
 
+    def fence_parent(self, plan: Plan) -> None:
+        """The VM parent and its fence alone."""
+        raise NotImplementedError
+
     def start(self, plan: Plan, domain: Domain) -> None:
         """Just before QEMU is made; the domain's id is known."""
 

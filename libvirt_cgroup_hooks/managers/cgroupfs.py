@@ -45,10 +45,10 @@ class Cgroupfs(Manager):
             self.layout.vm_path(domain, self.base(tree))  # an impossible name is told now, not when the VM runs
         old = state.Record.read(self.host, domain.uuid)
         plan.add(*self.new_record(plan, domain).save(old))
-        self.fence_parents(plan, staging(domain))
+        self.fence_parent(plan, staging(domain))
 
     def started(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
-        self.fence_parents(plan, staging(domain))
+        self.fence_parent(plan, staging(domain))
         if self.layout.native:
             self.set_cpus_in_place(plan, domain, found)
             return
@@ -64,7 +64,7 @@ class Cgroupfs(Manager):
         plan.add(*placement.pin(self.host, pins, found, moved))
 
     def imagined(self, plan: Plan, domain: Domain) -> None:
-        self.fence_parents(plan, staging(domain))
+        self.fence_parent(plan, staging(domain))
         for tree in () if self.layout.native else self.trees:
             self._make_place(plan, tree, self.layout.vm_path(domain, self.base(tree)), domain, domain.group_names(), None)
 
@@ -83,7 +83,7 @@ class Cgroupfs(Manager):
 
     # the VM parent
 
-    def fence_parents(self, plan: Plan, staging: str = MACHINE) -> None:
+    def fence_parent(self, plan: Plan, staging: str = MACHINE) -> None:
         """The VM parent, and STAGING where libvirt starts VMs, both with the fence; what is fenced no more is opened."""
         shared = state.Shared(self.host)
         steps: list[Step] = []

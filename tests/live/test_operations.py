@@ -292,3 +292,26 @@ def test_no_reservation_no_fence(configure: Configure) -> None:
     start_vm("new")
     assert {row["cpus"] for name in ("old", "new") for row in status(name)["threads"]} == {"0-1"}
     assert not (STATE / "shared").exists() or "limit " not in (STATE / "shared").read_text()
+
+
+def test_memory_admission(configure: Configure) -> None:
+    total = next(int(line.split()[1]) // 1024 for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
+    configure(f'reserved_host_mem = "{total - 300} MiB"\nmemory_admission = 1\n')
+    start_vm("first", xml=domain_xml("first", memory_mib=64))
+    message = refused(domain_xml("second", memory_mib=128))
+    assert "VM second needs 200.2 MiB of memory" in message
+    assert "stop another VM" in message
+    destroy_vm("first")
+    start_vm("second", xml=domain_xml("second", memory_mib=128))
+
+
+def test_apply_mends_and_then_has_nothing_to_do(configure: Configure) -> None:
+    configure(FENCED)
+    start_vm("web", xml=domain_xml("web", vcpus=2))
+    thread = status("web")["threads"][-1]
+    groups = cgroup_directory("cpuset") / ("tasks" if HAS_V1 else "vms/qemu-web/emulator/cgroup.threads")
+    groups.write_text(str(thread["tid"]))
+    assert not status("web")["conforms"]
+    assert json.loads(virt_cgroup("apply", "--all", "--json"))["web"]
+    assert status("web")["conforms"]
+    assert json.loads(virt_cgroup("apply", "--all", "--json")) == {"parent": [], "web": []}

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""virt-cgroup apply: bring the VM parent and running VMs to what is configured, as the hook does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .. import managers, state, threads
+from ..config import Config
+from ..domain import Domain
+from ..errors import Error, printable
+from ..host import Host
+from ..plan import Plan
+from . import add as add_command
+from .output import print_json
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands, "apply", run, "bring the VM parent and running VMs to what is configured", "virt-cgroup apply --all"
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--parent", action="store_true", help="the VM parent alone")
+    which.add_argument("--all", action="store_true", help="the VM parent and every running VM")
+    which.add_argument("domains", metavar="DOMAIN", nargs="*", default=[], help="a running VM's name, id or UUID")
+
+
+def run(arguments: argparse.Namespace, host: Host) -> int:
+    if not host.real:
+        raise Error("nothing can be applied below --root", "virt-cgroup plan shows what would be done")
+    warnings: list[str] = []
+    config = state.load(host, warnings)
+    found = [] if arguments.parent else threads.running(host)
+    domains = found if arguments.all else [_find(found, name) for name in arguments.domains]
+    steps = {"parent": _parent(host, config, warnings)}
+    steps.update({domain.name: _domain(host, config, domain, warnings) for domain in domains})
+    for warning in warnings:
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+    if arguments.json:
+        print_json(steps)
+    else:
+        for name, lines in steps.items():
+            print(f"{printable(name)}: {len(lines)} steps" + "".join(f"\n  {line}" for line in lines))
+    return 0
+
+
+def _find(running: list[Domain], wanted: str) -> Domain:
+    for domain in running:
+        if wanted in (domain.name, domain.uuid, str(domain.id)):
+            return domain
+    raise Error(f"no VM '{printable(wanted)}' is running", "give the name, id or UUID that virsh list shows")
+
+
+def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:
+    def make() -> Plan:
+        plan = Plan("apply")
+        if config or host.exists(state.SHARED):
+            manager = managers.choose(host, config, managers.daemon(host))
+            manager.check_controllers()
+            manager.fence_parent(plan)
+        return plan
+
+    return _made(host, make, warnings)
+
+
+def _domain(host: Host, config: Config, domain: Domain, warnings: list[str]) -> list[str]:
+    def make() -> Plan:
+        if not managers.concerns(host, config, "reconnect"):
+            return Plan("reconnect")
+        return managers.plan(host, config, "reconnect", domain, managers.daemon(host))
+
+    return _made(host, make, warnings)
+
+
+def _made(host: Host, make: Callable[[], Plan], warnings: list[str]) -> list[str]:
+    state.prepare_directory(host)
+    lock = host.lock(state.LOCK)
+    try:
+        plan: Plan = make()
+        plan.run(host)
+    finally:
+        os.close(lock)
+    warnings += plan.warnings
+    return [str(step) for step in plan.steps]
