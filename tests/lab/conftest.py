@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..live.harness import CONFIG, destroy_all_vms, virsh, wait_for
+from .host import HOOK, STATE, drop_ins, run
+
+SOURCE = Path(__file__).resolve().parents[2] / "hooks/qemu"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lab_host() -> None:
+    if not Path("/etc/libvirt-cgroup-hooks-lab.json").exists():
+        pytest.skip("not on a lab host; run: tools/lab run 13 tests/lab")
+    shutil.copy(SOURCE, HOOK)
+    HOOK.chmod(0o755)
+    run("systemctl", "kill", "-s", "HUP", "libvirtd")
+    wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """No VM and no configuration after each test, and nothing left of the VMs."""
+    yield
+    destroy_all_vms()
+    CONFIG.unlink(missing_ok=True)
+    assert not drop_ins()
+    assert not list((STATE / "vms").glob("*"))

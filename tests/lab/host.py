@@ -1,0 +1,84 @@
+"""A whole host of the lab, seen from inside: its libvirtd is systemd's, and its VMs are machined's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ..live.harness import CONFIG, Vm, domain_xml, running_vm, virsh, wait_for
+
+HOOK = Path("/etc/libvirt/hooks/qemu")
+STATE = Path("/run/libvirt-cgroup-hooks")
+UNITS = Path("/run/systemd/system")
+CGROUP = Path("/sys/fs/cgroup")
+V2 = (CGROUP / "cgroup.controllers").exists()
+FENCE_CPUS = "2-7"
+UUIDS = {"web": "6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab", "db": "0d5fbb05-3a7e-4b4c-8f4d-ba9876543210"}
+USB = "<controller type='usb' model='nec-xhci'/>"
+
+
+def run(*command: str, check: bool = True, stdin: str = "") -> str:
+    result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=120)
+    assert not check or result.returncode == 0, f"{' '.join(command)}: {result.stdout}{result.stderr}"
+    return result.stdout
+
+
+def virt_cgroup(*arguments: str, stdin: str = "") -> str:
+    return run("/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks", *arguments, stdin=stdin)
+
+
+def status() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(virt_cgroup("status", "--json"))
+    return found
+
+
+def log() -> str:
+    """What the hook has told syslog since the host booted."""
+    return run("journalctl", "--no-pager", "-o", "cat", "-t", "libvirt-cgroup-hooks", check=False)
+
+
+def configure(text: str) -> None:
+    CONFIG.write_text(text)
+
+
+def fenced(layout: str, memory: bool = True, more: str = "") -> str:
+    lines = ['reserved_host_cpus = "0-1"', f'cgroup_layout = "{layout}"', more]
+    return "\n".join([*lines, 'reserved_host_mem = "1 GiB"' if memory else "", ""])
+
+
+def xml(name: str, **options: Any) -> str:
+    """Two of three vCPUs, an I/O thread, and USB, from which a guest without an operating system lets go of a disk."""
+    options = {"vcpus": 3, "current": 2, "iothreads": 1, "machine": "q35", "uuid": UUIDS.get(name), **options}
+    return domain_xml(name, **options).replace("<controller type='usb' model='none'/>", USB)
+
+
+def start(name: str, **options: Any) -> Vm:
+    virsh("define", "/dev/stdin", stdin=xml(name, **options))
+    virsh("start", name)
+    return running_vm(name)
+
+
+def meminfo(key: str) -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def directory(controller: str, path: str) -> Path:
+    return (CGROUP if V2 else CGROUP / controller) / path.lstrip("/")
+
+
+def value(controller: str, path: str, v2: str, v1: str) -> str:
+    return (directory(controller, path) / (v2 if V2 else v1)).read_text().strip()
+
+
+def drop_ins() -> list[Path]:
+    return list(UNITS.glob("*.scope.d/50-libvirt-cgroup-hooks.conf"))
+
+
+def restart_libvirtd() -> None:
+    run("systemctl", "restart", "libvirtd")
+    wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
+    for name in virsh("list", "--name").stdout.split():
+        wait_for(lambda name=name: virsh("domcontrol", name, check=False).stdout.strip() == "ok", f"{name} to be reconnected")  # type: ignore[misc]

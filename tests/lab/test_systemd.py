@@ -1,0 +1,184 @@
+"""What is particular to hosts whose cgroups are systemd's."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ..live.harness import running_vm, virsh, wait_for
+from .host import (
+    HOOK,
+    STATE,
+    UNITS,
+    V2,
+    configure,
+    directory,
+    drop_ins,
+    fenced,
+    log,
+    meminfo,
+    restart_libvirtd,
+    run,
+    start,
+    status,
+    value,
+    virt_cgroup,
+    xml,
+)
+
+LAYOUT = "/vms/$NAME"
+
+
+def refused(name: str, **options: object) -> str:
+    result = virsh("create", "/dev/stdin", stdin=xml(name, **options), check=False)
+    assert result.returncode
+    return result.stderr
+
+
+def usage() -> int:
+    return int(value("memory", "/vms.slice", "memory.current", "memory.usage_in_bytes"))
+
+
+def test_memory_is_charged_from_the_first_page() -> None:
+    configure(fenced(LAYOUT))
+    start("db")
+    before = usage()
+    start("web", memory_mib=256, extra="<memoryBacking><allocation mode='immediate'/></memoryBacking>")
+    assert usage() - before > 250 << 20
+
+
+def test_libvirt_slices_are_refused() -> None:
+    configure(fenced("/libvirt-vms/$NAME"))
+    assert "libvirt loses VMs in a cgroup whose name begins with libvirt" in refused("web")
+
+
+def test_pin_outside_the_fence() -> None:
+    configure(fenced(LAYOUT))
+    assert "kept for the host: vcpu0 to 0-3 (outside: 0-1)" in refused("web", vcpupin={0: "0-3"})
+
+
+def test_host_wide_thread_sets() -> None:
+    configure(fenced(LAYOUT, more='emulator_cpus = "0-2"\nvcpu_cpus = "3-5"\niothread_cpus = "6"'))
+    start("web", vcpupin={1: "7"})
+    expected = {"emulator": "2", "vcpu0": "3-5", "vcpu1": "7", "iothread1": "6"}
+
+    def allowed() -> dict[str, str]:
+        return {row["group"]: row["cpus"] for row in status()["domains"][0]["threads"]}
+
+    assert allowed() == expected
+    restart_libvirtd()
+    assert allowed() == expected
+
+
+def test_without_libvirts_own_groups() -> None:
+    """cgroup_controllers = []: QEMU sits in the scope itself, and thread groups are ours to make."""
+    file = Path("/etc/libvirt/qemu.conf")
+    text = file.read_text()
+    try:
+        file.write_text(text + "\ncgroup_controllers = []\n")
+        restart_libvirtd()
+        configure(fenced(LAYOUT, more='emulator_cpus = "2"\nvcpu_cpus = "3-5"'))
+        start("web")
+        found = status()["domains"][0]
+        assert found["conforms"], found["problems"]
+        assert {row["group"]: row["cpus"] for row in found["threads"]} == {
+            "emulator": "2",
+            "vcpu0": "3-5",
+            "vcpu1": "3-5",
+            "iothread1": "2-7",
+        }
+        restart_libvirtd()
+        assert running_vm("web").alive()
+        assert "web" in run("machinectl", "list")
+        virsh("destroy", "web")
+    finally:
+        file.write_text(text)
+        restart_libvirtd()
+
+
+def test_fence_costs_no_bus_call_when_it_is_there() -> None:
+    configure(fenced(LAYOUT))
+    start("web")
+    assert "systemctl" not in virt_cgroup("plan", "prepare", "-", stdin=xml("db"))
+    assert virt_cgroup("apply", "--parent") == "parent: 0 steps\n"
+
+
+def test_reservation_taken_back() -> None:
+    configure(fenced(LAYOUT))
+    start("web")
+    configure("# nothing\n")
+    start("db")
+    assert {row["cpus"] for vm in status()["domains"] for row in vm["threads"]} == {"0-7"}
+    if V2:
+        assert value("memory", "/vms.slice", "memory.max", "") == "max"
+
+
+def test_strays_are_swept() -> None:
+    configure(fenced(LAYOUT))
+    stray = UNITS / r"machine-qemu\x2d99\x2dghost.scope.d"
+    stray.mkdir()
+    (stray / "50-libvirt-cgroup-hooks.conf").write_text("[Scope]\nSlice=vms.slice\n")
+    start("web")
+    assert not stray.exists()
+    assert len(drop_ins()) == 1
+
+
+def test_limit_below_what_is_used_is_refused() -> None:
+    configure(fenced(LAYOUT))
+    start("web", memory_mib=256, extra="<memoryBacking><allocation mode='immediate'/></memoryBacking>")
+    left = (meminfo("MemTotal") >> 20) - 100
+    configure(fenced(LAYOUT).replace("1 GiB", f"{left} MiB"))
+    message = refused("db")
+    assert "cannot limit /sys/fs/cgroup" in message
+    assert "of memory: " in message
+    assert running_vm("web").alive()
+
+
+@pytest.mark.parametrize(("operation", "status_wanted"), [("prepare", 1), ("reconnect", 0)])
+def test_systemd_that_does_not_answer(tmp_path: Path, operation: str, status_wanted: int) -> None:
+    """The hook asks systemd through systemctl: one that never returns stands for a systemd that never answers."""
+    configure("hook_timeout = 2\n" + fenced(LAYOUT))
+    start("web")
+    configure("hook_timeout = 2\n" + fenced(LAYOUT).replace("0-1", "0-2"))
+    hanging = tmp_path / "systemctl"
+    hanging.write_text("#!/bin/sh\nexec sleep 1000\n")
+    hanging.chmod(0o755)
+    given = virsh("dumpxml", "web").stdout
+    run("mount", "--bind", str(hanging), "/usr/bin/systemctl")
+    try:
+        began = time.monotonic()
+        command = [str(HOOK), "web", operation, "begin", "-"]
+        result = subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=30)
+        assert time.monotonic() - began < 10
+        assert result.returncode == status_wanted
+        assert ("not done within hook_timeout = 2 seconds" in result.stderr) == bool(status_wanted)
+        assert not run("pgrep", "-f", "sleep 1000", check=False)
+    finally:
+        run("umount", "/usr/bin/systemctl")
+    assert running_vm("web").alive()
+
+
+def test_a_stopped_bus_does_not_matter() -> None:
+    """systemctl has a way of its own to systemd, so the hook works while the bus does not."""
+    configure(fenced(LAYOUT))
+    pid = run("systemctl", "show", "-P", "MainPID", "dbus.service").strip()
+    run("kill", "-STOP", pid)
+    try:
+        command = [str(HOOK), "web", "prepare", "begin", "-"]
+        subprocess.run(command, input=xml("web"), text=True, check=True, timeout=30)
+    finally:
+        run("kill", "-CONT", pid)
+    assert value("cpuset", "/vms.slice", "cpuset.cpus", "cpuset.cpus") == "2-7" if not V2 else True
+    subprocess.run([HOOK, "web", "release", "end", "-"], input=xml("web"), text=True, check=True, timeout=30)
+
+
+def test_crash_leaves_nothing() -> None:
+    configure(fenced("/vms/$DRIVER-$UUID"))
+    vm = start("web")
+    run("kill", "-KILL", str(vm.pid))
+    wait_for(lambda: not drop_ins() and not list((STATE / "vms").iterdir()), "the hook to clean up")
+    wait_for(lambda: not list(directory("memory", "/vms.slice").glob("vms-qemu*")), "the VM's slice to go")
+    assert "internal error" not in log()
