@@ -9,6 +9,7 @@ from .cpuset import CpuSet
 from .errors import Error, printable
 
 NIL_UUID = "00000000-0000-0000-0000-000000000000"  # of XML that has none: libvirt gives it one when it is defined
+DEPTH = 256  # libxml2's own limit
 LIMIT = 4 * 1024**2  # bytes: libvirt's own limit for a string on its protocol
 UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB": 10**6, "M": 2**20, "MiB": 2**20}
 UNITS.update({"GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40})
@@ -89,7 +90,7 @@ def parse(xml: bytes) -> Domain:
     reader = _Reader()
     try:
         reader.parser.Parse(xml, True)
-    except pyexpat.ExpatError as error:
+    except (pyexpat.ExpatError, LookupError, ValueError) as error:  # the latter two: of encodings
         raise Error(f"the domain XML is not well-formed ({error})", "check it with virt-xml-validate") from None
     return _checked(reader.domain)
 
@@ -114,6 +115,8 @@ class _Reader:
 
     def start(self, element: str, attributes: dict[str, str]) -> None:
         self.path.append(element)
+        if len(self.path) > DEPTH:
+            raise Error(f"the domain XML has more than {DEPTH} elements in one another", "libvirt itself takes no more")
         self.text.clear()
         self.attributes = attributes
         path = self.where()
@@ -218,6 +221,6 @@ def _checked(domain: Domain) -> Domain:
         raise Error(
             f'the domain XML has "{printable(domain.uuid[:40])}" as uuid', "it has to be 8-4-4-4-12 hexadecimal digits"
         )
-    if domain.max_vcpus > 65536 or domain.iothreads > 65536:
+    if max(domain.max_vcpus, domain.vcpus, domain.iothreads, *domain.iothread_ids, 0) > 65536:
         raise Error("the domain XML asks for more than 65536 vCPUs or I/O threads", "libvirt itself takes no more")
     return domain

@@ -9,7 +9,6 @@ operation a failure would kill a VM that runs, so they exit 0 and tell syslog.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from . import managers, state
@@ -18,6 +17,12 @@ from .domain import LIMIT, parse
 from .errors import Error, Refusal, printable
 from .host import Host
 from .managers.base import CLEAN_UP, ENFORCE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # what the signal module is made of, without the enum and collections that it loads
 
 OPERATIONS = ENFORCE + CLEAN_UP
 MAY_REFUSE = ("prepare", "start")
@@ -64,8 +69,9 @@ class _Run:
             return self.failed(Error(f"internal error: {type(error).__name__}: {error}", "please report it"))
 
     def enforce(self, host: Host) -> None:
-        self.config = state.load(host, self.warnings, save=True)
-        self.set_deadline()
+        if self.operation in ENFORCE:  # cleaning up goes by what was recorded, whatever the configuration says now
+            self.config = state.load(host, self.warnings, save=True)
+            self.set_deadline()
         if not managers.concerns(host, self.config, self.operation):
             return
         domain = parse(_standard_input())

@@ -175,7 +175,9 @@ class Host:
         return text
 
     def affinity(self, thread: int) -> CpuSet | None:
-        """The CPUs the thread may run on, as it set them within its cpuset; None where it has ended."""
+        """The CPUs the thread may run on, as it set them within its cpuset; None where it has ended, and in a copy."""
+        if not self.real:
+            return None
         try:
             return CpuSet(os.sched_getaffinity(thread))
         except ProcessLookupError:

@@ -85,10 +85,7 @@ class Layout:
 
 def _components(template: str) -> list[str]:
     shown = printable(template)
-    unknown = template
-    for variable in VARIABLES:
-        unknown = unknown.replace(variable, "")
-    if "$" in unknown:
+    if any(variable not in VARIABLES for variable in _variables(template)):
         raise Error(f'layout "{shown}" has an unknown variable', "the variables are " + ", ".join(VARIABLES))
     if not template.startswith(("/", "$LIBVIRTD/")):
         names = ", ".join(PRESETS)
@@ -101,6 +98,15 @@ def _components(template: str) -> list[str]:
     if any(component in ("", ".", "..") or not component.isprintable() for component in components):
         raise Error(f'layout "{shown}" has an empty or impossible component', 'write it without "//", "." and ".."')
     return components
+
+
+def _variables(template: str) -> list[str]:
+    """Each "$" with the capital letters after it."""
+    found = []
+    for part in template.split("$")[1:]:
+        length = next((n for n, letter in enumerate(part) if not "A" <= letter <= "Z"), len(part))
+        found.append("$" + part[:length])
+    return found
 
 
 def _rendered(component: str, domain: Domain) -> str:

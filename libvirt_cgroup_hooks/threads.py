@@ -44,10 +44,11 @@ def running(host: Host) -> list[Domain]:
 
 
 def threads(host: Host, running: Domain) -> list[Thread]:
-    """Every thread of RUNNING (from `status`), by id. Threads that end meanwhile are left out."""
+    """Every thread of RUNNING (from `status`), its main thread first. Threads that end meanwhile are left out."""
     vcpu_of = {tid: f"vcpu{vcpu}" for vcpu, tid in running.vcpu_threads.items()}
     found = []
-    for tid in sorted(int(name) for name in host.names(f"/proc/{running.pid}/task")):
+    tids = [int(name) for name in host.names(f"/proc/{running.pid}/task")]
+    for tid in sorted(tids, key=lambda tid: (tid != running.pid, tid)):
         task = f"/proc/{running.pid}/task/{tid}"
         cgroups = host.read_optional(f"{task}/cgroup")
         comm = host.read_optional(f"{task}/comm")

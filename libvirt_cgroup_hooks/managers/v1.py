@@ -69,6 +69,10 @@ class V1:
             wanted = str(cpus) if cpus else self._value(f"{parent}/cpuset.cpus")
             steps.append(self._write(f"{directory}/cpuset.mems", self._value(f"{parent}/cpuset.mems")))
             steps.append(self._write(f"{directory}/cpuset.cpus", wanted))
+        # Before Linux 5.11 the limit of a cgroup does not cover its children unless it, or one above it, says so.
+        flat = f"{parent}/memory.use_hierarchy"
+        if self.has_memory and (self._planned.get(flat) or self.host.read_optional(flat) or "").strip() == "0":
+            steps.append(self._write(f"{directory}/memory.use_hierarchy", "1"))
         return steps
 
     def make_threads(self, path: str, groups: dict[str, CpuSet | None]) -> list[Step]:
@@ -129,8 +133,7 @@ class V1:
     def set_limit(self, directory: str, limit: int) -> list[Step]:
         """The memory limit in bytes. Raises Error where more is in use: lowering it would kill."""
         if directory in self._made:
-            steps = [self._write(f"{directory}/memory.use_hierarchy", "1")] if self._flat(directory) else []
-            return [*steps, self._write(f"{directory}/memory.limit_in_bytes", str(limit))]
+            return [self._write(f"{directory}/memory.limit_in_bytes", str(limit))]
         if int(self._value(f"{directory}/memory.limit_in_bytes")) == limit:
             return []
         used = int(self._value(f"{directory}/memory.usage_in_bytes"))
@@ -152,10 +155,6 @@ class V1:
             parent = CpuSet.parse(self._value(f"{_parent(directory)}/cpuset.cpus"))
             return self.set_cpus(directory, CpuSet.parse(value) & parent or parent)
         return [self._write(file, value)]
-
-    def _flat(self, directory: str) -> bool:
-        """Before Linux 5.11 the limit of a cgroup does not cover its children unless it or its parent says so."""
-        return self.host.read_optional(f"{_parent(directory)}/memory.use_hierarchy") == "0\n"
 
     def tuning(self, old: str, new: str, wanted: set[str]) -> list[Step]:
         """Copies from directory OLD to NEW what libvirt had written for the controllers WANTED."""

@@ -111,17 +111,17 @@ class V2:
         value = str(wanted) if wanted else ""
         if directory in self._made:
             return [Write(f"{directory}/cpuset.cpus", value)] if value else []
-        old = self.host.read(f"{directory}/cpuset.cpus").strip()
+        old = (self.host.read_optional(f"{directory}/cpuset.cpus") or "").strip()  # not there before it is enabled
         return [] if old == value else [Write(f"{directory}/cpuset.cpus", value or "\n", old or "\n")]
 
     def set_limit(self, directory: str, limit: int) -> list[Step]:
         """The memory limit in bytes. Raises Error where more is in use: lowering it would kill."""
         if directory in self._made:
             return [Write(f"{directory}/memory.max", str(limit))]
-        old = self.host.read(f"{directory}/memory.max").strip()
+        old = (self.host.read_optional(f"{directory}/memory.max") or "max").strip()
         if old == str(limit):
             return []
-        used = int(self.host.read(f"{directory}/memory.current"))
+        used = int(self.host.read_optional(f"{directory}/memory.current") or 0)
         if used > limit:
             raise over_limit(directory, limit, used)
         return [Write(f"{directory}/memory.max", str(limit), old)]
@@ -130,7 +130,7 @@ class V2:
         """What a limit FILE says before this plan; of a new cgroup, what it would say without us. For `put_back`."""
         if file.rpartition("/")[0] in self._made:
             return "max" if file.endswith(self.limit_file) else "-"
-        return self.host.read(file).strip() or "-"
+        return (self.host.read_optional(file) or ("max" if file.endswith(self.limit_file) else "-")).strip() or "-"
 
     def put_back(self, file: str, value: str) -> list[Step]:
         if file.endswith("/cpuset.cpus"):
