@@ -37,8 +37,11 @@ def main(argv: list[str]) -> int:
         return 0
     if not host.exists(PATH) and not host.exists(state.DIRECTORY):
         return 0
-    run = _Run(name, operation)
-    status = run.guarded(host)
+    run = _Run(host, name, operation)
+    try:
+        status = run.guarded()
+    except Error as error:  # the deadline came while another failure was being told
+        status = run.failed(error)
     signal.setitimer(signal.ITIMER_REAL, 0)
     for warning in run.warnings:
         _log(f"{run}: {warning}")
@@ -48,7 +51,8 @@ def main(argv: list[str]) -> int:
 class _Run:
     """One call of the hook: its name for messages, the configuration once that is read, and what is to be logged."""
 
-    def __init__(self, name: str, operation: str) -> None:
+    def __init__(self, host: Host, name: str, operation: str) -> None:
+        self.host = host
         self.name = name
         self.operation = operation
         self.config = Config({})
@@ -58,17 +62,18 @@ class _Run:
     def __str__(self) -> str:
         return f"VM {printable(self.name)}, {self.operation}"
 
-    def guarded(self, host: Host) -> int:
+    def guarded(self) -> int:
         try:
             self.set_deadline()
-            self.enforce(host)
+            self.enforce()
             return 0
         except Error as error:
             return self.failed(error)
         except Exception as error:  # a fault of ours: it must not kill a VM, and nobody wants to read a traceback
             return self.failed(Error(f"internal error: {type(error).__name__}: {error}", "please report it"))
 
-    def enforce(self, host: Host) -> None:
+    def enforce(self) -> None:
+        host = self.host
         if self.operation in ENFORCE:  # cleaning up goes by what was recorded, whatever the configuration says now
             self.config = state.load(host, self.warnings, save=True)
             self.set_deadline()
@@ -106,6 +111,7 @@ class _Run:
     def alarm(self, *_: object) -> None:
         error = Error(f"not done within hook_timeout = {self.config.hook_timeout} seconds", "see what the host is busy with")
         if self.late:  # even undoing took too long
+            self.host.end_child()
             status = self.failed(error)
             _log(f"{self}: {error}")
             os._exit(status)

@@ -31,6 +31,7 @@ class Host:
 
     def __init__(self, root: str = "/") -> None:
         self.root = root.rstrip("/")
+        self._child = 0
 
     @property
     def real(self) -> bool:
@@ -150,29 +151,32 @@ class Host:
     def run(self, command: list[str]) -> str:
         """Run a program to its end and return what it printed. Raises Error where it fails; leaves no child behind."""
         output, end = os.pipe()
-        pid = None
         try:
             actions = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *((os.POSIX_SPAWN_DUP2, end, n) for n in (1, 2))]
-            pid = os.posix_spawn(command[0], command, {"PATH": PATH, "LC_ALL": "C"}, file_actions=actions)
+            self._child = os.posix_spawn(command[0], command, {"PATH": PATH, "LC_ALL": "C"}, file_actions=actions)
             os.close(end)
             end = -1
             text = _all(output).decode("utf-8", "replace").strip()
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            pid = None
+            status = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+            self._child = 0
         except OSError as error:
             raise Refused(f"run {printable(' '.join(command))}", error) from None
         finally:
-            if pid is not None:  # the deadline came first
-                os.kill(pid, 9)
-                os.waitpid(pid, 0)
+            self.end_child()  # there is one only if the deadline came first
             for descriptor in (output, end):
                 if descriptor >= 0:
                     os.close(descriptor)
         if status:
-            raise Error(
-                f"cannot run {printable(' '.join(command))}: exit status {status}", printable(text) or "it said nothing"
-            )
+            attempt = printable(" ".join(command))
+            raise Error(f"cannot run {attempt}: exit status {status}", printable(text) or "it said nothing")
         return text
+
+    def end_child(self) -> None:
+        """Kills the program that `run` is waiting for, if any."""
+        if self._child:
+            os.kill(self._child, 9)
+            os.waitpid(self._child, 0)
+            self._child = 0
 
     def affinity(self, thread: int) -> CpuSet | None:
         """The CPUs the thread may run on, as it set them within its cpuset; None where it has ended, and in a copy."""

@@ -155,7 +155,7 @@ def test_systemd_that_does_not_answer(tmp_path: Path, operation: str, status_wan
         assert time.monotonic() - began < 10
         assert result.returncode == status_wanted
         assert ("not done within hook_timeout = 2 seconds" in result.stderr) == bool(status_wanted)
-        assert not run("pgrep", "-f", "sleep 1000", check=False)
+        assert not run("pgrep", "-f", "^sleep 1000", check=False)
     finally:
         run("umount", "/usr/bin/systemctl")
     assert running_vm("web").alive()
