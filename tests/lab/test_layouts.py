@@ -78,12 +78,22 @@ class Placed:
 
 
 @pytest.mark.parametrize("layout", SLICES)
-def test_layout(layout: str) -> None:
+def test_placement(layout: str) -> None:
     memory = layout not in WITHOUT_PARENT
     configure(fenced(layout, memory))
     placed = Placed(layout)
     placed.check()
     check_fence(layout, memory)
+    check_gone(placed)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [layout if layout == "/vms/prod/$NAME" else pytest.param(layout, marks=pytest.mark.thorough) for layout in SLICES],
+)
+def test_virsh_goes_on_working(layout: str) -> None:
+    configure(fenced(layout, layout not in WITHOUT_PARENT))
+    placed = Placed(layout)
     for step in (tune, plug, suspend, save, managed_save, reboot):
         step(placed, IMAGES)
         placed.check()
