@@ -137,6 +137,13 @@ class Host:
         except OSError as error:
             raise Refused(f"remove {printable(path)}", error) from None
 
+    def touch(self, path: str, time: int) -> None:
+        """Sets the time of the last change, in nanoseconds. Raises Refused."""
+        try:
+            os.utime(self.root + path, ns=(time, time))
+        except OSError as error:
+            raise Refused(f"touch {printable(path)}", error) from None
+
     def lock(self, path: str) -> int:
         """Wait for the exclusive lock on PATH; it ends with the returned descriptor or the process."""
         import fcntl

@@ -148,6 +148,19 @@ class Several(Step):
             step.run(host)
 
 
+class Touch(Step):
+    """Gives a directory the time of now."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"touch {printable(self.path)}"
+
+    def run(self, host: Host) -> None:
+        host.touch(self.path, time.time_ns())
+
+
 class Systemctl(Step):
     """systemctl VERB ARGUMENTS, waiting for its job; UNDO are the arguments that put back what was there, if any."""
 

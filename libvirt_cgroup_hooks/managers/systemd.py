@@ -12,7 +12,7 @@ from __future__ import annotations
 from .. import state
 from ..cpuset import CpuSet
 from ..errors import Error, printable
-from ..plan import MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl
+from ..plan import MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import placement, units
 from .base import Manager, groups_of
 from .v1 import over_limit
@@ -27,6 +27,11 @@ UNITS = "/run/systemd/system"
 CONTROL = ("/run/systemd/system.control", "/etc/systemd/system.control")  # where set-property keeps what it was told
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
 MACHINE = "machine.slice"
+# systemd looks for drop-ins in the directories that it remembers, and loading a transient scope does not make it look
+# again (247 to 257: unit_load_fragment returns before unit_file_build_name_map). Loading a unit that is not there does,
+# if the directory has changed since; two changes in one tick of the kernel's clock look like one, so its time is set.
+# libvirt happens to name such a unit, virtqemud.service, where Debian ships none; that is no promise.
+REFRESH = (Touch(UNITS), Systemctl(["show", "-p", "LoadState", "libvirt-cgroup-hooks-no-such-unit.service"]))
 NESTED = "libvirt"  # libvirt's own cgroup inside the scope, since 7.1
 
 
@@ -205,7 +210,7 @@ class Systemd(Manager):
         if carries and not tree:
             text += f"AllowedCPUs={self.fence.cpus}\n"
         plan.add(*record.save(old), MakeDirectory(path.rpartition("/")[0]))
-        plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644))
+        plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644), *REFRESH)
         if tree and carries:
             plan.add(*tree.make(self.scope_path(domain), self.fence.cpus))
 
