@@ -12,7 +12,7 @@ from .cpuset import CpuSet
 from .errors import Error, printable
 from .host import ABSENT, EBUSY, ENOTEMPTY, ESRCH, Host, Refused
 
-SYSTEMCTL = "/usr/bin/systemctl"
+SYSTEMCTL = "/bin/systemctl"  # also where /bin is not /usr/bin
 
 
 class Step:

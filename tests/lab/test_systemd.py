@@ -29,6 +29,7 @@ from .host import (
     xml,
 )
 
+SYSTEMCTL = Path("/bin/systemctl").resolve()
 LAYOUT = "/vms/$NAME"
 
 
@@ -147,7 +148,7 @@ def test_systemd_that_does_not_answer(tmp_path: Path, operation: str, status_wan
     hanging.write_text("#!/bin/sh\nexec sleep 1000\n")
     hanging.chmod(0o755)
     given = virsh("dumpxml", "web").stdout
-    run("mount", "--bind", str(hanging), "/usr/bin/systemctl")
+    run("mount", "--bind", str(hanging), str(SYSTEMCTL))
     try:
         began = time.monotonic()
         command = [str(HOOK), "web", operation, "begin", "-"]
@@ -157,7 +158,7 @@ def test_systemd_that_does_not_answer(tmp_path: Path, operation: str, status_wan
         assert ("not done within hook_timeout = 2 seconds" in result.stderr) == bool(status_wanted)
         assert not run("pgrep", "-f", "^sleep 1000", check=False)
     finally:
-        run("umount", "/usr/bin/systemctl")
+        run("umount", str(SYSTEMCTL))
     assert running_vm("web").alive()
 
 
