@@ -30,7 +30,7 @@ class CpuSet:
         mask = 0
         for item in text.split(",") if text.strip() else ():
             item = item.strip()
-            bits = _range_mask(item.lstrip("^"), text)
+            bits = _range_mask(item[1:] if item.startswith("^") else item, text)
             mask = mask & ~bits if item.startswith("^") else mask | bits
         return cls._of(mask)
 

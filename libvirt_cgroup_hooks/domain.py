@@ -10,6 +10,7 @@ from .errors import Error, printable
 
 NIL_UUID = "00000000-0000-0000-0000-000000000000"  # of XML that has none: libvirt gives it one when it is defined
 DEPTH = 256  # libxml2's own limit
+HEXADECIMAL = frozenset("0123456789abcdef-")
 LIMIT = 4 * 1024**2  # bytes: libvirt's own limit for a string on its protocol
 UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB": 10**6, "M": 2**20, "MiB": 2**20}
 UNITS.update({"GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40})
@@ -217,7 +218,7 @@ def _checked(domain: Domain) -> Domain:
     if any(character in domain.name for character in "/\n\0"):
         raise Error(f'the domain XML has "{printable(domain.name)}" as name', "libvirt allows no / and no newline in it")
     domain.uuid = domain.uuid or NIL_UUID
-    if len(domain.uuid) != 36 or not set(domain.uuid) <= set("0123456789abcdef-"):
+    if [len(part) for part in domain.uuid.split("-")] != [8, 4, 4, 4, 12] or not set(domain.uuid) <= HEXADECIMAL:
         raise Error(
             f'the domain XML has "{printable(domain.uuid[:40])}" as uuid', "it has to be 8-4-4-4-12 hexadecimal digits"
         )

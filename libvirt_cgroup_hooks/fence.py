@@ -72,9 +72,9 @@ def reserved_memory(setting: str, total: int) -> int:
 def size(amount: int) -> str:
     """Bytes for people: whole where they are whole, else one decimal."""
     for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if amount >= 1 << shift:
-            whole = amount / (1 << shift)
-            return f"{whole:.0f} {unit}" if whole == int(whole) else f"{whole:.1f} {unit}"
+        tenths = round(amount * 10 / (1 << shift))
+        if tenths >= 10 and amount >= 1024:
+            return f"{tenths // 10} {unit}" if amount % (1 << shift) == 0 else f"{tenths / 10:.1f} {unit}"
     return f"{amount} bytes"
 
 

@@ -195,7 +195,9 @@ class Host:
             return None
 
     def set_affinity(self, thread: int, cpus: Iterable[int]) -> None:
-        """The thread may have ended. Raises Refused."""
+        """The thread may have ended. Raises Refused, and Error for a copy of a host, which has none."""
+        if not self.real:
+            raise Error(f"cannot set the CPUs of thread {thread}", "this is a copy of a host")
         try:
             os.sched_setaffinity(thread, cpus)
         except ProcessLookupError:

@@ -120,7 +120,9 @@ class _Parser:
         end = self.text.find(mark, start)
         value = self.text[start:end]
         if end < 0 or (not long and any(c in value for c in EOL)):
-            raise self.error(f"the string that begins here has no closing {mark}", "close it on the same line")
+            raise self.error(
+                f"the string that begins here has no closing {mark}", "close it" + ("" if long else " on the same line")
+            )
         self.at = end + len(mark)
         return value
 
@@ -143,7 +145,9 @@ class _Parser:
             if self.peek() == ",":
                 self.at += 1
             elif self.peek() != "]":
-                raise self.error(f"expected , or ] in the list, found {self.shown()}", "comments are not allowed in lists")
+                raise self.error(
+                    f"expected , or ] in the list, found {self.shown()}", "close it; comments are not allowed in it"
+                )
 
     def comment(self) -> None:
         while self.peek() and self.peek() not in EOL:

@@ -25,7 +25,7 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> N
         time.sleep(0.02)
 
 
-def virsh(*args: str, check: bool = True, stdin: str | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def virsh(*args: str, check: bool = True, stdin: str | None = None, timeout: float = 180) -> subprocess.CompletedProcess[str]:
     """Give XML as `stdin` with /dev/stdin among the arguments. A command that hangs raises TimeoutExpired."""
     result = subprocess.run(
         ["virsh", "--quiet", "--connect", "qemu:///system", *args],

@@ -1,0 +1,211 @@
+"""cgroup-hooks.conf held against recorded hosts: what it means there, and what it says where it cannot be."""
+
+from __future__ import annotations
+
+import pytest
+
+from libvirt_cgroup_hooks import config
+from libvirt_cgroup_hooks.config import PATH, Config
+from libvirt_cgroup_hooks.cpuset import CpuSet
+from libvirt_cgroup_hooks.errors import Error
+
+from .hosts import PAGE, configured, topology
+
+KEYS = (
+    "reserved_host_cpus, reserved_host_mem, cgroup_layout, emulator_cpus, vcpu_cpus, iothread_cpus, "
+    "pin_conflict, memory_admission, hook_timeout, on_error"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("reserved_cpus = '0'", f'reserved_cpus = "0": there is no such setting: the settings are {KEYS}'),
+        ("RESERVED_HOST_CPUS = '0'", 'RESERVED_HOST_CPUS = "0": there is no such setting'),
+        ("a = [1, 'b']", "a = [1, 'b']: there is no such setting"),
+        ("default = 1", "default = 1: there is no such setting"),
+        ("hook_timeout = '10'", 'hook_timeout = "10": the value has to be a number of seconds from 1 to 600: write it'),
+        ('memory_admission = "yes"', 'memory_admission = "yes": the value has to be 0 or 1: write it without quotes'),
+        ("emulator_cpus = 3", "emulator_cpus = 3: the value has to be a string: put it in quotes"),
+        ("vcpu_cpus = ['1', '2']", "vcpu_cpus = ['1', '2']: the value has to be a string"),
+        ("reserved_host_cpus = '3-1'", 'reserved_host_cpus = "3-1": "3-1" is not a CPU list: 3-1 runs backwards; write 1-3'),
+        ("reserved_host_cpus = ''", 'reserved_host_cpus = "": the CPU list is empty: name at least one CPU'),
+        ("reserved_host_mem = 4", 'reserved_host_mem = 4: an amount of memory needs a unit: write "4 GiB", "4 MiB" or "4%"'),
+        ("reserved_host_mem = '4'", 'reserved_host_mem = "4": an amount of memory needs a unit'),
+        ("on_error = 'stop'", 'on_error = "stop": the value has to be "refuse" or "warn"'),
+        (
+            "cgroup_layout = '/vms/$VM'",
+            'cgroup_layout = "/vms/$VM": layout "/vms/$VM" has an unknown variable: '
+            "the variables are $LIBVIRTD, $DRIVER, $NAME, $UUID, $ID",
+        ),
+        ("cgroup_layout = 'nest'", 'cgroup_layout = "nest": layout "nest" is neither a preset nor a path: use one of native,'),
+        (
+            "memory_admission = 1",
+            "memory_admission = 1: there is no limit to admit VMs to: set reserved_host_mem too",
+        ),
+        (f"reserved_host_mem = '{'x' * 5000}'", f'reserved_host_mem = "{"x" * 200}": '),
+        ("cgroup_layout = '\x1b[2J'", r'cgroup_layout = "\x1b[2J": layout "\x1b[2J" is neither'),
+    ],
+)
+def test_bad_settings(text: str, message: str) -> None:
+    with pytest.raises(Error) as error:
+        config.parse(f"# prose\n\n{text}\n")
+    assert str(error.value).startswith(f"{PATH}:3: {message}")
+
+
+def test_the_grammar_has_the_first_word() -> None:
+    with pytest.raises(Error, match='conf:1: "reserved_host_cpus" is not followed by "="'):
+        config.parse("reserved_host_cpus 0", "conf")
+
+
+@pytest.mark.parametrize("layout", ["flat", "root", "uuid", "/$NAME", "/$DRIVER-$ID", "$LIBVIRTD/$UUID"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_no_limit_of_memory_without_a_parent(layout: str, order: int) -> None:
+    lines = ["reserved_host_mem = '1 GiB'", f"cgroup_layout = '{layout}'"][::order]
+    with pytest.raises(Error) as error:
+        config.parse("\n".join(lines))
+    line = lines.index("reserved_host_mem = '1 GiB'") + 1
+    assert str(error.value) == (
+        f'{PATH}:{line}: reserved_host_mem = "1 GiB": with cgroup_layout = "{layout}" no cgroup holds the VMs and nothing '
+        'else, which could carry the limit: use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"'
+    )
+
+
+@pytest.mark.parametrize("layout", ["native", "legacy", "nested", "/vms/$NAME", "/$DRIVER/$NAME", "$LIBVIRTD/vms/$UUID"])
+def test_a_limit_of_memory_with_a_parent(layout: str) -> None:
+    assert configured(f"reserved_host_mem = '1 GiB'\ncgroup_layout = '{layout}'", "desktop").reserved_host_mem == str(2**30)
+
+
+@pytest.mark.parametrize("layout", ["flat", "root", "uuid"])
+def test_cpus_can_be_kept_in_every_layout(layout: str) -> None:
+    assert str(configured(f"reserved_host_cpus = '0'\ncgroup_layout = '{layout}'", "desktop").reserved_host_cpus) == "0"
+
+
+def test_duplicates_warn_and_the_first_wins() -> None:
+    parsed = config.parse("hook_timeout = 5\non_error = 'warn'\nhook_timeout = 'x'\nhook_timeout = 7\n", "conf")
+    assert parsed.values == {"hook_timeout": "5", "on_error": "warn"}
+    assert parsed.warnings == [
+        "conf:3: hook_timeout is set in line 1 already, which counts",
+        "conf:4: hook_timeout is set in line 1 already, which counts",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host", "setting", "cpus"),
+    [
+        ("desktop", "'0-1'", "0-1"),
+        ("desktop", "'0-7,^2-7'", "0-1"),
+        ("desktop", "1", "0,4"),  # whole cores
+        ("desktop", "2", "0,4"),
+        ("desktop", "3", "0-1,4-5"),
+        ("desktop", "6", "0-2,4-6"),
+        ("desktop", "'auto'", "0,4"),
+        ("twonode", "1", "0"),
+        ("twonode", "2", "0,4"),  # one of each node
+        ("twonode", "3", "0-1,4"),
+        ("twonode", "4", "0-1,4-5"),
+        ("twonode", "7", "0-6"),
+        ("twonode", "'auto'", "0"),
+        ("small", "1", "0"),
+        ("small", "'auto'", "0"),
+        ("unified", "3", "0-2"),
+    ],
+)
+def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
+    assert str(configured(f"reserved_host_cpus = {setting}", host).reserved_host_cpus) == cpus
+
+
+@pytest.mark.parametrize(
+    ("host", "text", "message"),
+    [
+        ("desktop", "reserved_host_cpus = '99'", '"99": this host has no CPU 99: its CPUs are 0-7'),
+        ("desktop", "reserved_host_cpus = '6-9'", '"6-9": this host has no CPU 8-9: its CPUs are 0-7'),
+        ("desktop", "emulator_cpus = '8'", '"8": this host has no CPU 8: its CPUs are 0-7'),
+        ("desktop", "vcpu_cpus = '0,100'", '"0,100": this host has no CPU 100'),
+        ("desktop", "iothread_cpus = '4000-8000'", '"4000-8000": this host has no CPU 4000-8000'),
+        (
+            "desktop",
+            "reserved_host_cpus = '0-7'",
+            '"0-7": reserved_host_cpus 0-7 leaves no CPU for VMs (online: 0-7): reserve fewer CPUs',
+        ),
+        ("desktop", "reserved_host_cpus = 8", "8: reserved_host_cpus 0-7 leaves no CPU for VMs"),
+        ("desktop", "reserved_host_cpus = 7", "7: reserved_host_cpus 0-7 leaves no CPU for VMs"),  # the cores are whole
+        ("desktop", "reserved_host_cpus = 9", "9: the host has 8 CPUs: reserve fewer"),
+        ("small", "reserved_host_cpus = 18446744073709551615", "18446744073709551615: the host has 2 CPUs"),
+        (
+            "desktop",
+            "reserved_host_mem = '64 GiB'",
+            f'"64 GiB": reserved_host_mem "{64 * 2**30}" leaves no memory for VMs '
+            "(31.3 GiB in all, 0 bytes in hugepage pools, 64 GiB reserved): reserve less, or make the hugepage pools smaller",
+        ),
+        ("desktop", "reserved_host_mem = '999999999999999 TiB'", '"999999999999999 TiB": reserved_host_mem "'),
+        (
+            "twonode",
+            "reserved_host_mem = '90%'",
+            '"90%": reserved_host_mem "90%" leaves no memory for VMs (62.8 GiB in all, 10 GiB in hugepage pools, 56.5 GiB',
+        ),
+        (
+            "desktop",
+            "reserved_host_cpus = '0-3'\nemulator_cpus = '1-2'",
+            '"1-2": the host keeps all of these CPUs; VMs may use 4-7: name CPUs of the VMs',
+        ),
+    ],
+)
+def test_what_the_host_does_not_have(host: str, text: str, message: str) -> None:
+    with pytest.raises(Error) as error:
+        configured(text, host)
+    last = text.splitlines()[-1]
+    line = len(text.splitlines())
+    assert str(error.value).startswith(f"{PATH}:{line}: {last.split(' ')[0]} = {message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "enforces"),
+    [
+        ("", False),
+        ("hook_timeout = 5", False),
+        ("on_error = 'warn'\npin_conflict = 'warn'\nmemory_admission = 0", False),
+        ("cgroup_layout = 'native'", False),
+        ("cgroup_layout = 'nested'", True),
+        ("reserved_host_cpus = '0'", True),
+        ("reserved_host_mem = '1 GiB'", True),
+        ("emulator_cpus = '0'", True),
+        ("vcpu_cpus = '0'", True),
+        ("iothread_cpus = '0'", True),
+    ],
+)
+def test_whether_anything_is_enforced(text: str, enforces: bool) -> None:
+    assert bool(configured(text, "desktop")) == enforces
+
+
+def test_a_resolved_configuration_survives_its_canonical_text() -> None:
+    text = "reserved_host_cpus = 2\nreserved_host_mem = '5 %'\ncgroup_layout = '/vms/$NAME'\nhook_timeout = 3\nvcpu_cpus='1-7'"
+    first = configured(text, "desktop")
+    assert Config(first.values).values == first.values
+    assert first.values["reserved_host_cpus"] == "0,4"
+
+
+@pytest.mark.parametrize(
+    ("group", "cpus"), [("emulator", "1"), ("vcpu0", "2"), ("vcpu17", "2"), ("iothread1", "3"), ("iothread99", "3")]
+)
+def test_the_set_of_a_thread_group(group: str, cpus: str) -> None:
+    made = configured("emulator_cpus = '1'\nvcpu_cpus = '2'\niothread_cpus = '3'", "desktop")
+    assert str(made.set_of(group)) == cpus
+    assert made.has_sets
+
+
+@pytest.mark.parametrize(
+    ("text", "inert"),
+    [("", True), ("\n\n", True), ("# a = 1\n  # b", True), ("a = 1", False), ("# prose\n a", False)],
+)
+def test_a_file_without_settings(text: str, inert: bool) -> None:
+    assert config.inert(text) == inert
+
+
+def test_offline_cpus_may_be_named_but_do_not_count() -> None:
+    host = topology("desktop")
+    host.online = CpuSet.parse("0-6")
+    kept = config.resolve(config.parse("reserved_host_cpus = '0,7'"), host, PAGE)
+    assert str(kept.reserved_host_cpus) == "0,7"
+    with pytest.raises(Error, match=r"leaves no CPU for VMs \(online: 0-6\)"):
+        config.resolve(config.parse("reserved_host_cpus = '0-6'"), host, PAGE)

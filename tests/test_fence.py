@@ -1,0 +1,153 @@
+"""What the VMs may use is what the host has less what it keeps; and whether a VM's pins are within it."""
+
+from __future__ import annotations
+
+import pytest
+
+from libvirt_cgroup_hooks.config import Config
+from libvirt_cgroup_hooks.cpuset import CpuSet
+from libvirt_cgroup_hooks.errors import Error, Refusal
+from libvirt_cgroup_hooks.fence import Fence, check_memory, check_pins, fence, memory_of, pins_outside, reserved_memory, size
+from libvirt_cgroup_hooks.topology import Memory
+
+from .hosts import PAGE, configured, domain, topology
+
+GIB = 2**30
+
+
+def fence_of(text: str, name: str) -> Fence:
+    host = topology(name)
+    return fence(configured(text, name), host.online, host.memory, PAGE)
+
+
+@pytest.mark.parametrize(
+    ("host", "text", "cpus", "memory"),
+    [
+        ("desktop", "", None, None),
+        ("desktop", "reserved_host_cpus = '0,4'", "1-3,5-7", None),
+        ("desktop", "reserved_host_cpus = 1", "1-3,5-7", None),
+        ("desktop", "reserved_host_cpus = 'auto'", "1-3,5-7", None),
+        ("desktop", "reserved_host_mem = '4 GiB'", None, 32787480 * 1024 - 4 * GIB),
+        ("desktop", "reserved_host_mem = 'auto'", None, 32787480 * 1024 * 19 // 20 // PAGE * PAGE),
+        ("desktop", "reserved_host_mem = '10%'", None, 32787480 * 1024 * 9 // 10 // PAGE * PAGE),
+        ("desktop", "reserved_host_mem = '1 B'", None, 32787480 * 1024 - PAGE),
+        ("twonode", "reserved_host_mem = '4 GiB'", None, (65842104 - 10485760) * 1024 - 4 * GIB),  # less the hugepages
+        ("twonode", "reserved_host_cpus = 2\nreserved_host_mem = '4 GiB'", "1-3,5-7", (65842104 - 10485760) * 1024 - 4 * GIB),
+        ("small", "reserved_host_mem = 'auto'", None, 2040212 * 1024 - GIB),
+    ],
+)
+def test_fence(host: str, text: str, cpus: str | None, memory: int | None) -> None:
+    made = fence_of(text, host)
+    assert (None if made.cpus is None else str(made.cpus), made.memory) == (cpus, memory)
+    assert bool(made) == (cpus is not None or memory is not None)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"reserved_host_cpus": "0-3"}, "reserved_host_cpus 0-3 leaves no CPU for VMs (online: 0-1): reserve fewer CPUs"),
+        (
+            {"reserved_host_mem": str(GIB - PAGE + 1)},
+            'reserved_host_mem "1073737729" leaves no memory for VMs (1 GiB in all, 0 bytes in hugepage pools, ',
+        ),
+        ({"reserved_host_mem": "auto"}, 'reserved_host_mem "auto" leaves no memory for VMs'),
+    ],
+)
+def test_nothing_left(values: dict[str, str], message: str) -> None:
+    with pytest.raises(Error) as error:
+        fence(Config(values), CpuSet([0, 1]), Memory(GIB, 0), PAGE)
+    assert str(error.value).startswith(message)
+
+
+def test_one_page_is_enough() -> None:
+    assert fence(Config({"reserved_host_mem": str(GIB - PAGE)}), CpuSet([0]), Memory(GIB, 0), PAGE).memory == PAGE
+
+
+@pytest.mark.parametrize(
+    ("setting", "total", "kept"),
+    [
+        ("1", 100, 1),
+        (str(GIB), 100, GIB),
+        ("10%", 1000, 100),
+        ("33%", 100, 33),
+        ("1%", 99, 0),
+        ("auto", 40 * GIB, 2 * GIB),
+    ],
+)
+def test_reserved_memory(setting: str, total: int, kept: int) -> None:
+    assert reserved_memory(setting, total) == kept
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (1536, "1.5 KiB"),
+        (2**20, "1 MiB"),
+        (GIB, "1 GiB"),
+        (GIB + GIB // 2, "1.5 GiB"),
+        (1024 * GIB, "1024 GiB"),
+    ],
+)
+def test_size(amount: int, text: str) -> None:
+    assert size(amount) == text
+
+
+@pytest.mark.parametrize(
+    ("inner", "memory"),
+    [
+        ("<memory unit='GiB'>1</memory>", 1024 + 2 + 8 + 64),
+        ("<memory unit='GiB'>1</memory><vcpu>4</vcpu><iothreads>2</iothreads>", 1024 + 2 + 6 * 8 + 64),
+        ("<memory unit='GiB'>1</memory><vcpu current='1'>4</vcpu>", 1024 + 2 + 4 * 8 + 64),
+        ("<memory unit='GiB'>1</memory><memoryBacking><hugepages/></memoryBacking>", 2 + 8 + 64),  # the pool has it
+        ("", 8 + 64),
+    ],
+)
+def test_what_a_vm_takes_with_qemus_own(inner: str, memory: int) -> None:
+    assert memory_of(domain(inner=inner)) == memory * 2**20
+
+
+@pytest.mark.parametrize(("others", "fits"), [(0, True), (1024, True), (1025, False)])
+def test_admission(others: int, fits: bool) -> None:
+    made, limit = domain("we\nb", "<memory unit='MiB'>512</memory>"), (1024 + 512 + 1 + 8 + 64) * 2**20
+    if fits:
+        check_memory(made, others * 2**20, limit)
+        return
+    with pytest.raises(Refusal) as error:
+        check_memory(made, others * 2**20, limit)
+    assert str(error.value) == (
+        r"VM we\nb needs 585 MiB of memory with QEMU's own, and the VMs that run have 1.0 GiB of the 1.6 GiB that the host "
+        "leaves them: stop another VM, give this one less memory, or set memory_admission = 0"
+    )
+
+
+TUNE = "<cputune><vcpupin vcpu='0' cpuset='0-1'/><vcpupin vcpu='1' cpuset='2'/><emulatorpin cpuset='0'/></cputune>"
+
+
+@pytest.mark.parametrize(
+    ("inner", "cpus", "outside"),
+    [
+        ("", "1-3", []),
+        (TUNE, "0-3", []),
+        (TUNE, "1-3", ["emulator to 0 (outside: 0)", "vcpu0 to 0-1 (outside: 0)"]),
+        (TUNE, "3", ["emulator to 0 (outside: 0)", "vcpu0 to 0-1 (outside: 0-1)", "vcpu1 to 2 (outside: 2)"]),
+        ("<vcpu cpuset='0-3'>1</vcpu>", "1-3", ["emulator to 0-3 (outside: 0)", "vcpu0 to 0-3 (outside: 0)"]),
+        ("<cputune><iothreadpin iothread='3' cpuset='0'/></cputune>", "1-3", ["iothread3 to 0 (outside: 0)"]),
+    ],
+)
+def test_pins_outside(inner: str, cpus: str, outside: list[str]) -> None:
+    made, allowed = domain(inner=inner), CpuSet.parse(cpus)
+    assert sorted(pins_outside(made, allowed)) == outside
+    if not outside:
+        check_pins(made, allowed)
+
+
+def test_a_pin_outside_is_refused_in_one_sentence() -> None:
+    with pytest.raises(Refusal) as error:
+        check_pins(domain("we\nb", "<cputune><emulatorpin cpuset='0-1'/></cputune>"), CpuSet.parse("1-7"))
+    assert str(error.value) == (
+        r"VM we\nb is pinned to CPUs that are kept for the host: emulator to 0-1 (outside: 0): "
+        'pin it within 1-7, reserve other CPUs, or set pin_conflict = "warn"'
+    )

@@ -1,0 +1,182 @@
+"""The door to the kernel's files: what it says when it is shut, and that it never opens half."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from libvirt_cgroup_hooks.errors import Error
+from libvirt_cgroup_hooks.host import ABSENT, Host, Refused
+
+from .hosts import recorded
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/file").write_text("old")
+    return Host(str(tmp_path))
+
+
+def test_read(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(b"x" * 200_000 + b"\xff\n")
+    assert host.read("/a/file") == "old"
+    assert host.read("/big") == "x" * 200_000 + "\udcff\n"  # what is no UTF-8 survives
+    assert host.read_optional("/a/none") is None
+    assert host.read_optional("/a/file/none") is None
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda host: host.read("/no\n"), r"cannot read /no\n: No such file or directory"),
+        (lambda host: host.read("/a"), "cannot read /a: Is a directory"),
+        (lambda host: host.read_optional("/a"), "cannot read /a: Is a directory"),
+        (lambda host: host.write("/a/none", "0-3"), 'cannot write "0-3" to /a/none: No such file or directory'),
+        (lambda host: host.write("/a", "\x1b"), r'cannot write "\x1b" to /a: Is a directory'),
+        (lambda host: host.make_directory("/x/y"), "cannot make /x/y: No such file or directory"),
+        (lambda host: host.remove_directory("/a"), "cannot remove /a: Directory not empty"),
+        (lambda host: host.replace("/x/y", "text"), "cannot write /x/y: No such file or directory"),
+        (lambda host: host.remove("/a"), "cannot remove /a: Is a directory"),
+        (lambda host: host.lock("/x/y"), "cannot lock /x/y: No such file or directory"),
+    ],
+)
+def test_each_failure_names_the_path_and_the_value(host: Host, attempt: object, message: str) -> None:
+    assert callable(attempt)
+    with pytest.raises(Refused) as error:
+        attempt(host)
+    assert str(error.value) == message
+    assert error.value.errno
+
+
+def test_write_makes_no_file(host: Host) -> None:
+    host.write("/a/file", "new")
+    assert (host.read("/a/file"), host.names("/a")) == ("new", ["file"])
+
+
+def test_what_may_be_there_already_or_gone(host: Host) -> None:
+    host.make_directory("/a")
+    host.make_directory("/b")
+    host.remove_directory("/b")
+    host.remove_directory("/b")
+    host.remove("/a/file")
+    host.remove("/a/file")
+    assert (host.exists("/b"), host.names("/a"), host.names("/b")) == (False, [], [])
+
+
+def test_directories(host: Host, tmp_path: Path) -> None:
+    for name in ("z", "b"):
+        host.make_directory(f"/a/{name}")
+    (tmp_path / "a/link").symlink_to("z")
+    assert host.directories("/a") == ["b", "z"]
+    assert host.names("/a") == ["b", "file", "link", "z"]
+    assert host.directories("/none") == []
+
+
+def test_replace_is_whole_and_leaves_nothing_beside(host: Host, tmp_path: Path) -> None:
+    host.replace("/a/file", "newer\n")
+    host.replace("/a/other", "name \udcff\n")
+    assert (host.read("/a/file"), host.read("/a/other")) == ("newer\n", "name \udcff\n")
+    assert host.names("/a") == ["file", "other"]
+    assert (tmp_path / "a/other").stat().st_mode & 0o777 == 0o600
+
+
+def test_replace_follows_no_link(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / f"a/file.{os.getpid()}.new").symlink_to(tmp_path / "target")
+    with pytest.raises(Refused, match="cannot write /a/file"):
+        host.replace("/a/file", "x")
+    assert (tmp_path / "target").read_text() == "mine"
+
+
+def test_a_fingerprint_changes_with_the_file(host: Host) -> None:
+    first = host.fingerprint("/a/file")
+    assert host.fingerprint("/a/file") == first != ""
+    host.replace("/a/file", "old")
+    assert host.fingerprint("/a/file") != first
+    assert host.fingerprint("/a/none") == ""
+
+
+def test_the_lock_is_exclusive(host: Host) -> None:
+    import fcntl
+
+    descriptor = host.lock("/a/lock")
+    second = os.open(host.root + "/a/lock", os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+    fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(second)
+
+
+def test_what_counts_as_absent() -> None:
+    assert [os.strerror(number) for number in ABSENT] == [
+        "No such file or directory",
+        "No such process",
+        "No such device",
+        "Not a directory",
+        "Operation not supported",
+    ]
+
+
+@pytest.mark.parametrize(("root", "real"), [("/", True), ("", True), ("/copy", False), ("/copy/", False)])
+def test_the_root_is_this_host_or_a_copy(root: str, real: bool) -> None:
+    assert Host(root).real == real
+
+
+def test_a_thread_that_has_ended() -> None:
+    assert Host().affinity(2**22 + 1) is None  # above the kernel's largest pid
+
+
+def test_a_copy_does_not_know_the_threads_of_this_host() -> None:
+    assert recorded("desktop").affinity(os.getpid()) is None
+
+
+@pytest.mark.runs_programs
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["/bin/echo", " a b "], "a b"),
+        (["/bin/cat"], ""),  # there is nothing to read
+        (["/bin/sh", "-c", "echo told >&2; echo $LC_ALL; head -c 100000 /dev/zero | wc -c"], "told\nC\n100000"),
+    ],
+)
+def test_a_programs_output(host: Host, command: list[str], text: str) -> None:
+    assert host.run(command) == text
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # no child is left
+
+
+@pytest.mark.runs_programs
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["/bin/sh", "-c", "echo no; exit 3"], "cannot run /bin/sh -c echo no; exit 3: exit status 3: no"),
+        (["/bin/false"], "cannot run /bin/false: exit status 1: it said nothing"),
+        (["/bin/none", "\n"], r"cannot run /bin/none \n: No such file or directory"),
+    ],
+)
+def test_a_program_that_fails(host: Host, command: list[str], message: str) -> None:
+    with pytest.raises(Error) as error:
+        host.run(command)
+    assert str(error.value) == message
+
+
+@pytest.mark.runs_programs
+def test_a_program_that_takes_too_long_is_ended(host: Host) -> None:
+    def late(*_: object) -> None:
+        raise Error("late")
+
+    old = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(Error, match=r"^late$"):
+            host.run(["/bin/sleep", "60"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
