@@ -145,9 +145,7 @@ class _Parser:
             if self.peek() == ",":
                 self.at += 1
             elif self.peek() != "]":
-                raise self.error(
-                    f"expected , or ] in the list, found {self.shown()}", "close it; comments are not allowed in it"
-                )
+                raise self.error(f"expected , or ] in the list, found {self.shown()}", "comments are not allowed in lists")
 
     def comment(self) -> None:
         while self.peek() and self.peek() not in EOL:

@@ -1,0 +1,254 @@
+"""A whole host in QEMU: restore it, run commands on it, push files to it, reboot it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from lab_base import Deadline, LabError, program, progress
+from lab_qemu import Boot, Qemu
+
+LOAD_TIMEOUT = 120.0
+BOOT_TIMEOUT = 600.0
+GRACE = 60.0  # the guest's own time-out comes first, and says more
+
+Sink = Callable[[bytes], object]
+
+
+@dataclass(frozen=True)
+class HostImage:
+    """A booted host on disk; `folder` holds disk.qcow2 (never written to), state, vmlinuz and initrd."""
+
+    folder: Path
+    kernel_arguments: tuple[str, ...]
+
+    def boot(self, disk: Path) -> Boot:
+        return Boot(disk, self.folder / "vmlinuz", self.folder / "initrd", self.kernel_arguments, self.folder / "state")
+
+
+class Result(NamedTuple):
+    """A command's exit status (124: timed out, 128 + n: killed by signal n) and its stdout and stderr as one text."""
+
+    status: int
+    output: str
+
+
+class Frame(NamedTuple):
+    kind: str
+    facts: dict[str, Any]
+    payload: bytes
+
+
+def overlay(backing: Path, disk: Path) -> None:
+    """Make a disk that reads from `backing` and keeps the writes."""
+    program(
+        [
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2" if backing.suffix == ".qcow2" else "raw",
+            "-b",
+            backing,
+            disk,
+        ],
+        60,
+    )
+
+
+class LabHost:
+    """One host. `with LabHost(image) as host:` restores it and ends it; each restore begins from the same snapshot."""
+
+    def __init__(self, image: HostImage) -> None:
+        self.image = image
+        self._folder: Path | None = None
+        self._qemu: Qemu | None = None
+        self._channel: Channel | None = None
+        self._boot_id = ""
+
+    def __enter__(self) -> LabHost:
+        self.restore()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def restore(self) -> None:
+        """Bring back the booted host as it was saved; what an earlier restore left is gone."""
+        folder = self._fresh_folder()
+        overlay(self.image.folder / "disk.qcow2", folder / "disk.qcow2")
+        qemu = self._start(self.image.boot(folder / "disk.qcow2"), folder)
+        qemu.wait_until_loaded(LOAD_TIMEOUT)
+        self._greet(LOAD_TIMEOUT)
+        progress("host restored")
+
+    def boot(self, boot: Boot) -> None:
+        """Boot from the kernel, for making an image."""
+        qemu = self._start(boot, self._fresh_folder())
+        self._wait_for_boot(qemu, BOOT_TIMEOUT)
+
+    def run(
+        self, command: str | Sequence[str], timeout: float = 600.0, cwd: str = "/root", echo: Sink | None = None
+    ) -> Result:
+        """Run a command (a text goes to the shell) and give its result; `echo` gets the output as it comes."""
+        words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        self._open().send({"op": "run", "command": words, "timeout": timeout, "cwd": cwd})
+        return self._result(timeout + GRACE, echo)
+
+    def check(self, command: str | Sequence[str], timeout: float = 600.0) -> str:
+        """Run a command that must succeed; its output."""
+        result = self.run(command, timeout)
+        if result.status:
+            raise LabError(f"exit status {result.status} on the lab host: {command}", result.output)
+        return result.output
+
+    def push(self, tar: bytes, to: str, timeout: float = 300.0) -> None:
+        """Unpack a gzipped tar into a folder of the guest, which is made when missing."""
+        self._open().send({"op": "push", "to": to, "size": len(tar)}, tar, timeout)
+        result = self._result(timeout, None)
+        if result.status:
+            raise LabError(f"could not unpack {len(tar)} bytes into {to} on the lab host", result.output)
+
+    def reboot(self, timeout: float = BOOT_TIMEOUT) -> None:
+        """Reboot in the orderly way and wait until the host is up again; what is on its disk stays."""
+        self.run(["systemctl", "reboot"], 60)
+        self._wait_for_boot(self._running(), timeout)
+
+    def open_shell(self, rows: int, columns: int, term: str) -> Channel:
+        """Start an interactive shell; what it is typed and shows goes over the channel."""
+        channel = self._open()
+        channel.send({"op": "shell", "rows": rows, "columns": columns, "term": term})
+        return channel
+
+    def save(self, state: Path, timeout: float = 300.0) -> None:
+        """Save the running host for `restore`, and end it. Its disk stays where it is."""
+        self._running().save(state, timeout)
+        self.close()
+
+    def close(self) -> None:
+        if self._qemu:
+            self._qemu.close()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._qemu = self._channel = self._folder = None
+
+    def _fresh_folder(self) -> Path:
+        self.close()
+        self._folder = Path(tempfile.mkdtemp(prefix="libvirt-cgroup-hooks-lab-"))
+        return self._folder
+
+    def _start(self, boot: Boot, folder: Path) -> Qemu:
+        self._qemu = Qemu(boot, folder)
+        self._channel = Channel(self._qemu.agent, self._qemu.last_words)
+        return self._qemu
+
+    def _running(self) -> Qemu:
+        if not self._qemu:
+            raise LabError("the lab host is not running", "restore() it first")
+        return self._qemu
+
+    def _open(self) -> Channel:
+        self._running()
+        assert self._channel
+        return self._channel
+
+    def _greet(self, timeout: float) -> None:
+        self._open().send({"op": "hello", "time": time.time()})
+        self._boot_id = self._open().next(Deadline(timeout), "hello").facts["boot_id"]
+
+    def _wait_for_boot(self, qemu: Qemu, timeout: float) -> None:
+        deadline = Deadline(timeout)
+        while (boot_id := self._next_hello(qemu, deadline)) == self._boot_id:
+            pass
+        self._boot_id = boot_id
+        state = self.run("systemctl is-system-running --wait", deadline.left()).output.strip()
+        progress(f"host up: {state}")
+        if state != "running":
+            raise LabError(f"the lab host came up as {state!r}", self.run("systemctl --failed --no-legend").output)
+
+    def _next_hello(self, qemu: Qemu, deadline: Deadline) -> str:
+        while not self._open().ready(min(15.0, deadline.left())):
+            progress(f"booting: {qemu.last_line()[:100]}")
+            if deadline.passed():
+                raise LabError(f"the lab host did not come up in {deadline.seconds:.0f} s", qemu.last_words())
+        return str(self._open().next(deadline, "hello").facts["boot_id"])
+
+    def _result(self, timeout: float, echo: Sink | None) -> Result:
+        deadline = Deadline(timeout)
+        output = bytearray()
+        while (frame := self._open().next(deadline, "output", "exit")).kind == "output":
+            output += frame.payload
+            if echo:
+                echo(frame.payload)
+        return Result(int(frame.facts["status"]), output.decode(errors="replace"))
+
+
+class Channel:
+    """The outer end of the agent's port; lab_agent.py tells what is spoken."""
+
+    def __init__(self, connection: socket.socket, last_words: Callable[[], str]) -> None:
+        self._connection = connection
+        self._pending = b""
+        self._last_words = last_words
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def send(self, request: Mapping[str, object], payload: bytes = b"", timeout: float = 60.0) -> None:
+        self._connection.settimeout(timeout)
+        try:
+            self._connection.sendall(json.dumps(request).encode() + b"\n" + payload)
+        except OSError as error:
+            raise LabError(f"the lab host does not take a request: {error}", self._last_words()) from error
+
+    def ready(self, timeout: float) -> bool:
+        """Whether something arrives within `timeout` seconds."""
+        deadline = Deadline(timeout)
+        while not self._pending:
+            self._receive(deadline, must=False)
+            if deadline.passed():
+                break
+        return bool(self._pending)
+
+    def next(self, deadline: Deadline, *kinds: str) -> Frame:
+        """The next frame, which must be one of these kinds."""
+        facts = json.loads(self._line(deadline))
+        while len(self._pending) < facts["size"]:
+            self._receive(deadline)
+        payload, self._pending = self._pending[: facts["size"]], self._pending[facts["size"] :]
+        if facts["kind"] not in kinds:
+            raise LabError(
+                f"the lab host sent {facts['kind']!r} where {' or '.join(kinds)} was due",
+                "it rebooted, or its remote control was restarted",
+            )
+        return Frame(facts["kind"], facts, payload)
+
+    def _line(self, deadline: Deadline) -> bytes:
+        while b"\n" not in self._pending:
+            self._receive(deadline)
+        line, self._pending = self._pending.split(b"\n", 1)
+        return line
+
+    def _receive(self, deadline: Deadline, must: bool = True) -> None:
+        self._connection.settimeout(max(0.01, deadline.left()))
+        try:
+            chunk = self._connection.recv(65536)
+        except TimeoutError as error:
+            if must:
+                raise LabError(f"no answer from the lab host in {deadline.seconds:.0f} s", self._last_words()) from error
+            return
+        except ConnectionError:
+            chunk = b""
+        if not chunk:
+            raise LabError("QEMU has ended", self._last_words())
+        self._pending += chunk

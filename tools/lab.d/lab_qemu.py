@@ -1,0 +1,210 @@
+"""One QEMU process: its command line, its monitor, and the two ways to begin (boot, or a saved state)."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab_base import Deadline, LabError, program
+from lab_recipe import ROOT_LABEL
+
+QEMU = "qemu-system-x86_64"
+CONSOLES = "console=ttyS0 console=hvc0"  # Debian 12 does not come up with one of them alone
+
+# 8 CPUs and 3 GiB in 2 NUMA nodes. KVM is not used: a saved state must load on any machine.
+MACHINE = (
+    "-nodefaults",
+    "-no-user-config",
+    "-display",
+    "none",
+    "-nic",
+    "none",
+    "-rtc",
+    "base=utc",
+    "-machine",
+    "pc",
+    "-accel",
+    "tcg,thread=multi",
+    "-cpu",
+    "max",
+    "-smp",
+    "8,sockets=2,cores=4,threads=1",
+    "-m",
+    "3072M",
+    "-object",
+    "memory-backend-ram,id=memory0,size=1536M",
+    "-numa",
+    "node,nodeid=0,cpus=0-3,memdev=memory0",
+    "-object",
+    "memory-backend-ram,id=memory1,size=1536M",
+    "-numa",
+    "node,nodeid=1,cpus=4-7,memdev=memory1",
+    "-device",
+    "virtio-serial-pci,id=ports",
+    "-device",
+    "virtconsole,chardev=hvc",
+    "-device",
+    "virtserialport,chardev=agent,name=lab",
+    "-device",
+    f"virtio-blk-pci,drive=root,serial={ROOT_LABEL}",
+    "-serial",
+    "chardev:serial",
+    "-mon",
+    "chardev=monitor,mode=control",
+)
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What QEMU begins with: the disk is written to; `state` is a saved state, or None to boot the kernel."""
+
+    disk: Path
+    kernel: Path
+    initrd: Path
+    kernel_arguments: tuple[str, ...]
+    state: Path | None = None
+
+
+def version() -> str:
+    return program([QEMU, "--version"], 30, capture=True).splitlines()[0]
+
+
+def saved_state_uri(action: str, state: Path) -> str:
+    return f"exec:{action} {shlex.quote(str(state))}"
+
+
+class Qemu:
+    """A running QEMU. `agent` is the outer end of the guest's control port, `console` the file of what it printed."""
+
+    def __init__(self, boot: Boot, folder: Path) -> None:
+        self.console = folder / "console.log"
+        self.messages = folder / "qemu.log"
+        self.agent, agent_end = socket.socketpair()
+        monitor, monitor_end = socket.socketpair()
+        with agent_end, monitor_end, self.messages.open("wb") as messages:
+            self.process = subprocess.Popen(
+                self._command(boot, agent_end.fileno(), monitor_end.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=messages,
+                stderr=messages,
+                pass_fds=(agent_end.fileno(), monitor_end.fileno()),
+                start_new_session=True,
+            )
+        self.monitor = Monitor(monitor)
+
+    def _command(self, boot: Boot, agent: int, monitor: int) -> list[str]:
+        append = " ".join((f"root=LABEL={ROOT_LABEL} rw quiet panic=-1 {CONSOLES}", *boot.kernel_arguments))
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            QEMU,  # whatever ends the lab ends the emulator
+            "-chardev",
+            f"file,id=hvc,path={self.console}",
+            "-chardev",
+            f"file,id=serial,path={self.console.with_name('serial.log')}",
+            "-chardev",
+            f"socket,id=agent,fd={agent}",
+            "-chardev",
+            f"socket,id=monitor,fd={monitor}",
+            "-drive",
+            f"if=none,id=root,file={boot.disk},format=qcow2,cache=unsafe",
+            "-kernel",
+            str(boot.kernel),
+            "-initrd",
+            str(boot.initrd),
+            "-append",
+            append,
+            *MACHINE,
+        ]
+        return command + (["-incoming", saved_state_uri("exec cat", boot.state)] if boot.state else [])
+
+    def wait_until_loaded(self, timeout: float) -> None:
+        """Wait until a saved state is in, then let the CPUs run."""
+        deadline = Deadline(timeout)
+        self.monitor.open(deadline)
+        while self.monitor.ask("query-status", deadline)["status"] == "inmigrate":
+            time.sleep(0.05)
+        self.monitor.ask("cont", deadline)
+
+    def save(self, state: Path, timeout: float) -> None:
+        """Stop the CPUs, write the state of all but the disk to a file, and end QEMU."""
+        deadline = Deadline(timeout)
+        self.monitor.open(deadline)
+        self.monitor.ask("stop", deadline)
+        self.monitor.ask("migrate-set-parameters", deadline, {"max-bandwidth": 1 << 40})
+        self.monitor.ask("migrate", deadline, {"uri": saved_state_uri("exec cat >", state)})
+        while (status := self.monitor.ask("query-migrate", deadline)["status"]) != "completed":
+            if status in ("failed", "cancelled"):
+                raise LabError(f"QEMU did not save its state to {state}", self.last_words())
+            time.sleep(0.1)
+        self.monitor.ask("quit", deadline)
+        self.process.wait(deadline.left())
+
+    def last_words(self) -> str:
+        """The ends of what QEMU said and of what the guest printed on its console."""
+        texts = [path.read_text(errors="replace") for path in (self.messages, self.console) if path.exists()]
+        return "\n".join(line for text in texts for line in text.splitlines()[-15:])
+
+    def last_line(self) -> str:
+        lines = self.console.read_text(errors="replace").split("\n") if self.console.exists() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.agent.close()
+        self.monitor.close()
+
+
+class Monitor:
+    """QEMU's monitor, spoken to one command at a time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._pending = b""
+        self._opened = False
+
+    def open(self, deadline: Deadline) -> None:
+        if not self._opened:
+            self._opened = True
+            self._answer(deadline, "QMP")
+            self.ask("qmp_capabilities", deadline)
+
+    def ask(self, command: str, deadline: Deadline, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer to one command; LabError when QEMU refuses, is gone, or is silent until the deadline."""
+        self._connection.sendall(json.dumps({"execute": command, "arguments": arguments or {}}).encode())
+        answer = self._answer(deadline, "return", "error")
+        if "error" in answer:
+            raise LabError(f"QEMU refused {command}: {answer['error'].get('desc')}")
+        return dict(answer["return"])
+
+    def _answer(self, deadline: Deadline, *keys: str) -> dict[str, Any]:
+        while True:
+            message: dict[str, Any] = json.loads(self._line(deadline))
+            if any(key in message for key in keys):  # all others are events
+                return message
+
+    def _line(self, deadline: Deadline) -> bytes:
+        while b"\n" not in self._pending:
+            self._connection.settimeout(max(0.01, deadline.left()))
+            try:
+                chunk = self._connection.recv(65536)
+            except TimeoutError as error:
+                raise LabError(f"QEMU's monitor is silent for {deadline.seconds:.0f} s") from error
+            except ConnectionError:
+                chunk = b""
+            if not chunk:
+                raise LabError("QEMU has ended")
+            self._pending += chunk
+        line, self._pending = self._pending.split(b"\n", 1)
+        return line
+
+    def close(self) -> None:
+        self._connection.close()

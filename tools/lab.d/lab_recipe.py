@@ -1,0 +1,196 @@
+"""What a lab host is made of: values only. The hash of a recipe names its image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+AGENT = Path(__file__).with_name("lab_agent.py")
+AGENT_PATH = "/usr/local/lib/lab/agent.py"
+FACTS_PATH = "/etc/libvirt-cgroup-hooks-lab.json"
+ROOT_LABEL = "lab-root"
+ROOT_SIZE = "4G"
+
+PACKAGES = (
+    "systemd",
+    "systemd-sysv",
+    "systemd-container",
+    "udev",
+    "dbus",
+    "kmod",
+    "libvirt-daemon-system",
+    "libvirt-clients",
+    "qemu-system-x86",
+    "python3",
+    "python3-configobj",
+    "python3-lxml",
+    "python3-libvirt",
+    "python3-pytest",
+    "strace",
+    "procps",
+    "util-linux",
+    "bpftool",
+    "linux-image-cloud-amd64",
+)
+
+DPKG_OPTIONS = (
+    "force-unsafe-io",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/doc/*",
+    "path-exclude=/usr/share/locale/*",
+)
+
+AGENT_UNIT = f"""\
+[Unit]
+Description=Remote control of the lab host
+
+[Service]
+ExecStart=/usr/bin/python3 -I {AGENT_PATH}
+Restart=always
+TimeoutStopSec=5
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+GUEST_FILES: Mapping[str, str] = {
+    AGENT_PATH: AGENT.read_text(encoding="utf-8"),
+    "/etc/systemd/system/lab-agent.service": AGENT_UNIT,
+    "/etc/fstab": f"LABEL={ROOT_LABEL} / ext4 defaults 0 1\n",
+    "/etc/hostname": "lab\n",
+    "/etc/hosts": "127.0.0.1 localhost lab\n",
+    # A host with no machine id asks for its settings at first boot.
+    "/etc/machine-id": "1ab000000000400080000000000000ab\n",
+    # Without arguments of its own the daemon stays, where the packaged "--timeout 120" would end it between two tests.
+    "/etc/default/libvirtd": 'LIBVIRTD_ARGS=""\n',
+    "/etc/libvirt/qemu.conf": 'security_driver = "none"\n',
+}
+
+GUEST_LINKS: Mapping[str, str] = {
+    "/etc/systemd/system/multi-user.target.wants/lab-agent.service": "/etc/systemd/system/lab-agent.service",
+    # The clock jumps when a snapshot is restored: calendar timers would all go off in the middle of a test.
+    **{
+        f"/etc/systemd/system/{unit}": "/dev/null"
+        for unit in (
+            "apt-daily.timer",
+            "apt-daily-upgrade.timer",
+            "dpkg-db-backup.timer",
+            "e2scrub_all.timer",
+            "e2scrub_reap.service",
+            "fstrim.timer",
+            "logrotate.timer",
+            "man-db.timer",
+            "serial-getty@ttyS0.service",
+            "serial-getty@hvc0.service",
+            "getty@tty1.service",
+        )
+    },
+}
+
+SMOKE_DOMAIN = """\
+<domain type='qemu'>
+  <name>lab-smoke</name>
+  <memory unit='MiB'>32</memory>
+  <vcpu>2</vcpu>
+  <os><type arch='x86_64'>hvm</type></os>
+</domain>
+"""
+
+# Also fills libvirt's cache of QEMU's capabilities, which takes the emulated host many seconds.
+SMOKE_SCRIPT = f"""\
+set -e
+cat >/run/lab-smoke.xml <<'XML'
+{SMOKE_DOMAIN}XML
+virsh -q create /run/lab-smoke.xml
+cat "/proc/$(pidof qemu-system-x86_64)/cgroup"
+virsh -q destroy lab-smoke
+rm /run/lab-smoke.xml
+sync
+"""
+
+NO_MACHINED_SCRIPT = """\
+set -e
+systemctl mask --now systemd-machined.service
+rm -f /usr/share/dbus-1/system-services/org.freedesktop.machine1.service
+systemctl reload dbus
+systemctl restart libvirtd
+"""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One Debian release as a lab host."""
+
+    codename: str
+    cgroup: str
+    kernel_arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change made to the booted host before its snapshot, and the manager the VMs then show."""
+
+    manager: str
+    script: str = ""
+
+
+RELEASES: Mapping[str, Release] = {
+    "11": Release("bullseye", "v1", ("systemd.unified_cgroup_hierarchy=0",)),
+    "12": Release("bookworm", "v2"),
+    "13": Release("trixie", "v2"),
+}
+
+VARIANTS: Mapping[str, Variant] = {
+    "": Variant("systemd"),
+    "no-machined": Variant("cgroupfs", NO_MACHINED_SCRIPT),
+}
+
+
+def digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a lab host is. `qemu` is QEMU's version and machine: only the same can load the snapshot."""
+
+    release_name: str
+    variant_name: str
+    qemu: tuple[str, ...] = field(default=())
+
+    @property
+    def release(self) -> Release:
+        return RELEASES[self.release_name]
+
+    @property
+    def variant(self) -> Variant:
+        return VARIANTS[self.variant_name]
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, (self.release_name, self.variant_name)))
+
+    @property
+    def root_key(self) -> str:
+        """Name and hash of the root file system, which all variants of a release share."""
+        values = [self.release.codename, PACKAGES, DPKG_OPTIONS, dict(GUEST_FILES), dict(GUEST_LINKS), ROOT_SIZE]
+        return f"root-{self.release_name}-{digest(values)}"
+
+    @property
+    def host_key(self) -> str:
+        """Name and hash of the booted host."""
+        values = [self.root_key, asdict(self.release), asdict(self.variant), self.qemu, SMOKE_SCRIPT, self.facts]
+        return f"host-{self.name}-{digest(values)}"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the host is told about itself, in FACTS_PATH."""
+        return {
+            "release": self.release_name,
+            "variant": self.variant_name,
+            "cgroup": self.release.cgroup,
+            "manager": self.variant.manager,
+        }
