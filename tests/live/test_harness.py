@@ -24,6 +24,8 @@ from .harness import (
     wait_for,
 )
 
+pytestmark = pytest.mark.thorough
+
 PRIVATE_HOST = Path(__file__).resolve().parents[2] / "tools/private-host"
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from .harness import (
+    VM_CPUS,
     Daemon,
     Vm,
     all_cgroups,
     cgroup_directory,
-    cgroup_mounts,
     destroy_vm,
     domain_xml,
     running_vm,
@@ -21,8 +21,6 @@ from .harness import (
 
 UUID = "6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab"
 STATE = Path("/run/libvirt-cgroup-hooks")
-# The daemon itself is at the root of a private v1 host, and in /init of a private v2 host.
-BASE = "" if "cpuset" in cgroup_mounts() or not cgroup_mounts() else "/init"
 LAYOUTS = {
     "legacy": "/libvirt/qemu/web",
     "nested": "/qemu/web",
@@ -74,7 +72,7 @@ def test_layout(daemon: Daemon, configure: Callable[[str], None], layout: str) -
     configure(f'reserved_host_cpus = "0"\ncgroup_layout = "{layout}"\n' + ('reserved_host_mem = "1 GiB"\n' if memory else ""))
     vm = start_vm("web", xml=XML)
     path = LAYOUTS[layout] or f"/vms/{vm.id}/qemu"
-    cpus = allowed_cpus()
+    cpus = VM_CPUS
     pinned = {"vcpu1": "1", "iothread2": "1"}
     assert_placed(vm, path, pinned, cpus)
     assert_fence(path, layout, cpus, memory)
@@ -90,12 +88,6 @@ def test_layout(daemon: Daemon, configure: Callable[[str], None], layout: str) -
     assert not left
     assert not list((STATE / "vms").iterdir())
     assert not (STATE / "shared").exists()
-
-
-def allowed_cpus() -> str:
-    online = Path("/sys/devices/system/cpu/online").read_text().strip()
-    last = online.rpartition("-")[2]
-    return "1" if last == "1" else f"1-{last}"
 
 
 def assert_fence(path: str, layout: str, cpus: str, memory: bool) -> None:

@@ -1,0 +1,45 @@
+"""Writes docs/tested.md from the logs of `pytest -v` on each host: usage: tested.py LOG..., each named after its host."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs/tested.md"
+LINE = re.compile(r"^(tests/\S+?\.py::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b")
+SHOWN = {"PASSED": "yes", "SKIPPED": "-", "FAILED": "**no**", "ERROR": "**no**"}
+HEAD = """\
+# What was run where
+
+Written by `tools/check --lab` from the output of the tests. "yes": run and passed; "-": does not apply there, or was not
+run there. The hosts:
+
+| host | |
+|---|---|
+| here | the live tests on the machine of the run, on a private host |
+| 13, 12 | Debian 13 and 12 in QEMU: machined, cgroup v2 |
+| 11 | Debian 11 in QEMU: machined, cgroup v1 (`systemd.unified_cgroup_hierarchy=0`) |
+| 13-no-machined | Debian 13 in QEMU without machined: cgroup v2, the live tests on a private host |
+
+"""
+
+
+def results(log: Path) -> dict[str, str]:
+    found = (LINE.match(line) for line in log.read_text(errors="replace").splitlines())
+    return {match[1].removeprefix("tests/"): SHOWN[match[2]] for match in found if match}
+
+
+def table(hosts: dict[str, dict[str, str]]) -> str:
+    tests = sorted({test for found in hosts.values() for test in found})
+    rows = [["test", *hosts], ["---"] * (1 + len(hosts))]
+    rows += [[f"`{test.replace('|', ' ')}`", *(found.get(test, "-") for found in hosts.values())] for test in tests]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def main(logs: list[str]) -> None:
+    hosts = {Path(log).name: results(Path(log)) for log in logs}
+    DOCUMENT.write_text(HEAD + table(hosts))
+
+
+main(sys.argv[1:])
