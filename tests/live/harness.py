@@ -71,16 +71,16 @@ class Daemon:
         wait_for(self._reconnected, "libvirtd to reconnect to its VMs")
 
     def stop(self) -> None:
-        """Ends the daemon the way that a service manager does; VMs go on."""
+        """Ends the daemon the way that a service manager does; VMs go on. libvirtd gives itself 30 seconds for it."""
         if self._process:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(90)
 
     def kill(self) -> None:
         """SIGKILL: no chance to save anything; VMs go on."""
         if self._process:
             self._process.kill()
-            self._process.wait(30)
+            self._process.wait(90)
 
     def restart(self) -> None:
         self.stop()
