@@ -9,14 +9,16 @@ which therefore has the same fence; and so does it with the native layout, where
 from __future__ import annotations
 
 from .. import state, threads
+from ..fence import memory_of
 from ..layout import escaped
-from ..plan import Move, Plan, RemoveCgroup, RemoveEmpty, Step
+from ..plan import Move, RemoveCgroup, RemoveEmpty
 from . import placement
 from .base import Manager, groups_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..domain import Domain
+    from ..plan import Plan, Step
     from ..threads import Thread
     from .base import Tree
 
@@ -126,7 +128,7 @@ class Cgroupfs(Manager):
     def _remember(self, plan: Plan, domain: Domain, libvirt: list[str]) -> None:
         """Before anything is made: the cgroups of the VM that have to go with it, libvirt's own among them."""
         old = state.Record.read(self.host, domain.uuid)
-        record = self.new_record(Plan("record"), domain)
+        record = state.Record(domain.uuid, domain.name, memory_of(domain))
         own = [tree.hierarchy.directory(self.layout.vm_top(domain, self.base(tree))) for tree in self.trees]
         record.groups = list(dict.fromkeys([*own, *(old.groups if old else []), *libvirt]))
         plan.add(*record.save(old))

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 ENABLED = ("cpu", "cpuset", "io", "memory", "pids")  # on the way down to the VMs, where the root has them
 THREADED = ("cpu", "cpuset")  # inside a VM
+# What libvirt writes for <cputune>, <numatune>, <memtune> and <blkiotune>, by controller, and what is there if it does not
 TUNING = {
-    "cpu": ("cpu.weight", "cpu.max"),
-    "cpuset": ("cpuset.mems",),
-    "memory": ("memory.max", "memory.high", "memory.low", "memory.swap.max"),
-    "io": ("io.weight", "io.bfq.weight", "io.max"),
+    "cpu": {"cpu.weight": "100", "cpu.max": "max 100000"},
+    "cpuset": {"cpuset.mems": ""},
+    "memory": {"memory.max": "max", "memory.high": "max", "memory.low": "0", "memory.swap.max": "max"},
+    "io": {"io.weight": "default 100", "io.bfq.weight": "default 100", "io.max": ""},
 }
-UNTUNED = frozenset(("max", "max 100000", "100", "0", "default 100"))
 
 
 class V2:
@@ -107,12 +107,17 @@ class V2:
         ]
 
     def set_cpus(self, directory: str, wanted: CpuSet | None) -> list[Step]:
-        """The kernel clips what is below; None takes the limit away (an empty cpuset.cpus is the parent's)."""
-        value = str(wanted) if wanted else ""
+        """The kernel clips what is below. None takes a limit away, by the full list: an empty one is refused while there
+        are processes (ENOSPC)."""
         if directory in self._made:
-            return [Write(f"{directory}/cpuset.cpus", value)] if value else []
+            return [Write(f"{directory}/cpuset.cpus", str(wanted))] if wanted else []
         old = (self.host.read_optional(f"{directory}/cpuset.cpus") or "").strip()  # not there before it is enabled
-        return [] if old == value else [Write(f"{directory}/cpuset.cpus", value or "\n", old or "\n")]
+        value = str(wanted) if wanted else self._all_cpus(directory) if old else ""
+        return [] if old == value else [Write(f"{directory}/cpuset.cpus", value, old or self._all_cpus(directory))]
+
+    def _all_cpus(self, directory: str) -> str:
+        """What the parent of DIRECTORY may use."""
+        return (self.host.read_optional(f"{directory.rpartition('/')[0]}/cpuset.cpus.effective") or "").strip()
 
     def set_limit(self, directory: str, limit: int) -> list[Step]:
         """The memory limit in bytes. Raises Error where more is in use: lowering it would kill."""
@@ -141,9 +146,9 @@ class V2:
         """Copies from directory OLD to NEW what libvirt had written for the controllers WANTED."""
         steps: list[Step] = []
         for controller in sorted(wanted):
-            for name in TUNING.get(controller, ()):
-                value = self.host.read_optional(f"{old}/{name}")
-                steps += [Write(f"{new}/{name}", line) for line in (value or "").splitlines() if line and line not in UNTUNED]
+            for name, untuned in TUNING.get(controller, {}).items():
+                value = self.host.read_optional(f"{old}/{name}") or ""
+                steps += [Write(f"{new}/{name}", line) for line in value.splitlines() if line != untuned]
         return steps
 
     def devices(self, old: str, new: str) -> list[Step]:

@@ -181,7 +181,10 @@ class Vm:
         return threads(self.pid)
 
     def alive(self) -> bool:
-        return Path(f"/proc/{self.pid}/cmdline").exists() and Path(f"/proc/{self.pid}/cmdline").read_bytes() != b""
+        try:
+            return Path(f"/proc/{self.pid}/cmdline").read_bytes() != b""
+        except (FileNotFoundError, ProcessLookupError):
+            return False
 
 
 def running_vm(name: str) -> Vm:
