@@ -19,6 +19,7 @@ PRESETS = {
     "uuid": "/$DRIVER-$UUID",
 }
 VARIABLES = ("$LIBVIRTD", "$DRIVER", "$NAME", "$UUID", "$ID")
+OF_THE_HOST = (["system"], ["user"])  # where a systemd host has its services and sessions
 OF_THE_VM = ("$NAME", "$UUID", "$ID")
 DRIVER = "qemu"
 NAME_MAX = 255  # bytes, the kernel's limit for one directory name
@@ -45,7 +46,7 @@ class Layout:
     def parent(self) -> str | None:
         """The VM parent as template text; None where the VMs hang below the root or the daemon's own cgroup."""
         own = self._before_vm()
-        if self.native or not own:
+        if self.native or not own or (not self.relative and own in OF_THE_HOST):
             return None
         return ("$LIBVIRTD" if self.relative else "") + "/" + "/".join(own).replace("$DRIVER", DRIVER)
 

@@ -25,6 +25,10 @@ class Thread:
         self.group = group
         self.cgroups = cgroups
 
+    def moved(self, key: str, path: str) -> Thread:
+        """The thread as it is once it is in PATH of the hierarchy KEY."""
+        return Thread(self.tid, self.comm, self.group, {**self.cgroups, key: path})
+
 
 def status(host: Host, name: str) -> Domain | None:
     """The VM as libvirt's status XML tells it, with the ids of its process and vCPU threads; None where there is none.

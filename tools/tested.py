@@ -20,6 +20,7 @@ run there. The hosts:
 | here | the live tests on the machine of the run, on a private host |
 | 13, 12 | Debian 13 and 12 in QEMU: machined, cgroup v2 |
 | 11 | Debian 11 in QEMU: machined, cgroup v1 (`systemd.unified_cgroup_hierarchy=0`) |
+| outside | lab hosts that are rebooted |
 | 13-no-machined | Debian 13 in QEMU without machined: cgroup v2, the live tests on a private host |
 
 """
@@ -39,6 +40,7 @@ def table(hosts: dict[str, dict[str, str]]) -> str:
 
 def main(logs: list[str]) -> None:
     hosts = {Path(log).name: results(Path(log)) for log in logs}
+    DOCUMENT.parent.mkdir(exist_ok=True)
     DOCUMENT.write_text(HEAD + table(hosts))
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ Command = Callable[[argparse.Namespace, Host], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 1 with "error: ..." on standard error; 2 where the command line is wrong."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a VM's name may have what the terminal's charset has not
     try:
         status: int = arguments.run(arguments, Host(getattr(arguments, "root", "/")))
         sys.stdout.flush()

@@ -60,7 +60,7 @@ class Cgroupfs(Manager):
         helpers = self._helpers(libvirt, running)
         for tree, path in paths.items():
             self._make_place(plan, tree, path, domain, groups_of(found), libvirt.get(tree.hierarchy.key))
-            plan.add(*placement.move(tree, path, running, found, helpers))
+            plan.add(*placement.move(tree, path, found[0].tid, found, helpers))
         pins = {group: self.allowed(domain, group) for group in domain.pins()}
         moved = any(isinstance(step, Move) for step in plan.steps)
         plan.add(*placement.pin(self.host, pins, found, moved))

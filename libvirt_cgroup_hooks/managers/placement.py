@@ -8,14 +8,13 @@ from ..plan import Move, Pin, Step
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..cpuset import CpuSet
-    from ..domain import Domain
     from ..host import Host
     from ..threads import Thread
     from .base import Tree
 
 
-def move(tree: Tree, path: str, running: Domain, found: list[Thread], helpers: dict[int, dict[str, str]]) -> list[Step]:
-    """RUNNING, whose threads are FOUND, and its HELPERS (cgroups by process id) to the VM cgroup PATH of TREE.
+def move(tree: Tree, path: str, pid: int, found: list[Thread], helpers: dict[int, dict[str, str]]) -> list[Step]:
+    """Process PID, whose threads are FOUND, and its HELPERS (cgroups by process id) to the VM cgroup PATH of TREE.
 
     Whole processes first, which takes every thread along; then each vCPU and I/O thread to its group.
     """
@@ -26,13 +25,13 @@ def move(tree: Tree, path: str, running: Domain, found: list[Thread], helpers: d
     outside = any(at != path and not at.startswith(f"{path}/") for at in here.values())
     places = {number: place[key] for number, place in helpers.items()}
     if outside:
-        places = {running.pid or 0: found[0].cgroups[key], **places}
+        places = {pid: found[0].cgroups[key], **places}
     steps: list[Step] = []
     for number, at in places.items():
         if at == home:
             continue
         undo = [Move("process", number, f"{directory(at)}/cgroup.procs", [])]
-        if number == running.pid:
+        if number == pid:
             undo += [Move("thread", tid, file, []) for tid, file in back.items() if here[tid] != at]
             here = dict.fromkeys(here, home)
         steps.append(Move("process", number, f"{directory(home)}/cgroup.procs", undo))

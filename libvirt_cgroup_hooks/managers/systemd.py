@@ -9,13 +9,13 @@ hierarchy, and everywhere the thread groups inside the scope, which is delegated
 
 from __future__ import annotations
 
-from .. import state
+from .. import state, threads
 from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..plan import MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import placement, units
 from .base import Manager, groups_of
-from .v1 import over_limit
+from .v1 import UNLIMITED, over_limit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .base import Tree
 
 UNITS = "/run/systemd/system"
-CONTROL = ("/run/systemd/system.control", "/etc/systemd/system.control")  # where set-property keeps what it was told
+CONTROL = ("/etc/systemd/system.control", "/run/systemd/system.control")  # where set-property keeps what it was told
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
 MACHINE = "machine.slice"
 # systemd looks for drop-ins in the directories that it remembers, and loading a transient scope does not make it look
@@ -100,24 +100,22 @@ class Systemd(Manager):
         """Drop-ins that no VM's record names: of VMs that ended without a release."""
         found = [f"{UNITS}/{name}/{DROP_IN}" for name in self.host.names(UNITS) if name.endswith(".scope.d")]
         found = [path for path in found if self.host.exists(path)]
-        uuids = [uuid for uuid in state.recorded(self.host) if not old or uuid != old.uuid]
-        if len(found) > len(uuids):
-            records = [state.Record.read(self.host, uuid) for uuid in uuids]
-            known = {path for record in [*records, old] if record for path in record.files}
-            for path in found:
-                if path not in known:
-                    plan.add(*self._remove_drop_in(path))
+        records = [state.Record.read(self.host, uuid) for uuid in state.recorded(self.host)] if found else []
+        known = {path for record in [*records, old] if record for path in record.files}
+        for path in found:
+            if path not in known:
+                plan.add(*self._remove_drop_in(path))
 
     def fence_parent(self, plan: Plan) -> None:
         shared = state.Shared(self.host)
         unit = self.parent_slice()
-        kept = f"{unit} "
         steps: list[Step] = []
-        if unit and self.fence:
-            steps += self._fence_slice(unit, self._properties(), shared)
-        for name in [name for name in shared.before if not (unit and self.fence and name.startswith(kept))]:
-            steps += self._open(name, shared.before.pop(name))
-        plan.add(*shared.save(), *steps)
+        fenced: set[str] = set()
+        if unit:
+            steps += self._fence_cpuset(units.slice_path(unit), shared, fenced)
+            steps += self._fence_unit(unit, units.slice_path(unit), self._properties(), shared, fenced)
+        opened = self._open(shared, [name for name in shared.before if name not in fenced])
+        plan.add(*shared.save(), *opened, *steps)
 
     def _properties(self) -> dict[str, str]:
         """What systemd is to enforce on the VM parent. On v1 it has no cpuset."""
@@ -132,40 +130,47 @@ class Systemd(Manager):
     def _cpuset_v1(self) -> Tree | None:
         return next((tree for tree in self.trees if tree.has_cpus and tree.hierarchy.version == 1), None)
 
-    def _fence_slice(self, unit: str, wanted: dict[str, str], shared: state.Shared) -> list[Step]:
-        steps: list[Step] = []
-        path = units.slice_path(unit)
+    def _fence_cpuset(self, path: str, shared: state.Shared, fenced: set[str]) -> list[Step]:
+        """The cgroup v1 cpuset at PATH, which is not systemd's. What it said goes to SHARED, its file to FENCED."""
         tree = self._cpuset_v1
-        if tree and self.fence.cpus is not None:
-            shared.made += [directory for directory in tree.hierarchy.directories(path) if not tree.exists(directory)]
-            steps += tree.make(path, self.fence.cpus)
+        if tree is None or self.fence.cpus is None:
+            return []
+        shared.made += [directory for directory in tree.hierarchy.directories(path) if not tree.exists(directory)]
+        steps = tree.make(path, self.fence.cpus)
+        file = f"{tree.hierarchy.directory(path)}/cpuset.cpus"
+        fenced.add(file)
+        shared.before.setdefault(file, tree.before(file))
+        return steps
+
+    def _fence_unit(
+        self, unit: str, path: str, wanted: dict[str, str], shared: state.Shared | None, fenced: set[str]
+    ) -> list[Step]:
+        """The properties WANTED of UNIT, whose cgroup is PATH; what opens them again goes to SHARED."""
         opens = {"AllowedCPUs": self._all_cpus(), "MemoryMax": "infinity"}
-        shared.before.update({f"{unit} {name}": opens[name] for name in wanted})
-        present = self._in_effect(unit, list(wanted))
+        fenced.update(f"{unit} {name}" for name in wanted)
+        if shared:
+            shared.before.update({f"{unit} {name}": opens[name] for name in wanted})
+        present = self._in_effect(unit, path, list(wanted))
         changed = {name: value for name, value in wanted.items() if present.get(name) != value}
         if "MemoryMax" in changed:
             self._check_use(path, int(changed["MemoryMax"]))
-        if changed:
-            back = {name: present.get(name) or opens[name] for name in changed}
-            steps.append(Systemctl(_set(unit, changed), _set(unit, back)))
-        return steps
+        back = {name: present.get(name) or opens[name] for name in changed}
+        return [Systemctl(_set(unit, changed), _set(unit, back))] if changed else []
 
     def _all_cpus(self) -> str:
         """An empty AllowedCPUs= does not take the limit away from what runs; the full list does."""
         return str(CpuSet.parse(self.host.read("/sys/devices/system/cpu/online")))
 
-    def _in_effect(self, unit: str, names: list[str]) -> dict[str, str]:
-        """What the kernel's files say of the slice UNIT; while it has no cgroup, what systemd will do when it has."""
+    def _in_effect(self, unit: str, path: str, names: list[str]) -> dict[str, str]:
+        """What the kernel's files say of UNIT; while it has no cgroup at PATH, what systemd will do when it has."""
         found = {}
-        for tree, path in ((tree, units.slice_path(unit)) for tree in self.trees):
-            directory = tree.hierarchy.directory(path)
-            for name, file, has in (
-                ("AllowedCPUs", "cpuset.cpus", tree.has_cpus),
-                ("MemoryMax", tree.limit_file, tree.has_memory),
-            ):
-                if has and name in names:
-                    value = self.host.read_optional(f"{directory}/{file}")
-                    found[name] = self._promised(unit, name) if value is None else value.strip()
+        for tree in self.trees:
+            files = {"AllowedCPUs": "cpuset.cpus"} if tree.has_cpus else {}
+            files.update({"MemoryMax": tree.limit_file} if tree.has_memory else {})
+            for name, file in files.items():
+                if name in names:
+                    value = self.host.read_optional(f"{tree.hierarchy.directory(path)}/{file}")
+                    found[name] = self._promised(unit, name) if value is None else _as_property(value.strip())
         return found
 
     def _promised(self, unit: str, name: str) -> str:
@@ -183,36 +188,52 @@ class Systemd(Manager):
             if isinstance(used, int) and used > limit:
                 raise over_limit(directory, limit, used)
 
-    def _open(self, name: str, value: str) -> list[Step]:
-        """Takes back a property that is fenced no more."""
-        unit, _, key = name.partition(" ")
-        present = self._in_effect(unit, [key]).get(key)
-        wanted = self._all_cpus() if key == "AllowedCPUs" else value
-        return [] if present in (None, "", wanted) else [Systemctl(_set(unit, {key: wanted}))]
+    def _open(self, shared: state.Shared, names: list[str]) -> list[Step]:
+        """Takes back what is fenced no more: properties ("UNIT NAME") and v1 files."""
+        steps: list[Step] = []
+        tree = self._cpuset_v1
+        for name in names:
+            value = shared.before.pop(name)
+            if name.startswith("/"):
+                steps += tree.put_back(name, value) if tree and self.host.exists(name) else []
+                continue
+            unit, _, key = name.partition(" ")
+            wanted = self._all_cpus() if key == "AllowedCPUs" else value
+            if self._in_effect(unit, units.slice_path(unit), [key]).get(key) not in (None, "", wanted):
+                steps.append(Systemctl(_set(unit, {key: wanted})))
+        return steps
 
     # start: the id is known, and machined has not been asked yet
 
     def start(self, plan: Plan, domain: Domain) -> None:
-        record = state.Record.read(self.host, domain.uuid) or state.Record(domain.uuid, domain.name)
-        old = state.Record.read(self.host, domain.uuid)
-        unit, scope = self.vm_slice(domain), self._scope(domain)
-        path = f"{UNITS}/{scope}.d/{DROP_IN}"
-        tree = self._cpuset_v1
-        carries = self.fence.cpus is not None and self.parent_slice() is None
+        unit = self.vm_slice(domain)
         if unit is None:
-            plan.add(*self._remove_drop_in(path))
+            if domain.id is not None:  # one of an earlier VM of that id and name would steer this one
+                plan.add(*self._remove_drop_in(self._drop_in(domain)))
             return
+        old = state.Record.read(self.host, domain.uuid)
+        record = state.Record.read(self.host, domain.uuid) or state.Record(domain.uuid, domain.name)
+        path, scope = self._drop_in(domain), self.scope_path(domain)
         record.files = [path]
         record.slices = [unit] if self.own_slice else []
-        if tree and carries:
-            record.groups = [tree.hierarchy.directory(self.scope_path(domain))]
+        tree = self._cpuset_v1
+        if tree and self._carries:
+            record.groups = [tree.hierarchy.directory(units.slice_path(unit) if self.own_slice else scope)]
         text = f"[Scope]\nSlice={unit}\n"
-        if carries and not tree:
+        if self._carries and not tree:
             text += f"AllowedCPUs={self.fence.cpus}\n"
         plan.add(*record.save(old), MakeDirectory(path.rpartition("/")[0]))
         plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644), *REFRESH)
-        if tree and carries:
-            plan.add(*tree.make(self.scope_path(domain), self.fence.cpus))
+        if tree and self._carries:
+            plan.add(*tree.make(scope, self.fence.cpus))
+
+    @property
+    def _carries(self) -> bool:
+        """Whether each VM carries the CPU fence, for want of a parent."""
+        return self.fence.cpus is not None and self.parent_slice() is None
+
+    def _drop_in(self, domain: Domain) -> str:
+        return f"{UNITS}/{self._scope(domain)}.d/{DROP_IN}"
 
     def _remove_drop_in(self, path: str) -> list[Step]:
         text = self.host.read_optional(path)
@@ -225,26 +246,39 @@ class Systemd(Manager):
         expected = self.scope_path(domain)
         actual = self._systemd_path(found[0])
         if not self.layout.native and not _within(actual, expected):
-            plan.warnings.append(
-                f"systemd has put the VM in {printable(actual)}, not in {expected}; it moves when it restarts"
-            )
+            plan.warnings.append(f"systemd has put the VM in {printable(actual)}, not in {expected}; restart it to move it")
+        elif self._carries:
+            self._fence_scope(plan, domain, expected)
         if self.config.has_sets and actual.endswith(".scope"):
-            self._make_groups(plan, domain, running, found)
+            self._make_groups(plan, domain, found)
         else:
             self.set_cpus_in_place(plan, domain, found)
+
+    def _fence_scope(self, plan: Plan, domain: Domain, path: str) -> None:
+        tree = self._cpuset_v1
+        if tree and tree.exists(tree.hierarchy.directory(path)):
+            plan.add(*tree.make(path, self.fence.cpus))
+        elif not tree:
+            plan.add(*self._fence_unit(self._scope(domain), path, {"AllowedCPUs": str(self.fence.cpus)}, None, set()))
 
     def _systemd_path(self, thread: Thread) -> str:
         return thread.cgroups.get("name=systemd") or thread.cgroups.get("", "")
 
-    def _make_groups(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
+    def _make_groups(self, plan: Plan, domain: Domain, found: list[Thread]) -> None:
         """With cgroup_controllers = [] libvirt makes no groups in the scope; its name for them keeps it recognised."""
+        made = False
         for tree in self.trees:
             scope = found[0].cgroups.get(tree.hierarchy.key, "")
             if tree.has_cpus and scope.endswith(".scope"):
+                made = True
                 path = f"{scope}/{NESTED}"
                 groups = {group: self.allowed(domain, group) for group in groups_of(found)}
-                plan.add(*tree.nest(path, running.pid or 0), *tree.make_threads(path, groups))
-                plan.add(*placement.move(tree, path, running, found, {}))
+                processes = threads.members(self.host, tree.hierarchy.directory(scope)) if tree.hierarchy.version == 2 else []
+                plan.add(*tree.nest(path, processes), *tree.make_threads(path, groups))
+                nested = [thread.moved(tree.hierarchy.key, path) for thread in found] if processes else found
+                plan.add(*placement.move(tree, path, found[0].tid, nested, {}))
+        if not made:
+            plan.warnings.append("libvirt made no cpuset for the VM (cgroup_controllers): thread sets are not applied")
 
     # stopped, release
 
@@ -254,6 +288,7 @@ class Systemd(Manager):
         plan.add(*self.remains(record), record.forget())
         if self._cpuset_v1 and state.recorded(self.host) == [record.uuid]:
             shared = state.Shared(self.host)
+            plan.add(*self._open(shared, [name for name in shared.before if name.startswith("/")]))
             plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))
             shared.made = []
             plan.add(*shared.save())
@@ -279,12 +314,18 @@ class Systemd(Manager):
         return actual if _within(actual, expected) or not systemds_own else expected
 
     def vm_of(self, thread: Thread) -> str:
-        head, scope, _ = self.cgroup_of(thread).partition(".scope")
-        return head + scope
+        components = self.cgroup_of(thread).split("/")
+        scopes = [number for number, name in enumerate(components) if name.endswith(".scope")]
+        return "/".join(components[: scopes[-1] + 1] if scopes else components)
 
 
 def _within(path: str, top: str) -> bool:
     return path == top or path.startswith(f"{top}/")
+
+
+def _as_property(value: str) -> str:
+    """A limit file's text in systemd's words."""
+    return "infinity" if value == "max" or (value.isdigit() and int(value) > UNLIMITED) else value
 
 
 def _set(unit: str, properties: dict[str, str]) -> list[str]:

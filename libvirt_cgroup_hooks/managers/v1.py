@@ -84,8 +84,8 @@ class V1:
             steps += self.make(f"{path}/{group}", cpus)
         return steps
 
-    def nest(self, path: str, process: int) -> list[Step]:
-        """A first cgroup inside the one of PROCESS, which needs not move for that on v1."""
+    def nest(self, path: str, processes: list[int]) -> list[Step]:
+        """A first cgroup inside the one that holds PROCESSES, which need not move for that on v1."""
         return self.make(path)
 
     def set_cpus(self, directory: str, wanted: CpuSet) -> list[Step]:
@@ -100,7 +100,7 @@ class V1:
         tree = self._tree(directory, present)
         after = {path: wanted if follows else cpus & wanted for path, (cpus, follows) in tree.items()}
         for path, cpus in after.items():
-            if not cpus:
+            if not cpus and tree[path][0]:
                 raise Error(
                     f"cannot set the CPUs of {printable(directory)} to {wanted}: "
                     f"{printable(path)} is limited to {tree[path][0]}",

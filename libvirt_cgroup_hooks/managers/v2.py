@@ -92,18 +92,20 @@ class V2:
                 steps += self.set_cpus(directory, cpus)
         return steps
 
-    def nest(self, path: str, process: int) -> list[Step]:
-        """A first cgroup inside the one of PROCESS, which moves into it: a cgroup with processes cannot have controllers
-        for its children."""
+    def nest(self, path: str, processes: list[int]) -> list[Step]:
+        """A first cgroup inside the one that holds PROCESSES, which move into it: a cgroup with processes cannot have
+        controllers for its children."""
         outer, inner = (self.hierarchy.directory(one) for one in (path.rpartition("/")[0], path))
         if self.exists(inner):
             return []
         self._made.add(inner)
-        threaded = " ".join(f"+{name}" for name in THREADED if name in self._available)
+        names = [name for name in THREADED if name in self._available]
+        enable, disable = (" ".join(sign + name for name in names) for sign in "+-")
+        back = f"{outer}/cgroup.procs"
         return [
             MakeDirectory(inner),
-            Move("process", process, f"{inner}/cgroup.procs", [Move("process", process, f"{outer}/cgroup.procs", [])]),
-            Write(f"{outer}/cgroup.subtree_control", threaded),
+            *(Move("process", pid, f"{inner}/cgroup.procs", [Move("process", pid, back, [])]) for pid in processes),
+            Write(f"{outer}/cgroup.subtree_control", enable, disable),
         ]
 
     def set_cpus(self, directory: str, wanted: CpuSet | None) -> list[Step]:
