@@ -16,6 +16,7 @@ from ..plan import MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Syst
 from . import placement, units
 from .base import Manager, groups_of
 from .v1 import UNLIMITED, over_limit
+from .v2 import V2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -249,10 +250,11 @@ class Systemd(Manager):
             plan.warnings.append(f"systemd has put the VM in {printable(actual)}, not in {expected}; restart it to move it")
         elif self._carries:
             self._fence_scope(plan, domain, expected)
-        if self.config.has_sets and actual.endswith(".scope"):
-            self._make_groups(plan, domain, found)
-        else:
-            self.set_cpus_in_place(plan, domain, found)
+        self.set_cpus_in_place(plan, domain, found)
+        for tree in self.trees:
+            at = found[0].cgroups.get(tree.hierarchy.key, "")
+            if tree.has_cpus and not at.endswith("/emulator"):  # cgroup_controllers = []
+                self._make_groups(plan, domain, found, tree, expected if tree.hierarchy.version == 1 else at)
 
     def _fence_scope(self, plan: Plan, domain: Domain, path: str) -> None:
         tree = self._cpuset_v1
@@ -264,21 +266,22 @@ class Systemd(Manager):
     def _systemd_path(self, thread: Thread) -> str:
         return thread.cgroups.get("name=systemd") or thread.cgroups.get("", "")
 
-    def _make_groups(self, plan: Plan, domain: Domain, found: list[Thread]) -> None:
-        """With cgroup_controllers = [] libvirt makes no groups in the scope; its name for them keeps it recognised."""
-        made = False
-        for tree in self.trees:
-            scope = found[0].cgroups.get(tree.hierarchy.key, "")
-            if tree.has_cpus and scope.endswith(".scope"):
-                made = True
-                path = f"{scope}/{NESTED}"
-                groups = {group: self.allowed(domain, group) for group in groups_of(found)}
-                processes = threads.members(self.host, tree.hierarchy.directory(scope)) if tree.hierarchy.version == 2 else []
-                plan.add(*tree.nest(path, processes), *tree.make_threads(path, groups))
-                nested = [thread.moved(tree.hierarchy.key, path) for thread in found] if processes else found
-                plan.add(*placement.move(tree, path, found[0].tid, nested, {}))
-        if not made:
-            plan.warnings.append("libvirt made no cpuset for the VM (cgroup_controllers): thread sets are not applied")
+    def _make_groups(self, plan: Plan, domain: Domain, found: list[Thread], tree: Tree, scope: str) -> None:
+        """With cgroup_controllers = [] libvirt makes no groups in the SCOPE, and on v1 leaves the VM in its own cpuset."""
+        names = groups_of(found)
+        groups = {group: self.allowed(domain, group) for group in names}
+        if tree.hierarchy.version == 1 and self.fence.cpus is not None:
+            old = state.Record.read(self.host, domain.uuid)
+            record = state.Record.read(self.host, domain.uuid) or state.Record(domain.uuid, domain.name)
+            record.groups = list(dict.fromkeys([*record.groups, tree.hierarchy.directory(scope)]))
+            plan.add(*record.save(old), *tree.make(scope, self.fence.cpus), *tree.make_threads(scope, groups))
+            plan.add(*placement.move(tree, scope, found[0].tid, found, {}))
+        elif isinstance(tree, V2) and self.config.has_sets:
+            path = f"{scope}/{NESTED}"  # libvirt's own name for it keeps the VM recognised
+            plan.add(*tree.nest(path, threads.members(self.host, tree.hierarchy.directory(scope))))
+            plan.add(*tree.make_threads(path, groups))
+            nested = [thread.moved(tree.hierarchy.key, path) for thread in found]
+            plan.add(*placement.move(tree, path, found[0].tid, nested, {}))
 
     # stopped, release
 

@@ -84,10 +84,6 @@ class V1:
             steps += self.make(f"{path}/{group}", cpus)
         return steps
 
-    def nest(self, path: str, processes: list[int]) -> list[Step]:
-        """A first cgroup inside the one that holds PROCESSES, which need not move for that on v1."""
-        return self.make(path)
-
     def set_cpus(self, directory: str, wanted: CpuSet) -> list[Step]:
         """An existing cpuset and those below it. The kernel wants each inside its parent after every single write.
 

@@ -143,7 +143,7 @@ def test_systemd_that_does_not_answer(tmp_path: Path, operation: str, status_wan
     """The hook asks systemd through systemctl: one that never returns stands for a systemd that never answers."""
     configure("hook_timeout = 2\n" + fenced(LAYOUT))
     start("web")
-    configure("hook_timeout = 2\n" + fenced(LAYOUT).replace("0-1", "0-2"))
+    configure("hook_timeout = 2\n" + fenced(LAYOUT).replace("0-1", "0-2").replace("1 GiB", "1200 MiB"))
     hanging = tmp_path / "systemctl"
     hanging.write_text("#!/bin/sh\nexec sleep 1000\n")
     hanging.chmod(0o755)
