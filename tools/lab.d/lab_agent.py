@@ -12,7 +12,6 @@ bytes. One request at a time:
 from __future__ import annotations
 
 import base64
-import contextlib
 import fcntl
 import json
 import os
@@ -21,7 +20,7 @@ import select
 import signal
 import struct
 import subprocess
-import sys
+import tempfile
 import termios
 import time
 from collections.abc import Iterator
@@ -29,7 +28,8 @@ from typing import Any
 
 PORT = "/dev/virtio-ports/lab"
 BLOCK = 65536
-TIMED_OUT = 124  # the status timeout(1) gives
+TIMED_OUT = 124  # as timeout(1) says it
+NOT_FOUND = 127  # as a shell says it
 Request = dict[str, Any]
 
 
@@ -40,7 +40,8 @@ class Port:
         self.fd = fd
         self._pending = b""
 
-    def _fill(self) -> None:
+    def receive(self) -> None:
+        """Wait for more."""
         chunk = os.read(self.fd, BLOCK)
         if not chunk:  # nobody holds the other end: the snapshot is being taken, or not yet picked up
             time.sleep(0.1)
@@ -52,19 +53,16 @@ class Port:
             line, self._pending = self._pending.split(b"\n", 1)
             yield line
 
-    def receive(self) -> None:
-        self._fill()
-
     def request(self) -> Request:
         while True:
             for line in self.lines():
                 return dict(json.loads(line))
-            self._fill()
+            self.receive()
 
     def blocks(self, size: int) -> Iterator[bytes]:
         while size:
             if not self._pending:
-                self._fill()
+                self.receive()
             block, self._pending = self._pending[:size], self._pending[size:]
             size -= len(block)
             yield block
@@ -91,13 +89,13 @@ def hello(port: Port, request: Request) -> None:
 
 def push(port: Port, request: Request) -> None:
     os.makedirs(request["to"], exist_ok=True)
-    tar = subprocess.Popen(["tar", "-xz", "-C", request["to"]], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert tar.stdin
-    for block in port.blocks(request["size"]):
-        with contextlib.suppress(BrokenPipeError):  # tar's own words and status follow; the rest must still be read
-            tar.stdin.write(block)
-    _, errors = tar.communicate()
-    port.send("output", errors)
+    with tempfile.TemporaryFile() as archive:
+        for block in port.blocks(request["size"]):
+            archive.write(block)
+        archive.seek(0)
+        command = ["tar", "-xz", "-C", request["to"]]
+        tar = subprocess.run(command, stdin=archive, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    port.send("output", tar.stdout)
     port.send("exit", status=tar.returncode)
 
 
@@ -116,54 +114,60 @@ def send_available(port: Port, fd: int) -> bool:
     return bool(data)
 
 
-def drain(port: Port, fd: int) -> None:
-    while select.select([fd], [], [], 0)[0] and send_available(port, fd):
-        pass
+def send_rest(port: Port, fd: int) -> None:
+    """A pipe holds no more than one block."""
+    if select.select([fd], [], [], 0)[0]:
+        send_available(port, fd)
 
 
 def run(port: Port, request: Request) -> None:
+    output, output_end = os.pipe()
     try:
         process = subprocess.Popen(
             request["command"],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=output_end,
+            stderr=output_end,
             cwd=request["cwd"],
             env=environment(),
             start_new_session=True,
         )
     except OSError as error:
+        os.close(output)
         port.send("output", f"{error}\n".encode())
-        port.send("exit", status=127)
+        port.send("exit", status=NOT_FOUND)
         return
-    port.send("exit", status=watch(port, process, time.monotonic() + request["timeout"]))
+    finally:
+        os.close(output_end)
+    with open(output, "rb", buffering=0):  # closes it
+        status = watch(port, process, output, time.monotonic() + request["timeout"])
+    port.send("exit", status=status)
 
 
-def watch(port: Port, process: subprocess.Popen[bytes], deadline: float) -> int:
+def watch(port: Port, process: subprocess.Popen[bytes], output: int, deadline: float) -> int:
     """Pass output on until the command ends. A daemon it leaves behind may hold the pipe: the command's end counts."""
-    assert process.stdout
-    output, ended = process.stdout.fileno(), os.pidfd_open(process.pid)
+    ended = os.pidfd_open(process.pid)
     watched = [output, ended]
     try:
         while ended in watched:
-            ready = select.select(watched, [], [], max(0.0, deadline - time.monotonic()))[0]
-            if not ready:
-                return kill(port, process)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return kill(port, process, output)
+            ready = select.select(watched, [], [], left)[0]
             if output in ready and not send_available(port, output):
                 watched.remove(output)
             if ended in ready:
                 watched.remove(ended)
-        drain(port, output)
     finally:
         os.close(ended)
-        process.stdout.close()
-    status = process.wait()
-    return 128 - status if status < 0 else status
+    send_rest(port, output)
+    return shell_status(process.wait())
 
 
-def kill(port: Port, process: subprocess.Popen[bytes]) -> int:
+def kill(port: Port, process: subprocess.Popen[bytes], output: int) -> int:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    send_rest(port, output)
     port.send("output", b"\nlab: timed out, killed\n")
     return TIMED_OUT
 
@@ -187,11 +191,11 @@ def shell(port: Port, request: Request) -> None:
         if terminal in ready and not send_available(port, terminal):
             break
     os.close(terminal)
-    port.send("exit", status=exit_status(os.waitpid(pid, 0)[1]))
+    port.send("exit", status=shell_status(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
 
 
-def exit_status(wait_status: int) -> int:
-    status = os.waitstatus_to_exitcode(wait_status)
+def shell_status(status: int) -> int:
+    """128 + n for death by signal n, as a shell says it."""
     return 128 - status if status < 0 else status
 
 
@@ -205,7 +209,7 @@ def type_in(terminal: int, request: Request) -> None:
 OPERATIONS = {"hello": hello, "push": push, "run": run, "shell": shell}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     port = open_port()
     hello(port, {})
     while True:
@@ -214,4 +218,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

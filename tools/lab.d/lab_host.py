@@ -121,7 +121,8 @@ class LabHost:
 
     def reboot(self, timeout: float = BOOT_TIMEOUT) -> None:
         """Reboot in the orderly way and wait until the host is up again; what is on its disk stays."""
-        self.run(["systemctl", "reboot"], 60)
+        # Detached and a moment later, so that the answer is here before the remote control is ended.
+        self.check("setsid sh -c 'sleep 1; systemctl reboot' >/dev/null 2>&1 &", 60)
         self._wait_for_boot(self._running(), timeout)
 
     def open_shell(self, rows: int, columns: int, term: str) -> Channel:
@@ -158,8 +159,8 @@ class LabHost:
         return self._qemu
 
     def _open(self) -> Channel:
-        self._running()
-        assert self._channel
+        if not self._channel:
+            raise LabError("the lab host is not running", "restore() it first")
         return self._channel
 
     def _greet(self, timeout: float) -> None:
@@ -178,7 +179,7 @@ class LabHost:
 
     def _next_hello(self, qemu: Qemu, deadline: Deadline) -> str:
         while not self._open().ready(min(15.0, deadline.left())):
-            progress(f"booting: {qemu.last_line()[:100]}")
+            progress("booting")
             if deadline.passed():
                 raise LabError(f"the lab host did not come up in {deadline.seconds:.0f} s", qemu.last_words())
         return str(self._open().next(deadline, "hello").facts["boot_id"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -49,7 +51,7 @@ def lab_folder() -> Path:
 def recipe(release: str, variant: str = "") -> Recipe:
     """The recipe for the QEMU of this machine, which is installed when missing."""
     install_programs()
-    return Recipe(release, variant, (lab_qemu.version(), *lab_qemu.MACHINE))
+    return Recipe(release, variant, (lab_qemu.version(), *lab_qemu.MACHINE, *lab_qemu.KERNEL_ARGUMENTS))
 
 
 def install_programs() -> None:
@@ -196,8 +198,7 @@ def make_host(wanted: Recipe, root: Path, new: Path) -> None:
 
 
 def prepare_host(host: LabHost, wanted: Recipe) -> None:
-    facts = repr(wanted.facts).replace("'", '"')
-    host.check(f"printf '%s\\n' '{facts}' >{FACTS_PATH}")
+    host.check(f"echo {shlex.quote(json.dumps(wanted.facts))} >{FACTS_PATH}")
     if wanted.variant.script:
         progress(f"making the variant {wanted.variant_name}")
         host.check(wanted.variant.script)

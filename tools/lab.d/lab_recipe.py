@@ -66,6 +66,8 @@ GUEST_FILES: Mapping[str, str] = {
     "/etc/machine-id": "1ab000000000400080000000000000ab\n",
     # Without arguments of its own the daemon stays, where the packaged "--timeout 120" would end it between two tests.
     "/etc/default/libvirtd": 'LIBVIRTD_ARGS=""\n',
+    # The tests' VMs hold no system that could shut down: a reboot would wait five minutes for each.
+    "/etc/default/libvirt-guests": "SHUTDOWN_TIMEOUT=5\n",
     "/etc/libvirt/qemu.conf": 'security_driver = "none"\n',
 }
 
