@@ -333,3 +333,22 @@ def test_device_program_goes_along(configure: Configure) -> None:
         check=True,
     )
     assert "cgroup_device" in shown.stdout or "device" in shown.stdout
+
+
+def test_virsh_after_the_move(configure: Configure, tmp_path: Path) -> None:
+    """What the README says of a VM that has left the cgroup libvirt made for it."""
+    configure('cgroup_layout = "/vms/$DRIVER-$NAME"\n')
+    xml = domain_xml("web", vcpus=2, current=1, iothreads=1, machine="q35")
+    vm = start_vm("web", xml=xml.replace("model='none'/>", "model='nec-xhci'/>", 1))
+    virsh("vcpupin", "web", "0", "1", "--live")
+    virsh("emulatorpin", "web", "1", "--live")
+    virsh("iothreadpin", "web", "1", "1", "--live")
+    assert {row["cpus"] for row in status("web")["threads"] if row["comm"] in ("CPU 0/TCG", "IO iothread1")} == {"1"}
+    assert vm.threads()[vm.pid].cpus_allowed == "1"
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    source = f"<source file='{disk}'/><driver name='qemu' type='raw'/><target dev='sdz' bus='usb'/>"
+    virsh("attach-device", "web", "/dev/stdin", "--live", stdin=f"<disk type='file' device='disk'>{source}</disk>")
+    assert "sdz" in virsh("domblklist", "web").stdout
+    for change in (("setvcpus", "web", "2", "--live"), ("iothreadadd", "web", "7", "--live")):
+        assert (virsh(*change, check=False).returncode == 0) == HAS_V1
