@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .topology import Topology
     from .virconf import Value
 
+    # Made at run time: by key, the canonical text that was configured then, and what holds instead
+    Changes = dict[str, tuple[str, str]]
+
 PATH = "/etc/libvirt/cgroup-hooks.conf"
 
 
@@ -69,21 +72,27 @@ class Config:
 
 
 class Parsed:
-    """A file's settings before the host is known: by key the canonical text, and the value and line as given."""
+    """Settings before the host is known: by key the canonical text, the value as given, and where it was given."""
 
-    __slots__ = ("given", "lines", "path", "values", "warnings")
+    __slots__ = ("given", "values", "warnings", "where")
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self.given: dict[str, Value] = {}
-        self.lines: dict[str, int] = {}
+        self.where: dict[str, str] = {}
         self.warnings: list[str] = []
+
+    def override(self, changes: Changes) -> None:
+        """One whose setting has been edited since is void."""
+        for key, (configured, value) in changes.items():
+            if self.values.get(key, "") == configured:
+                self.values[key] = self.given[key] = value
+                self.where[key] = "virt-cgroup reserve --live"
 
     def error(self, key: str, message: str, hint: str) -> Error:
         shown = self.given[key]
         text = f'"{printable(shown[:200])}"' if isinstance(shown, str) else printable(str(shown)[:200])
-        return Error(f"{self.path}:{self.lines[key]}: {key} = {text}: {message}", hint)
+        return Error(f"{self.where[key]}: {key} = {text}: {message}", hint)
 
 
 def inert(text: str) -> bool:
@@ -91,8 +100,8 @@ def inert(text: str) -> bool:
     return all(line.lstrip()[:1] in ("", "#") for line in text.splitlines())
 
 
-def parse(text: str, path: str = PATH) -> Parsed:
-    """What TEXT says, whatever the host. Raises Error with PATH:LINE, key, value and remedy."""
+def parse(text: str, path: str = PATH, changes: Changes | None = None) -> Parsed:
+    """What TEXT says, and CHANGES, whatever the host. Raises Error with PATH:LINE, key, value and remedy."""
     # The grammar and ConfigObj are only read where the file has changed: together they cost the hook 20 ms.
     import configobj
 
@@ -103,13 +112,14 @@ def parse(text: str, path: str = PATH) -> Parsed:
     except ImportError:  # before configobj 5.0.8
         from validate import Validator
 
-    parsed = Parsed(path)
+    parsed = Parsed()
     for statement in virconf.parse(text, path):
-        key, line = statement.key, statement.line
+        key, where = statement.key, f"{path}:{statement.line}"
         if key in parsed.given:
-            parsed.warnings.append(f"{path}:{line}: {key} is set in line {parsed.lines[key]} already, which counts")
+            first = parsed.where[key].rpartition(":")[2]
+            parsed.warnings.append(f"{where}: {key} is set in line {first} already, which counts")
             continue
-        parsed.lines[key] = line
+        parsed.where[key] = where
         parsed.given[key] = statement.value
     # ConfigObj holds the values against the table. It is given values, not text: its own dialect has sections, and
     # neither lists over lines nor the difference between 1 and "1".
@@ -120,6 +130,7 @@ def parse(text: str, path: str = PATH) -> Parsed:
     for _, key in configobj.get_extra_values(conf):
         raise parsed.error(key, "there is no such setting", "the settings are " + ", ".join(keys))
     parsed.values = {key: conf[key] for key in keys if key in conf}
+    parsed.override(changes or {})
     _check_together(parsed)
     return parsed
 

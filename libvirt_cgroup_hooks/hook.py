@@ -75,7 +75,7 @@ class _Run:
     def enforce(self) -> None:
         host = self.host
         if self.operation in ENFORCE:  # cleaning up goes by what was recorded, whatever the configuration says now
-            self.config = state.load(host, self.warnings, save=True)
+            self.config = state.load(host, self.warnings)
             self.set_deadline()
         if not managers.concerns(host, self.config, self.operation):
             return
@@ -86,6 +86,8 @@ class _Run:
             return
         lock = host.lock(state.LOCK)
         try:
+            if self.operation in ENFORCE:  # whoever held the lock may have changed it
+                self.config = state.load(host, [], save=True)
             plan = managers.plan(host, self.config, self.operation, domain)
             try:
                 plan.run(host)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # The same numbers on every Linux; the errno module would cost the hook an import.
 ABSENT = (2, 3, 19, 20, 95)  # ENOENT, ESRCH, ENODEV, ENOTDIR, EOPNOTSUPP
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-ESRCH, EBUSY, ENOTEMPTY = 3, 16, 39
+ESRCH, EAGAIN, EBUSY, ENOTEMPTY = 3, 11, 16, 39
 
 
 class Refused(Error):

@@ -13,10 +13,15 @@ from .host import Host, page_size
 from .plan import Remove, Replace, Step
 from .topology import Topology, read_online
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .config import Changes
+
 DIRECTORY = "/run/libvirt-cgroup-hooks"
 SNAPSHOT = f"{DIRECTORY}/config"
 VMS = f"{DIRECTORY}/vms"
 SHARED = f"{DIRECTORY}/shared"
+LIVE = f"{DIRECTORY}/live"
 LOCK = f"{DIRECTORY}/lock"
 FORMAT = "libvirt-cgroup-hooks 1"
 
@@ -89,10 +94,30 @@ class Shared:
     def save(self) -> list[Step]:
         """No step where nothing has changed."""
         lines = [f"made {path}" for path in self.made] + [f"limit {value} {path}" for path, value in self.before.items()]
-        text = _lines(lines)
-        if text == self._text or (not lines and self._text is None):
-            return []
-        return [Replace(SHARED, text, self._text)] if lines else [Remove(SHARED, self._text or "")]
+        return _saved(SHARED, _lines(lines), self._text, bool(lines))
+
+
+class Live:
+    """What `virt-cgroup reserve --live` has changed, until the next boot or until the setting is edited."""
+
+    __slots__ = ("_text", "changes")
+
+    def __init__(self, host: Host) -> None:
+        self._text = host.read_optional(LIVE)
+        lines = [line.split("\t") for line in _read(host, LIVE)]
+        self.changes: Changes = {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
+
+    def save(self) -> list[Step]:
+        """No step where nothing has changed."""
+        text = _lines([f"{key}\t{configured}\t{value}" for key, (configured, value) in self.changes.items()])
+        return _saved(LIVE, text, self._text, bool(self.changes))
+
+
+def _saved(path: str, text: str, old: str | None, wanted: bool) -> list[Step]:
+    """PATH has TEXT afterwards, or is gone where that is not WANTED."""
+    if wanted:
+        return [] if text == old else [Replace(path, text, old)]
+    return [] if old is None else [Remove(path, old)]
 
 
 def _lines(lines: list[str]) -> str:
@@ -121,21 +146,27 @@ def load(host: Host, warn: list[str], save: bool = False) -> Config:
     WARN gets the warnings of a file that is read anew. With SAVE the snapshot is written then, unless nothing is
     configured.
     """
-    fingerprint = host.fingerprint(PATH)
-    if not fingerprint:
+    fingerprint, changed = host.fingerprint(PATH), host.fingerprint(LIVE)
+    if not fingerprint and not changed:
         return Config({})
     online = str(read_online(host.read_optional))
-    stamp = f"{FORMAT}\nfor {__version__} {fingerprint} {online}\n"
+    stamp = f"{FORMAT}\nfor {__version__} {fingerprint} {changed} {online}\n"
     snapshot = host.read_optional(SNAPSHOT) or ""
     if snapshot.startswith(stamp):
         return Config(dict(line.split(" ", 1) for line in snapshot[len(stamp) :].splitlines()))
-    text = host.read(PATH)
-    if inert(text):
+    text = host.read_optional(PATH) or ""
+    changes = Live(host).changes
+    if inert(text) and not changes:
         return Config({})
-    parsed = parse(text, PATH)
-    config = resolve(parsed, Topology.read(host.read_optional), page_size())
-    warn += parsed.warnings
+    config = compiled(host, text, changes, warn)
     if save and config:
         prepare_directory(host)
         host.replace(SNAPSHOT, stamp + "".join(f"{key} {value}\n" for key, value in config.values.items() if value))
     return config
+
+
+def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config:
+    """TEXT as the configuration of HOST, with CHANGES made at run time. Raises Error."""
+    parsed = parse(text, PATH, changes)
+    warn += parsed.warnings
+    return resolve(parsed, Topology.read(host.read_optional), page_size())

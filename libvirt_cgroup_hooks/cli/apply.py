@@ -61,7 +61,7 @@ def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:
         if config or host.exists(state.SHARED):
             manager = managers.choose(host, config, managers.daemon(host))
             manager.check_controllers()
-            manager.fence_parent(plan)
+            manager.fence_parent(plan, [])
         return plan
 
     return _made(host, make, warnings)

@@ -7,7 +7,7 @@ from .. import state, threads
 from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..fence import check_memory, check_pins, memory_of, pins_outside
-from ..plan import Plan, RemoveCgroup, Step
+from ..plan import Plan, RemoveCgroup, Step, Write
 from .v1 import V1
 from .v2 import V2
 
@@ -55,9 +55,11 @@ class Manager:
             self.check_controllers()
             self._admit(plan, domain)
             self.prepare(plan, domain)
+            self.fence_parent(plan, [domain])
         elif operation == "start":
             self.start(plan, domain)
         elif operation in ("started", "reconnect"):
+            self.fence_parent(plan, [domain])
             running = threads.status(self.host, domain.name)
             found = threads.threads(self.host, running) if running else []
             if running and found:
@@ -73,14 +75,31 @@ class Manager:
                 self.stopped(plan, record, last=operation == "release")
         return plan
 
+    def refit(self, plan: Plan, running: list[Domain]) -> None:
+        """A changed reservation, for the VM parent and for the VMs that are RUNNING (from `threads.running`)."""
+        self.check_controllers()
+        self.fence_parent(plan, running)
+        for domain in running if self.reaches_into_vms else ():
+            found = threads.threads(self.host, domain)
+            if found:
+                self.started(plan, domain, domain, found)
+
     # what each manager does itself
 
-    def prepare(self, plan: Plan, domain: Domain) -> None:
-        """Before QEMU exists: the VM parent and its fence."""
+    @property
+    def reaches_into_vms(self) -> bool:
+        """Whether the fence is also something that each VM has of its own."""
         raise NotImplementedError
 
-    def fence_parent(self, plan: Plan) -> None:
-        """The VM parent and its fence alone."""
+    def prepare(self, plan: Plan, domain: Domain) -> None:
+        """Before QEMU exists: the VM's record. Raises Error for a VM that cannot have its place."""
+        raise NotImplementedError
+
+    def fence_parent(self, plan: Plan, domains: list[Domain]) -> None:
+        """The VM parent and its fence, and those of DOMAINS where they are others'; what is reserved no more is opened.
+
+        A cgroup that was fenced for an earlier layout keeps the fence: VMs may still run there.
+        """
         raise NotImplementedError
 
     def start(self, plan: Plan, domain: Domain) -> None:
@@ -100,6 +119,11 @@ class Manager:
     def parent_paths(self) -> dict[Tree, str]:
         """The VM parent's cgroup in each tree that has one."""
         raise NotImplementedError
+
+    def press(self, tree: V2, path: str, limit: int) -> Step:
+        """Lowers memory.high of the VM parent PATH, so that its use falls below LIMIT bytes."""
+        directory = tree.hierarchy.directory(path)
+        return Write(f"{directory}/memory.high", *tree.pressure(directory, limit))
 
     def place_of(self, domain: Domain, tree: Tree, thread: Thread) -> str | None:
         """Where THREAD has to be; None: anywhere."""

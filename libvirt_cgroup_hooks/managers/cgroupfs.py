@@ -47,10 +47,12 @@ class Cgroupfs(Manager):
             self.layout.vm_path(domain, self.base(tree))  # an impossible name is told now, not when the VM runs
         old = state.Record.read(self.host, domain.uuid)
         plan.add(*self.new_record(plan, domain).save(old))
-        self.fence_parent(plan, staging(domain))
+
+    @property
+    def reaches_into_vms(self) -> bool:
+        return self.config.has_sets or not self.layout.native or any(tree.hierarchy.version == 1 for tree in self.trees)
 
     def started(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
-        self.fence_parent(plan, staging(domain))
         if self.layout.native:
             self.set_cpus_in_place(plan, domain, found)
             return
@@ -66,7 +68,6 @@ class Cgroupfs(Manager):
         plan.add(*placement.pin(self.host, pins, found, moved))
 
     def imagined(self, plan: Plan, domain: Domain) -> None:
-        self.fence_parent(plan, staging(domain))
         for tree in () if self.layout.native else self.trees:
             self._make_place(plan, tree, self.layout.vm_path(domain, self.base(tree)), domain, domain.group_names(), None)
 
@@ -85,13 +86,13 @@ class Cgroupfs(Manager):
 
     # the VM parent
 
-    def fence_parent(self, plan: Plan, staging: str = MACHINE) -> None:
-        """The VM parent, and STAGING where libvirt starts VMs, both with the fence; what is fenced no more is opened."""
+    def fence_parent(self, plan: Plan, domains: list[Domain]) -> None:
+        """Libvirt starts VMs below /machine, which is therefore fenced like the VM parent."""
         shared = state.Shared(self.host)
         steps: list[Step] = []
         fenced: set[str] = set()
         for tree in self.trees:
-            for path in self._parents(tree, staging):
+            for path in self._parents(tree, domains, shared):
                 shared.made += [directory for directory in tree.hierarchy.directories(path) if not tree.exists(directory)]
                 steps += self._fenced(tree, path, shared.before, fenced)
         self._open(plan, shared, [file for file in shared.before if file not in fenced])
@@ -102,20 +103,29 @@ class Cgroupfs(Manager):
         for file in files:
             value = shared.before.pop(file)
             for tree in self.trees:
-                if file.startswith(tree.hierarchy.mount + "/") and self.host.exists(file):
+                if tree.hierarchy.holds(file) and self.host.exists(file):
                     plan.add(*tree.put_back(file, value))
 
-    def _parents(self, tree: Tree, staging: str) -> list[str]:
-        cpus = self.fence.cpus is not None and tree.has_cpus
-        memory = self.fence.memory is not None and tree.has_memory
+    def _parents(self, tree: Tree, domains: list[Domain], shared: state.Shared) -> list[str]:
+        """Where VMs are or start: what has to be there, fenced if anything is reserved."""
         parent = self.layout.parent_path(self.base(tree))
-        return ([staging] if cpus or memory else []) + ([parent] if parent else [])
+        own = [parent] if parent else []
+        if not self._limits(tree):
+            return own
+        files = [file for file in shared.before if tree.hierarchy.holds(file)]
+        before = [file.rpartition("/")[0] for file in files if self.host.exists(file)]
+        start = [staging(domain) for domain in domains] or [MACHINE]
+        return list(dict.fromkeys([*start, *own, *(path[len(tree.hierarchy.mount) :] for path in before)]))
+
+    def _limits(self, tree: Tree) -> list[str]:
+        """Names of the files that hold the fence."""
+        cpus = ["cpuset.cpus"] if self.fence.cpus is not None and tree.has_cpus else []
+        return cpus + ([tree.limit_file] if self.fence.memory is not None and tree.has_memory else [])
 
     def _fenced(self, tree: Tree, path: str, before: dict[str, str], fenced: set[str]) -> list[Step]:
         """Makes PATH with the fence. Limit files go to FENCED, and what they said to BEFORE if it is not known yet."""
         directory = tree.hierarchy.directory(path)
-        files = [f"{directory}/cpuset.cpus"] if self.fence.cpus is not None and tree.has_cpus else []
-        files += [f"{directory}/{tree.limit_file}"] if self.fence.memory is not None and tree.has_memory else []
+        files = [f"{directory}/{name}" for name in self._limits(tree)]
         steps = tree.make(path, self.fence.cpus)
         fenced.update(files)
         before.update((file, tree.before(file)) for file in files if file not in before)

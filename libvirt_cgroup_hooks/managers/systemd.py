@@ -15,7 +15,8 @@ from ..errors import Error, printable
 from ..plan import MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import placement, units
 from .base import Manager, groups_of
-from .v1 import UNLIMITED, over_limit
+from .limits import HaveRoom
+from .v1 import UNLIMITED
 from .v2 import V2
 
 TYPE_CHECKING = False
@@ -95,7 +96,10 @@ class Systemd(Manager):
         old = state.Record.read(self.host, domain.uuid)
         plan.add(*self.new_record(plan, domain).save(old))
         self._sweep(plan, old)
-        self.fence_parent(plan)
+
+    @property
+    def reaches_into_vms(self) -> bool:
+        return self.config.has_sets or self._carries or self._cpuset_v1 is not None
 
     def _sweep(self, plan: Plan, old: state.Record | None) -> None:
         """Drop-ins that no VM's record names: of VMs that ended without a release."""
@@ -107,16 +111,21 @@ class Systemd(Manager):
             if path not in known:
                 plan.add(*self._remove_drop_in(path))
 
-    def fence_parent(self, plan: Plan) -> None:
+    def fence_parent(self, plan: Plan, domains: list[Domain]) -> None:
         shared = state.Shared(self.host)
-        unit = self.parent_slice()
         steps: list[Step] = []
         fenced: set[str] = set()
-        if unit:
+        for unit in self._parents(shared):
             steps += self._fence_cpuset(units.slice_path(unit), shared, fenced)
             steps += self._fence_unit(unit, units.slice_path(unit), self._properties(), shared, fenced)
         opened = self._open(shared, [name for name in shared.before if name not in fenced])
         plan.add(*shared.save(), *opened, *steps)
+
+    def _parents(self, shared: state.Shared) -> list[str]:
+        """The slices that are fenced: the VM parent, and that of each earlier layout, where VMs may still run."""
+        own = self.parent_slice()
+        before = [name.partition(" ")[0] for name in shared.before if not name.startswith("/")]
+        return list(dict.fromkeys([*([own] if own else []), *before]))
 
     def _properties(self) -> dict[str, str]:
         """What systemd is to enforce on the VM parent. On v1 it has no cpuset."""
@@ -153,10 +162,25 @@ class Systemd(Manager):
             shared.before.update({f"{unit} {name}": opens[name] for name in wanted})
         present = self._in_effect(unit, path, list(wanted))
         changed = {name: value for name, value in wanted.items() if present.get(name) != value}
-        if "MemoryMax" in changed:
-            self._check_use(path, int(changed["MemoryMax"]))
+        if not changed:
+            return []
         back = {name: present.get(name) or opens[name] for name in changed}
-        return [Systemctl(_set(unit, changed), _set(unit, back))] if changed else []
+        steps: list[Step] = [Systemctl(_set(unit, changed), _set(unit, back))]
+        return self._guarded(steps, unit, path, int(changed["MemoryMax"])) if "MemoryMax" in changed else steps
+
+    def _guarded(self, steps: list[Step], unit: str, path: str, limit: int) -> list[Step]:
+        """STEPS that set the memory LIMIT of UNIT, with what has to come before and after where that lowers it."""
+        for tree in self.trees:
+            directory = tree.hierarchy.directory(path)
+            if tree.has_memory and self.host.exists(directory) and tree.lowers(directory, limit):
+                if isinstance(tree, V2):
+                    new, old = tree.pressure(directory, limit)
+                    return [_high(unit, new, old), HaveRoom(directory, limit), *steps, _high(unit, old, new)]
+                return [*tree.set_limit(directory, limit), *steps]  # systemd would not say that the kernel refused
+        return steps
+
+    def press(self, tree: V2, path: str, limit: int) -> Step:
+        return _high(path.rpartition("/")[2], *tree.pressure(tree.hierarchy.directory(path), limit))
 
     def _all_cpus(self) -> str:
         """An empty AllowedCPUs= does not take the limit away from what runs; the full list does."""
@@ -181,13 +205,6 @@ class Systemd(Manager):
             if values:
                 return str(CpuSet.parse(values[-1].replace(" ", ","))) if name == "AllowedCPUs" else values[-1]
         return ""
-
-    def _check_use(self, path: str, limit: int) -> None:
-        for tree in self.trees:
-            directory = tree.hierarchy.directory(path)
-            used = tree.in_effect(directory).get("memory_current") if tree.has_memory else None
-            if isinstance(used, int) and used > limit:
-                raise over_limit(directory, limit, used)
 
     def _open(self, shared: state.Shared, names: list[str]) -> list[Step]:
         """Takes back what is fenced no more: properties ("UNIT NAME") and v1 files."""
@@ -243,7 +260,6 @@ class Systemd(Manager):
     # started, reconnect: systemd has put the VM somewhere
 
     def started(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
-        self.fence_parent(plan)
         expected = self.scope_path(domain)
         actual = self._systemd_path(found[0])
         if not self.layout.native and not _within(actual, expected):
@@ -333,3 +349,8 @@ def _as_property(value: str) -> str:
 
 def _set(unit: str, properties: dict[str, str]) -> list[str]:
     return ["set-property", "--runtime", unit, *(f"{name}={value}" for name, value in properties.items())]
+
+
+def _high(unit: str, new: str, old: str) -> Systemctl:
+    """memory.high of UNIT, as systemd has to know it."""
+    return Systemctl(_set(unit, {"MemoryHigh": _as_property(new)}), _set(unit, {"MemoryHigh": _as_property(old)}))

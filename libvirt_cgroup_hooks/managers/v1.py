@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from ..cpuset import CpuSet
 from ..errors import Error, printable
-from ..fence import size
+from ..host import EBUSY, Refused
 from ..plan import MakeDirectory, Step, Write
+from .limits import LowerLimit, over_limit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,15 +128,38 @@ class V1:
         return tree
 
     def set_limit(self, directory: str, limit: int) -> list[Step]:
-        """The memory limit in bytes. Raises Error where more is in use: lowering it would kill."""
-        if directory in self._made:
-            return [self._write(f"{directory}/memory.limit_in_bytes", str(limit))]
-        if int(self._value(f"{directory}/memory.limit_in_bytes")) == limit:
-            return []
-        used = int(self._value(f"{directory}/memory.usage_in_bytes"))
+        """The memory limit in bytes. Raises Error where more is in use."""
+        file = f"{directory}/memory.limit_in_bytes"
+        if directory not in self._made and self.lowers(directory, limit):
+            old = int(self._value(file))
+            self._planned[file] = str(limit)
+            return [LowerLimit(directory, limit, old)]
+        same = directory not in self._made and self._value(file) == str(limit)
+        return [] if same else [self._write(file, str(limit))]
+
+    def lowers(self, directory: str, limit: int) -> bool:
+        """Whether LIMIT bytes are less than DIRECTORY may have now. Raises Error where more is in use."""
+        if int(self._value(f"{directory}/memory.limit_in_bytes")) <= limit:
+            return False
+        used = self.memory_in_use(directory)
         if used > limit:
             raise over_limit(directory, limit, used)
-        return [self._write(f"{directory}/memory.limit_in_bytes", str(limit))]
+        return True
+
+    def memory_in_use(self, directory: str) -> int:
+        """Bytes."""
+        return int(self.host.read_optional(f"{directory}/memory.usage_in_bytes") or 0)
+
+    def reclaim(self, directory: str, limit: int) -> None:
+        """One attempt to bring the use down to LIMIT bytes: the kernel makes it while it considers a new limit."""
+        file = f"{directory}/memory.limit_in_bytes"
+        old = self.host.read(file).strip()
+        try:
+            self.host.write(file, str(limit))
+            self.host.write(file, old)
+        except Refused as error:
+            if error.errno != EBUSY:
+                raise
 
     def before(self, file: str) -> str:
         """What a limit FILE says before this plan; of a new cgroup, what it would say without us. For `put_back`."""
@@ -195,10 +219,3 @@ class V1:
 
 def _parent(directory: str) -> str:
     return directory.rpartition("/")[0]
-
-
-def over_limit(directory: str, limit: int, used: int) -> Error:
-    return Error(
-        f"cannot limit {printable(directory)} to {size(limit)} of memory: {size(used)} are in use",
-        "stop VMs or reserve less; a lower limit would kill one",
-    )
