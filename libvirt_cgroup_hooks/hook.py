@@ -84,8 +84,7 @@ class _Run:
             state.prepare_directory(host)
         elif not state.Record.exists(host, domain.uuid):
             return
-        lock = host.lock(state.LOCK)
-        try:
+        with host.locked(state.LOCK):
             if self.operation in ENFORCE:  # whoever held the lock may have changed it
                 self.config = state.load(host, [], save=True)
             plan = managers.plan(host, self.config, self.operation, domain)
@@ -93,8 +92,6 @@ class _Run:
                 plan.run(host)
             finally:
                 self.warnings += plan.warnings
-        finally:
-            os.close(lock)
 
     def failed(self, error: Error) -> int:
         text = printable(f"libvirt-cgroup-hooks: {error}")

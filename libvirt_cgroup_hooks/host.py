@@ -121,7 +121,9 @@ class Host:
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
             try:
+                os.fchmod(descriptor, mode)  # whatever the umask
                 os.write(descriptor, text.encode("utf-8", "surrogateescape"))
+                os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             os.rename(temporary, self.root + path)
@@ -144,16 +146,20 @@ class Host:
         except OSError as error:
             raise Refused(f"touch {printable(path)}", error) from None
 
-    def lock(self, path: str) -> int:
-        """Wait for the exclusive lock on PATH; it ends with the returned descriptor or the process."""
-        import fcntl
+    def locked(self, path: str) -> Lock:
+        """A `with` block that has the exclusive lock on PATH, and waits for it. Raises Refused."""
+        return Lock(self.root, path)
 
+    def resolved(self, path: str) -> str:
+        """PATH with symbolic links followed, so that replacing it replaces what they lead to."""
+        return os.path.realpath(self.root + path)[len(self.root) :]
+
+    def mode(self, path: str) -> int | None:
+        """The permission bits; None where there is no such file."""
         try:
-            descriptor = os.open(self.root + path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            raise Refused(f"lock {printable(path)}", error) from None
-        return descriptor
+            return os.stat(self.root + path).st_mode & 0o7777
+        except FileNotFoundError:
+            return None
 
     def run(self, command: list[str]) -> str:
         """Run a program to its end and return what it printed. Raises Error where it fails; leaves no child behind."""
@@ -204,6 +210,26 @@ class Host:
             pass
         except OSError as error:
             raise Refused(f"set the CPUs of thread {thread} to {CpuSet(cpus)}", error) from None
+
+
+class Lock:
+    """Ends with the block, or with the process."""
+
+    def __init__(self, root: str, path: str) -> None:
+        self.root = root
+        self.path = path
+
+    def __enter__(self) -> None:
+        import fcntl
+
+        try:
+            self.descriptor = os.open(self.root + self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise Refused(f"lock {printable(self.path)}", error) from None
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
 
 
 def _all(descriptor: int) -> bytes:

@@ -187,6 +187,11 @@ TABLE = (
 )
 
 
+def named(key: str) -> Setting:
+    """The setting that KEY names."""
+    return next(setting for setting in TABLE if setting.key == key)
+
+
 def sample() -> str:
     """The configuration file as it is installed: every setting explained and commented out."""
     head = (

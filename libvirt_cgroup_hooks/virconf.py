@@ -44,6 +44,36 @@ def parse(text: str, path: str) -> list[Statement]:
     return _Parser(text, path).statements()
 
 
+def edited(text: str, path: str, key: str, value: str | None) -> str:
+    """TEXT with KEY set to VALUE, which is written as given, or with None no longer set; all else is kept.
+
+    What was set is put into a comment where it stood alone on its line. A key that was not set goes below its
+    commented-out sample, else to the end. Raises Error where TEXT is not understood.
+    """
+    found = [statement for statement in parse(text, path) if statement.key == key]
+    if value is not None and found:
+        return f"{text[: found[0].start]}{key} = {value}{text[found[0].end :]}"
+    for statement in reversed(found):
+        text = _without(text, statement)
+    return text if value is None else _inserted(text, key, f"{key} = {value}\n")
+
+
+def _without(text: str, statement: Statement) -> str:
+    head, inside, tail = text[: statement.start], text[statement.start : statement.end], text[statement.end :]
+    line, _, _ = tail.partition("\n")
+    if head.rpartition("\n")[2].strip(SPACE) or line.strip(SPACE)[:1] not in ("", "#") or "\n" in inside:
+        return head + tail.lstrip(BLANK).removeprefix(";")
+    return f"{head}#{inside}{tail}"
+
+
+def _inserted(text: str, key: str, line: str) -> str:
+    lines = text.splitlines(keepends=True)
+    for number, old in enumerate(lines):
+        if old.lstrip(BLANK + "#").partition("=")[0].strip(BLANK) == key and old.endswith("\n"):
+            return "".join([*lines[: number + 1], line, *lines[number + 1 :]])
+    return text + ("" if text.endswith("\n") or not text else "\n") + line
+
+
 class _Parser:
     def __init__(self, text: str, path: str) -> None:
         self.text = text

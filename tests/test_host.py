@@ -41,7 +41,7 @@ def test_read(host: Host, tmp_path: Path) -> None:
         (lambda host: host.remove_directory("/a"), "cannot remove /a: Directory not empty"),
         (lambda host: host.replace("/x/y", "text"), "cannot write /x/y: No such file or directory"),
         (lambda host: host.remove("/a"), "cannot remove /a: Is a directory"),
-        (lambda host: host.lock("/x/y"), "cannot lock /x/y: No such file or directory"),
+        (lambda host: host.locked("/x/y").__enter__(), "cannot lock /x/y: No such file or directory"),
     ],
 )
 def test_each_failure_names_the_path_and_the_value(host: Host, attempt: object, message: str) -> None:
@@ -103,11 +103,10 @@ def test_a_fingerprint_changes_with_the_file(host: Host) -> None:
 def test_the_lock_is_exclusive(host: Host) -> None:
     import fcntl
 
-    descriptor = host.lock("/a/lock")
-    second = os.open(host.root + "/a/lock", os.O_RDWR)
-    with pytest.raises(BlockingIOError):
-        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(descriptor)
+    with host.locked("/a/lock"):
+        second = os.open(host.root + "/a/lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(second)
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -78,11 +77,8 @@ def _domain(host: Host, config: Config, domain: Domain, warnings: list[str]) -> 
 
 def _made(host: Host, make: Callable[[], Plan], warnings: list[str]) -> list[str]:
     state.prepare_directory(host)
-    lock = host.lock(state.LOCK)
-    try:
+    with host.locked(state.LOCK):
         plan: Plan = make()
         plan.run(host)
-    finally:
-        os.close(lock)
     warnings += plan.warnings
     return [str(step) for step in plan.steps]

@@ -56,7 +56,7 @@ def _domain(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
     found = threads.threads(host, domain)
     rows, problems = [], []
     for thread in found:
-        cpus = _cpus(host, domain, thread)
+        cpus = allowed_cpus(host, domain, thread)
         rows.append(
             {
                 "tid": thread.tid,
@@ -81,7 +81,7 @@ def _domain(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
     }
 
 
-def _cpus(host: Host, domain: Domain, thread: Thread) -> CpuSet:
+def allowed_cpus(host: Host, domain: Domain, thread: Thread) -> CpuSet:
     status = host.read_optional(f"/proc/{domain.pid}/task/{thread.tid}/status") or ""
     allowed = [line.partition(":")[2] for line in status.splitlines() if line.startswith("Cpus_allowed_list:")]
     return CpuSet.parse(allowed[0]) if allowed else CpuSet()

@@ -8,6 +8,7 @@ from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..fence import check_memory, check_pins, memory_of, pins_outside
 from ..plan import Plan, RemoveCgroup, Step, Write
+from ..threads import Thread
 from .v1 import V1
 from .v2 import V2
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from ..domain import Domain
     from ..fence import Fence
     from ..host import Host
-    from ..threads import Thread
 
     Tree = Union[V1, V2]
 
@@ -75,9 +75,15 @@ class Manager:
                 self.stopped(plan, record, last=operation == "release")
         return plan
 
-    def refit(self, plan: Plan, running: list[Domain]) -> None:
-        """A changed reservation, for the VM parent and for the VMs that are RUNNING (from `threads.running`)."""
+    def refit(self, plan: Plan, running: list[Domain], force: bool = False) -> None:
+        """A changed reservation, for the VM parent and for the VMs that are RUNNING (from `threads.running`).
+
+        Raises Error where that cannot be, and with FORCE only where it cannot be by any means.
+        """
         self.check_controllers()
+        for tree in self.trees:
+            if isinstance(tree, V1):
+                tree.forced = force
         self.fence_parent(plan, running)
         for domain in running if self.reaches_into_vms else ():
             found = threads.threads(self.host, domain)
@@ -120,10 +126,51 @@ class Manager:
         """The VM parent's cgroup in each tree that has one."""
         raise NotImplementedError
 
-    def press(self, tree: V2, path: str, limit: int) -> Step:
-        """Lowers memory.high of the VM parent PATH, so that its use falls below LIMIT bytes."""
-        directory = tree.hierarchy.directory(path)
-        return Write(f"{directory}/memory.high", *tree.pressure(directory, limit))
+    # memory
+
+    def memory_parents(self) -> dict[str, Tree]:
+        """The directories of the VM parent that count its memory, those that exist."""
+        trees = {tree.hierarchy.directory(path): tree for tree, path in self.parent_paths().items() if tree.has_memory}
+        return {directory: tree for directory, tree in trees.items() if self.host.exists(directory)}
+
+    def memory_in_use(self, domain: Domain) -> int:
+        """Bytes that the running DOMAIN has now; 0 where it has ended."""
+        cgroups = threads.process_cgroups(self.host, domain.pid or 0)
+        tree = next((tree for tree in self.trees if tree.has_memory), None)
+        if cgroups is None or tree is None:
+            return 0
+        main = Thread(domain.pid or 0, "", "emulator", cgroups)
+        return tree.memory_in_use(tree.hierarchy.directory(self.vm_of(main, tree)))
+
+    def press(self, plan: Plan) -> None:
+        """Lowers memory.high of the VM parent, so that its use falls below the fence; `relieve` takes it back.
+
+        What it was is remembered, so that the next run of the hook mends what a killed one has left.
+        """
+        shared = state.Shared(self.host)
+        steps: list[Step] = []
+        for directory, tree in self.memory_parents().items():
+            if isinstance(tree, V2) and self.fence.memory is not None:
+                new, old = tree.pressure(directory, self.fence.memory)
+                name, step = self.pressing(directory, tree, new, old)
+                shared.before.setdefault(name, old)
+                steps.append(step)
+        plan.add(*shared.save(), *steps)
+
+    def relieve(self, plan: Plan) -> None:
+        shared = state.Shared(self.host)
+        names = [name for name in shared.before if name.endswith(("/memory.high", " MemoryHigh"))]
+        opened = self.opened(shared, names)
+        plan.add(*opened, *shared.save())
+
+    def pressing(self, directory: str, tree: V2, new: str, old: str) -> tuple[str, Step]:
+        """What is written, by the name under which it is put back, and the step that writes it."""
+        file = f"{directory}/memory.high"
+        return file, Write(file, new, old)
+
+    def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
+        """Puts back what the limits NAMES of SHARED said before, and forgets them."""
+        raise NotImplementedError
 
     def place_of(self, domain: Domain, tree: Tree, thread: Thread) -> str | None:
         """Where THREAD has to be; None: anywhere."""
@@ -167,13 +214,18 @@ class Manager:
         return wanted or None
 
     def set_cpus_in_place(self, plan: Plan, domain: Domain, found: list[Thread]) -> None:
-        """The host-wide sets, in the thread groups that libvirt made, for threads that the XML does not pin."""
+        """The host-wide sets, in the thread groups that libvirt made, for threads that the XML does not pin.
+
+        On v1 pins as well, as far as the fence allows now: there it has cut what libvirt wrote.
+        """
         pins = domain.pins()
-        for tree in self.trees if self.config.has_sets else ():
-            for group in groups_of(found) if tree.has_cpus else ():
+        v1 = [tree for tree in self.trees if tree.has_cpus and tree.hierarchy.version == 1]
+        for tree in [tree for tree in self.trees if tree.has_cpus] if self.config.has_sets else v1 if pins else ():
+            for group in groups_of(found):
                 cpus = self.allowed(domain, group)
+                ours = tree in v1 if group in pins else self.config.set_of(group)
                 place = next((t.cgroups[tree.hierarchy.key] for t in found if t.group == group), "")
-                if cpus and group not in pins and self.config.set_of(group) and place.endswith(f"/{group}"):
+                if cpus and ours and place.endswith(f"/{group}"):
                     plan.add(*tree.set_cpus(tree.hierarchy.directory(place), cpus))
 
     # what virt-cgroup status shows
@@ -186,14 +238,14 @@ class Manager:
             found.update(tree.in_effect(tree.hierarchy.directory(path)))
         return found
 
-    def cgroup_of(self, thread: Thread) -> str:
-        """The cgroup that decides the thread's CPUs."""
-        main = min(self.trees, key=lambda tree: (not tree.has_cpus, not tree.splits))
-        return thread.cgroups.get(main.hierarchy.key, "")
+    def cgroup_of(self, thread: Thread, tree: Tree | None = None) -> str:
+        """The cgroup that the thread is in; that which decides its CPUs, if no TREE is given."""
+        tree = tree or min(self.trees, key=lambda tree: (not tree.has_cpus, not tree.splits))
+        return thread.cgroups.get(tree.hierarchy.key, "")
 
-    def vm_of(self, thread: Thread) -> str:
+    def vm_of(self, thread: Thread, tree: Tree | None = None) -> str:
         """The VM's cgroup."""
-        return self.cgroup_of(thread).removesuffix(f"/{thread.group}")
+        return self.cgroup_of(thread, tree).removesuffix(f"/{thread.group}")
 
     def problems(self, domain: Domain, thread: Thread, cpus: CpuSet) -> list[str]:
         """How the place of THREAD, and the CPUS it may use, differ from what is configured."""

@@ -79,7 +79,7 @@ class Cgroupfs(Manager):
             plan.add(record.forget())
             if state.recorded(self.host) == [record.uuid]:
                 shared = state.Shared(self.host)
-                self._open(plan, shared, list(shared.before))
+                plan.add(*self.opened(shared, list(shared.before)))
                 plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))
                 shared.made = []
                 plan.add(*shared.save())
@@ -95,16 +95,17 @@ class Cgroupfs(Manager):
             for path in self._parents(tree, domains, shared):
                 shared.made += [directory for directory in tree.hierarchy.directories(path) if not tree.exists(directory)]
                 steps += self._fenced(tree, path, shared.before, fenced)
-        self._open(plan, shared, [file for file in shared.before if file not in fenced])
-        plan.add(*shared.save(), *steps)
+        opened = self.opened(shared, [file for file in shared.before if file not in fenced])
+        plan.add(*shared.save(), *opened, *steps)
 
-    def _open(self, plan: Plan, shared: state.Shared, files: list[str]) -> None:
-        """Puts back what the limit FILES said before."""
-        for file in files:
+    def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
+        steps: list[Step] = []
+        for file in names:
             value = shared.before.pop(file)
             for tree in self.trees:
                 if tree.hierarchy.holds(file) and self.host.exists(file):
-                    plan.add(*tree.put_back(file, value))
+                    steps += tree.put_back(file, value)
+        return steps
 
     def _parents(self, tree: Tree, domains: list[Domain], shared: state.Shared) -> list[str]:
         """Where VMs are or start: what has to be there, fenced if anything is reserved."""

@@ -23,6 +23,11 @@ def pressed(limit: int) -> int:
     return (limit - min(32 * MIB, limit // 16)) & ~0xFFFF
 
 
+def fits(limit: int, used: int) -> bool:
+    """Whether LIMIT can be set over USED bytes, with room for what comes meanwhile."""
+    return used <= (limit + pressed(limit)) // 2
+
+
 def over_limit(directory: str, limit: int, used: int) -> Error:
     return Error(
         f"cannot limit {printable(directory)} to {size(limit)} of memory: {size(used)} are in use",
@@ -42,7 +47,7 @@ class HaveRoom(Step):
 
     def run(self, host: Host) -> None:
         used = int(host.read(f"{self.directory}/memory.current"))
-        if used > (self.limit + pressed(self.limit)) // 2:
+        if not fits(self.limit, used):
             raise over_limit(self.directory, self.limit, used)
 
 

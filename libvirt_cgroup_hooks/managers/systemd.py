@@ -118,7 +118,7 @@ class Systemd(Manager):
         for unit in self._parents(shared):
             steps += self._fence_cpuset(units.slice_path(unit), shared, fenced)
             steps += self._fence_unit(unit, units.slice_path(unit), self._properties(), shared, fenced)
-        opened = self._open(shared, [name for name in shared.before if name not in fenced])
+        opened = self.opened(shared, [name for name in shared.before if name not in fenced])
         plan.add(*shared.save(), *opened, *steps)
 
     def _parents(self, shared: state.Shared) -> list[str]:
@@ -172,15 +172,18 @@ class Systemd(Manager):
         """STEPS that set the memory LIMIT of UNIT, with what has to come before and after where that lowers it."""
         for tree in self.trees:
             directory = tree.hierarchy.directory(path)
-            if tree.has_memory and self.host.exists(directory) and tree.lowers(directory, limit):
-                if isinstance(tree, V2):
-                    new, old = tree.pressure(directory, limit)
-                    return [_high(unit, new, old), HaveRoom(directory, limit), *steps, _high(unit, old, new)]
-                return [*tree.set_limit(directory, limit), *steps]  # systemd would not say that the kernel refused
+            if not tree.has_memory or not self.host.exists(directory) or not tree.lowers(directory, limit):
+                continue
+            if not isinstance(tree, V2):  # systemd would not say that the kernel refused
+                return [*tree.set_limit(directory, limit), *steps]
+            if tree.crowded(directory, limit):
+                new, old = tree.pressure(directory, limit)
+                return [_high(unit, new, old), HaveRoom(directory, limit), *steps, _high(unit, old, new)]
         return steps
 
-    def press(self, tree: V2, path: str, limit: int) -> Step:
-        return _high(path.rpartition("/")[2], *tree.pressure(tree.hierarchy.directory(path), limit))
+    def pressing(self, directory: str, tree: V2, new: str, old: str) -> tuple[str, Step]:
+        unit = directory.rpartition("/")[2]
+        return f"{unit} MemoryHigh", _high(unit, new, old)
 
     def _all_cpus(self) -> str:
         """An empty AllowedCPUs= does not take the limit away from what runs; the full list does."""
@@ -191,7 +194,7 @@ class Systemd(Manager):
         found = {}
         for tree in self.trees:
             files = {"AllowedCPUs": "cpuset.cpus"} if tree.has_cpus else {}
-            files.update({"MemoryMax": tree.limit_file} if tree.has_memory else {})
+            files.update({"MemoryMax": tree.limit_file, "MemoryHigh": "memory.high"} if tree.has_memory else {})
             for name, file in files.items():
                 if name in names:
                     value = self.host.read_optional(f"{tree.hierarchy.directory(path)}/{file}")
@@ -206,8 +209,8 @@ class Systemd(Manager):
                 return str(CpuSet.parse(values[-1].replace(" ", ","))) if name == "AllowedCPUs" else values[-1]
         return ""
 
-    def _open(self, shared: state.Shared, names: list[str]) -> list[Step]:
-        """Takes back what is fenced no more: properties ("UNIT NAME") and v1 files."""
+    def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
+        """They are properties ("UNIT NAME") and v1 files."""
         steps: list[Step] = []
         tree = self._cpuset_v1
         for name in names:
@@ -216,9 +219,10 @@ class Systemd(Manager):
                 steps += tree.put_back(name, value) if tree and self.host.exists(name) else []
                 continue
             unit, _, key = name.partition(" ")
-            wanted = self._all_cpus() if key == "AllowedCPUs" else value
-            if self._in_effect(unit, units.slice_path(unit), [key]).get(key) not in (None, "", wanted):
-                steps.append(Systemctl(_set(unit, {key: wanted})))
+            wanted = self._all_cpus() if key == "AllowedCPUs" else _as_property(value)
+            present = self._in_effect(unit, units.slice_path(unit), [key]).get(key)
+            if present and present != wanted:
+                steps.append(Systemctl(_set(unit, {key: wanted}), _set(unit, {key: present})))
         return steps
 
     # start: the id is known, and machined has not been asked yet
@@ -307,7 +311,7 @@ class Systemd(Manager):
         plan.add(*self.remains(record), record.forget())
         if self._cpuset_v1 and state.recorded(self.host) == [record.uuid]:
             shared = state.Shared(self.host)
-            plan.add(*self._open(shared, [name for name in shared.before if name.startswith("/")]))
+            plan.add(*self.opened(shared, [name for name in shared.before if name.startswith("/")]))
             plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))
             shared.made = []
             plan.add(*shared.save())
@@ -332,8 +336,8 @@ class Systemd(Manager):
         systemds_own = tree.has_cpus or tree.has_memory
         return actual if _within(actual, expected) or not systemds_own else expected
 
-    def vm_of(self, thread: Thread) -> str:
-        components = self.cgroup_of(thread).split("/")
+    def vm_of(self, thread: Thread, tree: Tree | None = None) -> str:
+        components = self.cgroup_of(thread, tree).split("/")
         scopes = [number for number, name in enumerate(components) if name.endswith(".scope")]
         return "/".join(components[: scopes[-1] + 1] if scopes else components)
 

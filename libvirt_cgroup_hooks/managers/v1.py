@@ -46,6 +46,7 @@ class V1:
         self.has_cpus = "cpuset" in hierarchy.controllers
         self.has_memory = "memory" in hierarchy.controllers
         self.splits = bool(hierarchy.controllers & SPLIT_BY)
+        self.forced = False
         self._planned: dict[str, str] = {}
         self._made: set[str] = set()
 
@@ -88,21 +89,23 @@ class V1:
     def set_cpus(self, directory: str, wanted: CpuSet) -> list[Step]:
         """An existing cpuset and those below it. The kernel wants each inside its parent after every single write.
 
-        A child that had all of its parent's CPUs goes on having them; another keeps those that are left.
-        Raises Error where a child would be left with none.
+        A child that had all of its parent's CPUs goes on having them; another keeps those that are left. One that would
+        be left with none gets its parent's where `forced`, as on v2; else Error is raised.
         """
         present = CpuSet.parse(self._value(f"{directory}/cpuset.cpus"))
         if present == wanted:
             return []
         tree = self._tree(directory, present)
-        after = {path: wanted if follows else cpus & wanted for path, (cpus, follows) in tree.items()}
-        for path, cpus in after.items():
-            if not cpus and tree[path][0]:
-                raise Error(
-                    f"cannot set the CPUs of {printable(directory)} to {wanted}: "
-                    f"{printable(path)} is limited to {tree[path][0]}",
-                    "stop or re-pin the VM it belongs to first",
-                )
+        after = {directory: wanted}
+        for path, (cpus, follows) in tree.items():
+            after[path] = wanted if follows else cpus & wanted
+            if cpus and not after[path]:
+                if not self.forced:
+                    raise Error(
+                        f"cannot set the CPUs of {printable(directory)} to {wanted}: {printable(path)} is limited to {cpus}",
+                        "stop or re-pin the VM it belongs to first",
+                    )
+                after[path] = after[_parent(path)]
         steps: list[Step] = []
         if not wanted <= present:  # grow: parents first
             for path, (cpus, follows) in tree.items():
@@ -130,21 +133,20 @@ class V1:
     def set_limit(self, directory: str, limit: int) -> list[Step]:
         """The memory limit in bytes. Raises Error where more is in use."""
         file = f"{directory}/memory.limit_in_bytes"
-        if directory not in self._made and self.lowers(directory, limit):
-            old = int(self._value(file))
-            self._planned[file] = str(limit)
-            return [LowerLimit(directory, limit, old)]
-        same = directory not in self._made and self._value(file) == str(limit)
-        return [] if same else [self._write(file, str(limit))]
-
-    def lowers(self, directory: str, limit: int) -> bool:
-        """Whether LIMIT bytes are less than DIRECTORY may have now. Raises Error where more is in use."""
-        if int(self._value(f"{directory}/memory.limit_in_bytes")) <= limit:
-            return False
+        if directory in self._made:
+            return [self._write(file, str(limit))]
+        old = int(self._value(file))
+        if limit >= old:
+            return [] if limit == old else [self._write(file, str(limit))]
         used = self.memory_in_use(directory)
         if used > limit:
             raise over_limit(directory, limit, used)
-        return True
+        self._planned[file] = str(limit)
+        return [LowerLimit(directory, limit, old)]
+
+    def lowers(self, directory: str, limit: int) -> bool:
+        """Whether LIMIT bytes are less than DIRECTORY may have now."""
+        return int(self._value(f"{directory}/memory.limit_in_bytes")) > limit
 
     def memory_in_use(self, directory: str) -> int:
         """Bytes."""

@@ -132,21 +132,22 @@ class V2:
         if old == str(limit):
             return []
         write = Write(file, str(limit), old)
-        if not self.lowers(directory, limit):
+        if not self.lowers(directory, limit) or not self.crowded(directory, limit):
             return [write]
         high, (new, before) = f"{directory}/memory.high", self.pressure(directory, limit)
         return [Write(high, new, before), HaveRoom(directory, limit), write, Write(high, before, new)]
 
     def lowers(self, directory: str, limit: int) -> bool:
-        """Whether LIMIT bytes are less than DIRECTORY may have now, and not far above what it uses. Raises Error where
-        more is in use."""
-        old = (self.host.read_optional(f"{directory}/memory.max") or "").strip()
-        if not old or (old != "max" and int(old) <= limit):
-            return False
+        """Whether LIMIT bytes are less than DIRECTORY may have now."""
+        old = (self.host.read_optional(f"{directory}/memory.max") or "max").strip()
+        return old == "max" or int(old) > limit
+
+    def crowded(self, directory: str, limit: int) -> bool:
+        """Whether what DIRECTORY uses could reach LIMIT bytes while that is being set. Raises Error where it is above."""
         used = self.memory_in_use(directory)
         if used > limit:
             raise over_limit(directory, limit, used)
-        return used > limit // 2  # what takes half of it in a moment is not VMs
+        return used > limit // 2
 
     def pressure(self, directory: str, limit: int) -> tuple[str, str]:
         """What memory.high has to be while LIMIT is being set, and what it is."""
