@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from . import settings
 from .cpuset import CpuSet
-from .errors import Error, printable
+from .errors import Error, Refusal, printable
 from .fence import fence
 from .layout import Layout
 
@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .domain import Domain
     from .topology import Topology
     from .virconf import Value
 
@@ -69,6 +70,48 @@ class Config:
         if group.startswith("vcpu"):
             return self.vcpu_cpus
         return self.iothread_cpus if group.startswith("iothread") else self.emulator_cpus
+
+    def of(self, domain: Domain, present: CpuSet | None = None) -> Config:
+        """This with DOMAIN's own settings laid over. PRESENT: the CPUs that the host has, where they are known.
+
+        Raises Refusal for what cannot be right: a guess would put the VM where nobody wants it.
+        """
+        if not domain.settings:
+            return self
+        values = dict(self.values)
+        bad: dict[str, str] = {}
+        for name, value in domain.settings.items():
+            try:
+                key, values[key] = settings.read_of_vm(name, value)
+                self._check_of_vm(key, values[key], present)
+            except Error as error:
+                bad[name] = error.message
+        if bad:
+            raise _refusal(domain, bad)
+        return Config(values)
+
+    def _check_of_vm(self, key: str, value: str, present: CpuSet | None) -> None:
+        if key == "cgroup_layout":
+            layout = Layout(value)
+            if self.reserved_host_mem and not layout.native and layout.parent is None:
+                raise Error("it has no VM parent, so the VM would be outside the limit that reserved_host_mem sets")
+            return
+        cpus = CpuSet.parse(value)
+        if present is not None and not cpus <= present:
+            raise Error(f"this host has no CPU {cpus - present} (its CPUs are {present})")
+        if self.reserved_host_cpus and cpus <= self.reserved_host_cpus:
+            raise Error(f"the host keeps all of these CPUs (reserved_host_cpus {self.reserved_host_cpus})")
+
+
+def _refusal(domain: Domain, bad: dict[str, str]) -> Refusal:
+    """BAD: by key what is wrong with it. Tells the first, and a remedy for all."""
+    key, message = next(iter(bad.items()))
+    setting = printable(f'{key} = "{domain.settings[key][:200]}"')
+    options = printable(" ".join(f"--unset {name}" for name in bad))
+    return Refusal(
+        f"VM {printable(domain.name)} has {setting} in its metadata: {message}",
+        f"change it, or remove it: virt-cgroup domain {domain.handle} {options}",
+    )
 
 
 class Parsed:
