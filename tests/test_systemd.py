@@ -117,6 +117,7 @@ class Machined(Kernel):
         names = dict.fromkeys(group for _, group in numbers.values()) if groups else ()
         for hierarchy in self.hierarchies:
             self.scope(hierarchy, base, list(names))
+            self.pin(hierarchy, f"{base}/libvirt", vm)
         for tid, (comm, group) in numbers.items():
             at = f"{base}/libvirt/{group}" if groups else base
             places = {h.key: at if splits(h) else base for h in self.hierarchies}
