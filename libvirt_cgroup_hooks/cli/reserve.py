@@ -21,7 +21,6 @@ from ..reserve import KEYS, Change, outside
 from ..topology import Topology
 from . import add as add_command
 from .output import print_json, print_table
-from .status import allowed_cpus
 
 if TYPE_CHECKING:
     from ..virconf import Value
@@ -171,7 +170,7 @@ def _ends_up(host: Host) -> list[dict[str, object]]:
         for thread in threads.threads(host, domain):
             pin = pins.get(thread.group)
             if pin is not None and manager.fence.cpus is not None and not pin <= manager.fence.cpus:
-                cpus = str(allowed_cpus(host, domain, thread))
+                cpus = str(threads.cpus_allowed(host, domain, thread))
                 row = {"domain": domain.name, "tid": thread.tid, "group": thread.group, "pinned": str(pin), "cpus": cpus}
                 rows.append(row)
     return rows
