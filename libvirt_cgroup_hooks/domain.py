@@ -52,6 +52,8 @@ class Domain:
         self.current_memory = 0
         self.max_memory = 0
         self.hugepages = False
+        self.hugepage_nodes: CpuSet | None = None  # guest NUMA nodes that hugepages back; None: all
+        self.node_memory: dict[int, int] = {}
         self.video_memory = 0
         self.partition = ""
         self.settings: dict[str, str] = {}
@@ -69,6 +71,12 @@ class Domain:
         pins.update((f"vcpu{vcpu}", cpus) for vcpu, cpus in self.vcpupin.items())
         pins.update((f"iothread{number}", cpus) for number, cpus in self.iothreadpin.items())
         return pins
+
+    def hugepage_memory(self) -> int:
+        """Bytes that come from hugepage pools."""
+        if self.hugepages and self.hugepage_nodes is not None:
+            return sum(size for node, size in self.node_memory.items() if node in self.hugepage_nodes)
+        return self.memory if self.hugepages else 0
 
     def online_vcpus(self) -> list[int]:
         if self.individual_vcpus:
@@ -169,6 +177,11 @@ class _Reader:
             domain.numatune = dict(attributes)
         elif path == "memoryBacking/hugepages":
             domain.hugepages = True
+        elif path == "memoryBacking/hugepages/page" and attributes.get("nodeset"):
+            domain.hugepage_nodes = (domain.hugepage_nodes or CpuSet()) | CpuSet.parse(attributes["nodeset"])
+        elif path == "cpu/numa/cell" and attributes.get("memory"):
+            node = _integer(attributes.get("id", str(len(domain.node_memory))), "cell id")
+            domain.node_memory[node] = self.bytes(attributes["memory"])
         elif path == "devices/video/model":
             vram = attributes.get("vram", DEFAULT_VRAM)
             domain.video_memory += _integer(vram, "vram") * 1024 * _integer(attributes.get("heads", "1"), "heads")

@@ -101,7 +101,7 @@ def memory_of(domain: Domain) -> int:
     """
     guest = max(domain.memory, domain.current_memory)
     overhead = guest // 512 + (domain.max_vcpus + domain.iothreads) * 8 * MIB + domain.video_memory + 64 * MIB
-    return overhead + (0 if domain.hugepages else guest)
+    return overhead + max(0, guest - domain.hugepage_memory())
 
 
 def check_memory(domain: Domain, others: int, limit: int) -> None:

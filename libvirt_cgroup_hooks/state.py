@@ -22,6 +22,7 @@ SNAPSHOT = f"{DIRECTORY}/config"
 VMS = f"{DIRECTORY}/vms"
 SHARED = f"{DIRECTORY}/shared"
 LIVE = f"{DIRECTORY}/live"
+ADMITTED = f"{DIRECTORY}/admitted"
 LOCK = f"{DIRECTORY}/lock"
 FORMAT = "libvirt-cgroup-hooks 1"
 
@@ -74,6 +75,47 @@ class Record:
 
     def forget(self) -> Step:
         return Remove(f"{VMS}/{self.uuid}", str(self))
+
+
+class Admitted:
+    """Bytes of all VMs that have a record, as one number, so that a start costs the same however many VMs run.
+
+    It is kept from when memory_admission first asks for it. It is written just before the record that it changes with,
+    and names that record: where a run was killed between the two, what the record says decides. One serves one plan.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._text = host.read_optional(ADMITTED)
+        self._total: int | None = None
+        self._memory: dict[str, int] = {}  # of the VMs that this plan changes
+
+    @property
+    def total(self) -> int:
+        if self._total is None:
+            self._total = self._read()
+        return self._total
+
+    def _read(self) -> int:
+        values = dict(line.split(" ", 1) for line in _read(self.host, ADMITTED))
+        try:
+            total, before, after = (int(values[key]) for key in ("total", "before", "after"))
+        except (KeyError, ValueError):
+            records = [Record.read(self.host, uuid) for uuid in recorded(self.host)]
+            return sum(record.memory for record in records if record)
+        record = Record.read(self.host, values.get("uuid", ""))
+        written = (record.memory if record else 0) == after
+        return total if written else total - after + before
+
+    def change(self, uuid: str, before: int, after: int, begin: bool) -> list[Step]:
+        """The record of UUID will say AFTER instead of BEFORE bytes. BEGIN: where no total is kept yet, too."""
+        before = self._memory.get(uuid, before)
+        if before == after if self._text else not begin:
+            return []
+        self._total = self.total + after - before
+        self._memory[uuid] = after
+        old, self._text = self._text, _lines([f"total {self.total}", f"uuid {uuid}", f"before {before}", f"after {after}"])
+        return [Replace(ADMITTED, self._text, old)]
 
 
 class Shared:

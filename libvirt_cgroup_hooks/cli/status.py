@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import managers, state, threads
 from ..domain import Domain
-from ..errors import printable
+from ..errors import Error, printable
 from ..fence import reserved_memory, size
 from ..host import Host
 from ..managers.base import Manager
@@ -53,6 +53,10 @@ def _report(host: Host, manager: Manager) -> dict[str, Any]:
 def _domain(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
     found = threads.threads(host, domain)
     rows, problems = [], []
+    try:
+        manager = manager.of(domain)
+    except Error as error:
+        problems.append(str(error))
     for thread in found:
         cpus = threads.cpus_allowed(host, domain, thread)
         rows.append(

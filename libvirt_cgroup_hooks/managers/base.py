@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .. import state, threads
 from ..cpuset import CpuSet
-from ..errors import Error, printable
+from ..errors import Error, Refusal, printable
 from ..fence import check_memory, check_pins, memory_of, pins_outside
 from ..plan import Plan, RemoveCgroup, Step, Write
 from ..threads import Thread
@@ -14,7 +14,7 @@ from .v2 import V2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Union
+    from typing import TypeVar, Union
 
     from ..cgroups import Cgroups
     from ..config import Config
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..host import Host
 
     Tree = Union[V1, V2]
+    M = TypeVar("M", bound="Manager")
 
 ENFORCE = ("prepare", "start", "started", "reconnect")
 CLEAN_UP = ("stopped", "release")
@@ -40,6 +41,7 @@ class Manager:
         self.fence = fence
         self.layout = config.cgroup_layout
         self.daemon = daemon
+        self.admitted = state.Admitted(host)
         # A hybrid host's v2 hierarchy stays as libvirt made it: its device program and CPU accounting sit there.
         v1 = [V1(host, hierarchy) for hierarchy in cgroups.v1 if "devices" not in hierarchy.controllers]
         self.all = cgroups.hierarchies
@@ -51,29 +53,42 @@ class Manager:
         Raises Error where what is configured cannot be done.
         """
         plan = Plan(operation, transaction=operation not in CLEAN_UP)
+        if operation in CLEAN_UP:
+            record = state.Record.read(self.host, domain.uuid)
+            if record:
+                self.stopped(plan, record, last=operation == "release")
+            return plan
+        own = self.of(domain)
         if operation == "prepare":
             self.check_controllers()
-            self._admit(plan, domain)
-            self.prepare(plan, domain)
+            self._check_parent(own, domain)
+            own.admit(plan, domain)
+            own.prepare(plan, domain)
             self.fence_parent(plan, [domain])
         elif operation == "start":
-            self.start(plan, domain)
+            own.start(plan, domain)
         elif operation in ("started", "reconnect"):
             self.fence_parent(plan, [domain])
             running = threads.status(self.host, domain.name)
             found = threads.threads(self.host, running) if running else []
             if running and found:
-                self.started(plan, domain, running, found)
+                own.place(plan, domain, running, found)
             elif imagine:
                 plan.warnings.append(f"VM {printable(domain.name)} is not running: no process of it is placed")
-                self.imagined(plan, domain)
+                own.imagined(plan, domain)
             else:
                 raise Error(f"VM {printable(domain.name)} has no process", "it has ended meanwhile")
-        elif operation in CLEAN_UP:
-            record = state.Record.read(self.host, domain.uuid)
-            if record:
-                self.stopped(plan, record, last=operation == "release")
         return plan
+
+    def of(self: M, domain: Domain) -> M:
+        """This with DOMAIN's own settings; what it knows of the host is shared. Raises Refusal for impossible ones."""
+        if not domain.settings:
+            return self
+        own = object.__new__(type(self))
+        own.__dict__.update(self.__dict__)
+        own.config = self.config.of(domain, CpuSet.parse(self.host.read("/sys/devices/system/cpu/present")))
+        own.layout = own.config.cgroup_layout
+        return own
 
     def refit(self, plan: Plan, running: list[Domain], force: bool = False) -> None:
         """A changed reservation, for the VM parent and for the VMs that are RUNNING (from `threads.running`).
@@ -85,10 +100,18 @@ class Manager:
             if isinstance(tree, V1):
                 tree.forced = force
         self.fence_parent(plan, running)
-        for domain in running if self.reaches_into_vms else ():
-            found = threads.threads(self.host, domain)
+        for domain in running:
+            own = self.of(domain)
+            found = threads.threads(self.host, domain) if own.reaches_into_vms else []
             if found:
-                self.started(plan, domain, domain, found)
+                own.place(plan, domain, domain, found)
+
+    def place(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
+        """A VM that runs; one that started before there was a hook is to be counted from now on."""
+        if self.config.memory_admission:
+            record, old = self.record(domain)
+            self.save_record(plan, record, old)
+        self.started(plan, domain, running, found)
 
     # what each manager does itself
 
@@ -184,22 +207,48 @@ class Manager:
         if self.fence.memory is not None and not any(tree.has_memory for tree in self.trees):
             raise Error("cannot keep memory for the host: there is no memory controller", "mount or enable it")
 
-    def _admit(self, plan: Plan, domain: Domain) -> None:
+    def _check_parent(self, own: Manager, domain: Domain) -> None:
+        """Raises Refusal where DOMAIN's own layout would take it out of the one memory limit of all VMs."""
+        tops = self.parent_paths() if own is not self and self.fence.memory is not None else {}
+        for tree, path in own.parent_paths().items():
+            if tree.has_memory and tree in tops and f"{path}/".partition(f"{tops[tree]}/")[0]:
+                raise Refusal(
+                    f'VM {printable(domain.name)} has layout = "{printable(own.layout.preset)}" in its metadata, and '
+                    f"reserved_host_mem limits what is below {tops[tree]}",
+                    "give it a layout below that, or none of its own",
+                )
+
+    def admit(self, plan: Plan, domain: Domain) -> None:
         if self.fence.cpus is not None:
             if self.config.pin_conflict == "refuse":
                 check_pins(domain, self.fence.cpus)
             elif pins_outside(domain, self.fence.cpus):
                 plan.warnings.append(f"VM {printable(domain.name)} is pinned to CPUs that are kept for the host")
         if self.config.memory_admission and self.fence.memory is not None:
-            others = [state.Record.read(self.host, uuid) for uuid in state.recorded(self.host) if uuid != domain.uuid]
-            check_memory(domain, sum(record.memory for record in others if record), self.fence.memory)
+            stale = state.Record.read(self.host, domain.uuid)
+            check_memory(domain, self.admitted.total - (stale.memory if stale else 0), self.fence.memory)
 
-    def new_record(self, plan: Plan, domain: Domain) -> state.Record:
-        """The VM's record as it starts; what an earlier run of it has left is removed. To be saved by the caller."""
+    # records
+
+    def begin_record(self, plan: Plan, domain: Domain) -> None:
+        """The VM's record as it starts; what an earlier run of it has left is removed."""
         stale = state.Record.read(self.host, domain.uuid)
         if stale:
             plan.add(*self.remains(stale))
-        return state.Record(domain.uuid, domain.name, memory_of(domain))
+        self.save_record(plan, state.Record(domain.uuid, domain.name, memory_of(domain)), stale)
+
+    def record(self, domain: Domain) -> tuple[state.Record, state.Record | None]:
+        """DOMAIN's record, to be changed, and as it is."""
+        old = state.Record.read(self.host, domain.uuid)
+        new = state.Record.read(self.host, domain.uuid) or state.Record(domain.uuid, domain.name, memory_of(domain))
+        return new, old
+
+    def save_record(self, plan: Plan, record: state.Record, old: state.Record | None) -> None:
+        begin = self.config.memory_admission
+        plan.add(*self.admitted.change(record.uuid, old.memory if old else 0, record.memory, begin), *record.save(old))
+
+    def forget_record(self, plan: Plan, record: state.Record) -> None:
+        plan.add(*self.admitted.change(record.uuid, record.memory, 0, begin=False), record.forget())
 
     def remains(self, record: state.Record) -> list[Step]:
         return [RemoveCgroup(path) for path in record.groups if self.host.exists(path)]

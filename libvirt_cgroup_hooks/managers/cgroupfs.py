@@ -9,7 +9,6 @@ which therefore has the same fence; and so does it with the native layout, where
 from __future__ import annotations
 
 from .. import state, threads
-from ..fence import memory_of
 from ..layout import escaped
 from ..plan import Move, RemoveCgroup, RemoveEmpty
 from . import placement
@@ -45,8 +44,7 @@ class Cgroupfs(Manager):
     def prepare(self, plan: Plan, domain: Domain) -> None:
         for tree in self.trees:
             self.layout.vm_path(domain, self.base(tree))  # an impossible name is told now, not when the VM runs
-        old = state.Record.read(self.host, domain.uuid)
-        plan.add(*self.new_record(plan, domain).save(old))
+        self.begin_record(plan, domain)
 
     @property
     def reaches_into_vms(self) -> bool:
@@ -76,7 +74,7 @@ class Cgroupfs(Manager):
             if self.host.exists(path) and (last or not path.endswith(LIBVIRT_SUFFIX)):
                 plan.add(RemoveCgroup(path))
         if last:
-            plan.add(record.forget())
+            self.forget_record(plan, record)
             if state.recorded(self.host) == [record.uuid]:
                 shared = state.Shared(self.host)
                 plan.add(*self.opened(shared, list(shared.before)))
@@ -109,10 +107,10 @@ class Cgroupfs(Manager):
 
     def _parents(self, tree: Tree, domains: list[Domain], shared: state.Shared) -> list[str]:
         """Where VMs are or start: what has to be there, fenced if anything is reserved."""
-        parent = self.layout.parent_path(self.base(tree))
-        own = [parent] if parent else []
+        layouts = [self.layout, *(self.of(domain).layout for domain in domains)]
+        own = [path for layout in layouts if (path := layout.parent_path(self.base(tree)))]
         if not self._limits(tree):
-            return own
+            return list(dict.fromkeys(own))
         files = [file for file in shared.before if tree.hierarchy.holds(file)]
         before = [file.rpartition("/")[0] for file in files if self.host.exists(file)]
         start = [staging(domain) for domain in domains] or [MACHINE]
@@ -138,11 +136,10 @@ class Cgroupfs(Manager):
 
     def _remember(self, plan: Plan, domain: Domain, libvirt: list[str]) -> None:
         """Before anything is made: the cgroups of the VM that have to go with it, libvirt's own among them."""
-        old = state.Record.read(self.host, domain.uuid)
-        record = state.Record(domain.uuid, domain.name, memory_of(domain))
+        record, old = self.record(domain)
         own = [tree.hierarchy.directory(self.layout.vm_top(domain, self.base(tree))) for tree in self.trees]
-        record.groups = list(dict.fromkeys([*own, *(old.groups if old else []), *libvirt]))
-        plan.add(*record.save(old))
+        record.groups = list(dict.fromkeys([*own, *record.groups, *libvirt]))
+        self.save_record(plan, record, old)
 
     def _libvirt_directories(self, main: Thread) -> dict[str, str]:
         """By hierarchy key, the directory of the cgroup that libvirt made for the VM, where the VM still is in it."""

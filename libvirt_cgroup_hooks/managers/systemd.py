@@ -94,7 +94,7 @@ class Systemd(Manager):
     def prepare(self, plan: Plan, domain: Domain) -> None:
         self.vm_slice(domain)  # an impossible one is told now
         old = state.Record.read(self.host, domain.uuid)
-        plan.add(*self.new_record(plan, domain).save(old))
+        self.begin_record(plan, domain)
         self._sweep(plan, old)
 
     @property
@@ -115,17 +115,17 @@ class Systemd(Manager):
         shared = state.Shared(self.host)
         steps: list[Step] = []
         fenced: set[str] = set()
-        for unit in self._parents(shared):
+        for unit in self._parents(shared, domains):
             steps += self._fence_cpuset(units.slice_path(unit), shared, fenced)
             steps += self._fence_unit(unit, units.slice_path(unit), self._properties(), shared, fenced)
         opened = self.opened(shared, [name for name in shared.before if name not in fenced])
         plan.add(*shared.save(), *opened, *steps)
 
-    def _parents(self, shared: state.Shared) -> list[str]:
-        """The slices that are fenced: the VM parent, and that of each earlier layout, where VMs may still run."""
-        own = self.parent_slice()
+    def _parents(self, shared: state.Shared, domains: list[Domain]) -> list[str]:
+        """The slices that are fenced: the VM parent, DOMAINS' own, and those of earlier layouts, where VMs may still run."""
+        units = [self.parent_slice(), *(self.of(domain).parent_slice() for domain in domains)]
         before = [name.partition(" ")[0] for name in shared.before if not name.startswith("/")]
-        return list(dict.fromkeys([*([own] if own else []), *before]))
+        return list(dict.fromkeys([*filter(None, units), *before]))
 
     def _properties(self) -> dict[str, str]:
         """What systemd is to enforce on the VM parent. On v1 it has no cpuset."""
@@ -233,8 +233,7 @@ class Systemd(Manager):
             if domain.id is not None:  # one of an earlier VM of that id and name would steer this one
                 plan.add(*self._remove_drop_in(self._drop_in(domain)))
             return
-        old = state.Record.read(self.host, domain.uuid)
-        record = state.Record.read(self.host, domain.uuid) or state.Record(domain.uuid, domain.name)
+        record, old = self.record(domain)
         path, scope = self._drop_in(domain), self.scope_path(domain)
         record.files = [path]
         record.slices = [unit] if self.own_slice else []
@@ -244,7 +243,8 @@ class Systemd(Manager):
         text = f"[Scope]\nSlice={unit}\n"
         if self._carries and not tree:
             text += f"AllowedCPUs={self.fence.cpus}\n"
-        plan.add(*record.save(old), MakeDirectory(path.rpartition("/")[0]))
+        self.save_record(plan, record, old)
+        plan.add(MakeDirectory(path.rpartition("/")[0]))
         plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644), *REFRESH)
         if tree and self._carries:
             plan.add(*tree.make(scope, self.fence.cpus))
@@ -291,10 +291,10 @@ class Systemd(Manager):
         names = groups_of(found)
         groups = {group: self.allowed(domain, group) for group in names}
         if tree.hierarchy.version == 1 and self.fence.cpus is not None:
-            old = state.Record.read(self.host, domain.uuid)
-            record = state.Record.read(self.host, domain.uuid) or state.Record(domain.uuid, domain.name)
+            record, old = self.record(domain)
             record.groups = list(dict.fromkeys([*record.groups, tree.hierarchy.directory(scope)]))
-            plan.add(*record.save(old), *tree.make(scope, self.fence.cpus), *tree.make_threads(scope, groups))
+            self.save_record(plan, record, old)
+            plan.add(*tree.make(scope, self.fence.cpus), *tree.make_threads(scope, groups))
             plan.add(*placement.move(tree, scope, found[0].tid, found, {}))
         elif isinstance(tree, V2) and self.config.has_sets:
             path = f"{scope}/{NESTED}"  # libvirt's own name for it keeps the VM recognised
@@ -308,7 +308,8 @@ class Systemd(Manager):
     def stopped(self, plan: Plan, record: state.Record, last: bool) -> None:
         if not last:
             return
-        plan.add(*self.remains(record), record.forget())
+        plan.add(*self.remains(record))
+        self.forget_record(plan, record)
         if self._cpuset_v1 and state.recorded(self.host) == [record.uuid]:
             shared = state.Shared(self.host)
             plan.add(*self.opened(shared, [name for name in shared.before if name.startswith("/")]))
