@@ -43,6 +43,8 @@ class Host:
             return self.read_bytes(path).decode("utf-8", "surrogateescape")
         except OSError as error:
             raise Refused(f"read {printable(path)}", error) from None
+        except ValueError:  # a NUL, which no path has
+            raise Refused(f"read {printable(path)}", OSError(2, "No such file or directory")) from None
 
     def read_optional(self, path: str) -> str | None:
         """As `read`, but None where the file is not there or has nothing to say."""
