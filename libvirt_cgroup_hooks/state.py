@@ -10,7 +10,7 @@ from __future__ import annotations
 from . import __version__
 from .config import PATH, Config, inert, parse, resolve
 from .errors import Error, printable
-from .host import Host, page_size
+from .host import NEW, Host, page_size
 from .plan import Remove, Replace, Step
 from .topology import Topology, read_online
 
@@ -141,7 +141,7 @@ def _read(host: Host, path: str) -> list[str]:
 
 def recorded(host: Host) -> list[str]:
     """The UUIDs of the VMs that have a record."""
-    return [name for name in host.names(VMS) if not name.endswith(".new")]
+    return [name for name in host.names(VMS) if not name.endswith(NEW)]
 
 
 def prepare_directory(host: Host) -> None:
