@@ -85,9 +85,9 @@ class Domain:
 
     def iothread_numbers(self) -> list[int]:
         """The ids of the I/O threads; those that `<iothreadids>` leaves out are numbered from 1 (as in libvirt)."""
-        numbers = list(self.iothread_ids)
-        free = (number for number in range(1, 2 * self.iothreads + 1) if number not in self.iothread_ids)
-        return sorted(numbers + [next(free) for _ in range(self.iothreads - len(numbers))])
+        numbers = set(self.iothread_ids)
+        free = (number for number in range(1, self.iothreads + len(numbers) + 1) if number not in numbers)
+        return sorted([*numbers, *(number for number, _ in zip(free, range(self.iothreads - len(numbers))))])
 
     def group_names(self) -> list[str]:
         """The thread groups that libvirt makes for the VM when it starts."""
@@ -280,6 +280,10 @@ def _checked(domain: Domain) -> Domain:
     if [len(part) for part in domain.uuid.split("-")] != [8, 4, 4, 4, 12] or not set(domain.uuid) <= HEXADECIMAL:
         raise Error(
             f'the domain XML has "{printable(domain.uuid[:40])}" as uuid', "it has to be 8-4-4-4-12 hexadecimal digits"
+        )
+    if any(character in domain.partition for character in "\n\0"):
+        raise Error(
+            f'the domain XML has "{printable(domain.partition[:200])}" as partition', "the kernel allows no newline in it"
         )
     if max(domain.max_vcpus, domain.vcpus, domain.iothreads, *domain.iothread_ids, 0) > 65536:
         raise Error("the domain XML asks for more than 65536 vCPUs or I/O threads", "libvirt itself takes no more")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from . import __version__
 from .config import PATH, Config, inert, parse, resolve
-from .host import Host, page_size
+from .errors import Error, printable
+from .host import NEW, Host, page_size
 from .plan import Remove, Replace, Step
 from .topology import Topology, read_online
 
@@ -25,6 +26,7 @@ LIVE = f"{DIRECTORY}/live"
 ADMITTED = f"{DIRECTORY}/admitted"
 LOCK = f"{DIRECTORY}/lock"
 FORMAT = "libvirt-cgroup-hooks 1"
+END = "end\n"  # the last line of the snapshot
 
 
 class Record:
@@ -56,8 +58,8 @@ class Record:
         values = {key: [value for kind, _, value in lines if kind == key] for key, _, _ in lines}
         if "name" not in values:
             return None
-        memory = "".join(values.get("memory", []))
-        record = cls(uuid, values["name"][0], int(memory) if memory.isdigit() else 0)
+        memory = values.get("memory", ["0"])[0]
+        record = cls(uuid, values["name"][0], int(memory) if _is_number(memory) else 0)
         record.groups = values.get("group", [])
         record.files = values.get("file", [])
         record.slices = values.get("slice", [])
@@ -130,8 +132,8 @@ class Shared:
         self._text = host.read_optional(SHARED)
         lines = _read(host, SHARED)
         self.made = [line[len("made ") :] for line in lines if line.startswith("made ")]
-        limits = [line[len("limit ") :].split(" ", 1) for line in lines if line.startswith("limit ")]
-        self.before = {path: value for value, path in limits}
+        limits = [line[len("limit ") :].partition(" ") for line in lines if line.startswith("limit ")]
+        self.before = {path: value for value, _, path in limits if path}
 
     def save(self) -> list[Step]:
         """No step where nothing has changed."""
@@ -162,7 +164,15 @@ def _saved(path: str, text: str, old: str | None, wanted: bool) -> list[Step]:
     return [] if old is None else [Remove(path, old)]
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
 def _lines(lines: list[str]) -> str:
+    """Raises Error where one would become two, and so say what nobody meant."""
+    for line in lines:
+        if "\n" in line:
+            raise Error(f'cannot remember "{printable(line)}": it has a newline', "name VMs and partitions without one")
     return "\n".join([FORMAT, *lines]) + "\n"
 
 
@@ -173,7 +183,7 @@ def _read(host: Host, path: str) -> list[str]:
 
 def recorded(host: Host) -> list[str]:
     """The UUIDs of the VMs that have a record."""
-    return [name for name in host.names(VMS) if not name.endswith(".new")]
+    return [name for name in host.names(VMS) if not name.endswith(NEW)]
 
 
 def prepare_directory(host: Host) -> None:
@@ -193,9 +203,9 @@ def load(host: Host, warn: list[str], save: bool = False) -> Config:
         return Config({})
     online = str(read_online(host.read_optional))
     stamp = f"{FORMAT}\nfor {__version__} {fingerprint} {changed} {online}\n"
-    snapshot = host.read_optional(SNAPSHOT) or ""
-    if snapshot.startswith(stamp):
-        return Config(dict(line.split(" ", 1) for line in snapshot[len(stamp) :].splitlines()))
+    kept = from_snapshot(host.read_optional(SNAPSHOT) or "", stamp)
+    if kept is not None:
+        return kept
     text = host.read_optional(PATH) or ""
     changes = Live(host).changes
     if inert(text) and not changes:
@@ -203,7 +213,7 @@ def load(host: Host, warn: list[str], save: bool = False) -> Config:
     config = compiled(host, text, changes, warn)
     if save and config:
         prepare_directory(host)
-        host.replace(SNAPSHOT, stamp + "".join(f"{key} {value}\n" for key, value in config.values.items() if value))
+        host.replace(SNAPSHOT, snapshot(stamp, config))
     return config
 
 
@@ -212,3 +222,18 @@ def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config
     parsed = parse(text, PATH, changes)
     warn += parsed.warnings
     return resolve(parsed, Topology.read(host.read_optional), page_size())
+
+
+def snapshot(stamp: str, config: Config) -> str:
+    return stamp + "".join(f"{key} {value}\n" for key, value in config.values.items() if value) + END
+
+
+def from_snapshot(text: str, stamp: str) -> Config | None:
+    """None where TEXT is not a whole snapshot with this STAMP."""
+    if not (text.startswith(stamp) and text.endswith(END)):
+        return None
+    lines = [line.partition(" ") for line in text[len(stamp) : -len(END)].split("\n")]
+    try:
+        return Config({key: value for key, _, value in lines})
+    except (Error, ValueError):  # not what `snapshot` writes
+        return None

@@ -24,6 +24,7 @@ BLANK = " \t"
 SPACE = " \t\r\n"
 EOL = "\r\n"
 MAX_NESTING = 32
+LIMIT = 1 << 20  # characters
 
 
 class Statement:
@@ -41,6 +42,8 @@ class Statement:
 
 def parse(text: str, path: str) -> list[Statement]:
     """All statements of TEXT in order, duplicates included. Raises Error naming PATH and line."""
+    if len(text) > LIMIT:
+        raise Error(f"{path} is larger than {LIMIT >> 20} MiB", "is it a configuration file?")
     return _Parser(text, path).statements()
 
 
@@ -79,6 +82,7 @@ class _Parser:
         self.text = text
         self.path = path
         self.at = 0
+        self.counted = (0, 1)  # up to where lines are counted, and the line there
 
     def statements(self) -> list[Statement]:
         found: list[Statement] = []
@@ -193,8 +197,10 @@ class _Parser:
         return f'"{printable(rest[0])}"' if rest and rest[0] else "the end of the line" if rest else "the end of the file"
 
     def line(self) -> int:
-        head = self.text[: self.at].replace("\r\n", "\n").replace("\r", "\n")
-        return head.count("\n") + 1
+        at, line = self.counted if self.counted[0] <= self.at else (0, 1)
+        line += sum(self.text.count(end, at, self.at) for end in EOL) - self.text.count("\r\n", at, self.at)
+        self.counted = (self.at, line)
+        return line
 
     def error(self, message: str, hint: str) -> Error:
         return Error(f"{self.path}:{self.line()}: {message}", hint)
