@@ -567,6 +567,12 @@ def test_what_cannot_be_checked_is_told(host: Kernel, broken: Break, title: str,
     assert message in text
 
 
+def test_a_vm_that_is_not_understood_is_one(host: Kernel) -> None:
+    effective(host, "0-3")
+    host.put("/run/libvirt/qemu/vm.xml", "<domstatus")
+    assert not_passed(host)[FENCE][0][0] == FAIL
+
+
 def test_a_kernel_that_says_what_none_does(host: Kernel) -> None:
     host.put("/proc/meminfo", "MemTotal: x kB")
     result, message, _ = not_passed(host)[CONFIGURATION][0]

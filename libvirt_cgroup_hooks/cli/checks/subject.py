@@ -55,7 +55,11 @@ class Subject:
 
     @property
     def has_vms(self) -> bool:
-        return bool(threads.running(self.host))
+        """Also where one is not understood: it is there."""
+        try:
+            return bool(threads.running(self.host))
+        except Error:
+            return True
 
     @property
     def daemon_name(self) -> str | None:
