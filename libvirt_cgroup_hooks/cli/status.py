@@ -46,11 +46,11 @@ def _report(host: Host, manager: Manager) -> dict[str, Any]:
         "reservation": {"cpus": str(config.reserved_host_cpus or ""), "memory": kept},
         "fence": {"cpus": str(fence.cpus or ""), "memory_limit": fence.memory},
         "parent": manager.parent(),
-        "domains": [_domain(host, manager, domain) for domain in threads.running(host)],
+        "domains": [describe(host, manager, domain) for domain in threads.running(host)],
     }
 
 
-def _domain(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
+def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
     found = threads.threads(host, domain)
     rows, problems = [], []
     try:

@@ -16,7 +16,19 @@ PYTHON = "/usr/bin/python3"
 STAND_IN = Path("/run/python-with-faults")
 TRACE = Path("/run/python-with-faults.trace")
 # Whatever changes something, or ends the run
-CALLS = ("mkdir", "rmdir", "write", "rename", "unlink", "fsync", "flock", "sched_setaffinity", "utimensat", "bpf", "exit_group")
+CALLS = (
+    "mkdir",
+    "rmdir",
+    "write",
+    "rename",
+    "unlink",
+    "fsync",
+    "flock",
+    "sched_setaffinity",
+    "utimensat",
+    "bpf",
+    "exit_group",
+)
 
 
 @contextlib.contextmanager
