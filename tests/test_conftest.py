@@ -20,7 +20,7 @@ from libvirt_cgroup_hooks.host import Host
         (lambda: Host("/").write("/sys/fs/cgroup/cgroup.procs", "0"), "open '/sys/fs/cgroup/cgroup.procs'"),
         (lambda: Host().read_optional("/etc/libvirt/cgroup-hooks.conf"), "open '/etc/libvirt/cgroup-hooks.conf'"),
         (lambda: Host().make_directory("/run/x"), "os.mkdir '/run/x'"),
-        (lambda: Host().replace("/run/x", ""), "open '/run/x."),
+        (lambda: Host().replace("/run/x", ""), "os.remove '/run/x.new'"),
         (lambda: Host().remove("/run/x"), "os.remove '/run/x'"),
         (lambda: Host().names("/sys"), "os.listdir '/sys'"),
         (lambda: Host().directories("/sys/fs/cgroup"), "os.scandir '/sys/fs/cgroup'"),

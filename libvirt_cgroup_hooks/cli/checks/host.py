@@ -15,7 +15,6 @@ from ...fence import memory_of, size
 from ...managers.base import Manager
 from ...managers.v1 import V1
 from ...managers.v2 import V2
-from ...plan import Plan
 from ...topology import Topology
 from .subject import FAIL, NOTE, WARN, Problem, Subject
 
@@ -72,7 +71,7 @@ def parent_controllers(subject: Subject) -> Iterator[Problem]:
 def first_start(subject: Subject) -> Iterator[Problem]:
     """Whatever the VM: the plan of `prepare` says what the kernel or systemd would not do."""
     try:
-        subject.manager().prepare(Plan("prepare"), parse(PROBE))
+        subject.manager().plan("prepare", parse(PROBE))
     except Error as error:
         yield Problem(FAIL, error.message, error.hint)
 
