@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -45,9 +46,9 @@ def virsh(*arguments: str, text: str = "", fails: bool = False) -> None:
     run("virsh", "--quiet", *arguments, shown=shown, text=text, fails=fails)
 
 
-def virt_cgroup(*arguments: str) -> None:
+def virt_cgroup(*arguments: str, fails: bool = False) -> None:
     module = ("/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks")
-    run(*module, *arguments, shown="virt-cgroup " + " ".join(arguments))
+    run(*module, *arguments, shown=shlex.join(["virt-cgroup", *arguments]), fails=fails)
 
 
 def start_two() -> None:
@@ -90,6 +91,14 @@ def main() -> None:
     virt_cgroup("status")
     title("A VM that is pinned to the host's CPU is refused, with the reason")
     virsh("create", "/dev/stdin", text=VM.format(name="greedy", pins=PINNED), fails=True)
+    title("The reservation is changed while both VMs run: all of it or nothing")
+    virt_cgroup("reserve", "--memory", "1 GiB", "--live", "--config", "--verbose")
+    title("CPUs that a running VM is pinned to are not taken from it")
+    virsh("vcpupin", "web", "0", "1", "--live")
+    virt_cgroup("reserve", "--cpus", "1-1", fails=True)
+    title("Where everything runs, and whether all is in place")
+    virt_cgroup("map")
+    virt_cgroup("validate")
     title("All VMs stopped: their cgroups are gone")
     stop_two()
     virt_cgroup("status")
