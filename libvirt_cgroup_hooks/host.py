@@ -119,9 +119,10 @@ class Host:
         """Write the whole file so that a reader sees the old or the new text, never a part. Raises Refused."""
         temporary = f"{self.root}{path}.{os.getpid()}.new"
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.write(descriptor, text.encode("utf-8", "surrogateescape"))
+                os.fchmod(descriptor, mode)  # whatever the umask; and half a program is never executable
             finally:
                 os.close(descriptor)
             os.rename(temporary, self.root + path)

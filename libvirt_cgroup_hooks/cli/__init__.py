@@ -35,13 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import apply, host, plan, status
+    from . import apply, hook, host, plan, status
 
     parser = argparse.ArgumentParser(prog="virt-cgroup", description="What the host keeps for itself, and where its VMs are.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add_root(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (status, apply, plan, host):
+    for module in (status, apply, plan, host, hook):
         module.add(commands)
     return parser
 

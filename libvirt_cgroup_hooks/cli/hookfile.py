@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The file that libvirtd runs: where it can be, and which file is ours."""
+
+from __future__ import annotations
+
+HOOK = "/etc/libvirt/hooks/qemu"
+HOOK_D = "/etc/libvirt/hooks/qemu.d/50-cgroup-hooks"
+HEAD = "#!/bin/sh\n# libvirt-cgroup-hooks:"
+
+
+def ours(text: str) -> bool:
+    """Whether TEXT is our hook, also one of another release, for another Python, or edited."""
+    return text.startswith(HEAD)
