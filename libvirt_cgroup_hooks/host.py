@@ -129,10 +129,10 @@ class Host:
         temporary = self.root + path + NEW
         try:
             _unlink(temporary)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.fchmod(descriptor, mode)  # whatever the umask
                 _write_all(descriptor, text.encode("utf-8", "surrogateescape"))
+                os.fchmod(descriptor, mode)  # whatever the umask; and half a program is never executable
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

@@ -38,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import apply, domain, host, plan, reserve, status, validate
+    from . import apply, domain, hook, host, plan, reserve, status, validate
     from . import map as map_command
 
     parser = argparse.ArgumentParser(prog="virt-cgroup", description="What the host keeps for itself, and where its VMs are.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add_root(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (status, map_command, validate, reserve, apply, domain, plan, host):
+    for module in (status, map_command, validate, reserve, apply, domain, plan, host, hook):
         module.add(commands)
     return parser
 

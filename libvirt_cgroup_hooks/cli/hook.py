@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""virt-cgroup hook: puts the hook where libvirtd runs it, beside another's if there is one, and takes it away again."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import managers
+from ..errors import Error, printable
+from ..host import Host, Refused
+from . import add as add_command
+from .hookfile import HOOK, HOOK_D, ours
+from .leave import leave
+from .output import print_json, print_pairs
+
+PYTHON = "/usr/bin/python3"
+SHIPPED = ("share/libvirt-cgroup-hooks/qemu", "hooks/qemu")  # installed, and in the source tree
+ACTIONS = ("install", "remove", "status")
+DAEMONS = ("libvirtd", "virtqemud")
+NEEDS = "import libvirt_cgroup_hooks.hook, configobj"
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands, "hook", run, "install, remove or show the file that libvirtd runs", "virt-cgroup hook install"
+    )
+    parser.description = (
+        "Install, remove or show the file that libvirtd runs.\n\n"
+        f"  install  as {HOOK}, or where that is another's as\n           {HOOK_D};\n"
+        "           has libvirtd look for it, by SIGHUP\n"
+        "  remove   also opens the fence and forgets what was kept in /run;\n           VMs run on where they are\n"
+        "  status   where it is, and with which Python it runs"
+    )
+    parser.add_argument("action", metavar="ACTION", choices=ACTIONS, help=", ".join(ACTIONS))
+
+
+def run(arguments: argparse.Namespace, host: Host) -> int:
+    if arguments.action == "status":
+        _show(host, arguments.json)
+        return 0
+    if not host.real:
+        raise Error(f"cannot {arguments.action} the hook below --root", "virt-cgroup hook status looks there")
+    if arguments.action == "remove":
+        done = remove(host)
+    else:
+        python = interpreter()
+        check(host, python)
+        done = install(host, python)
+        done += _reload(host) if any(line.startswith("installed") for line in done) else []
+    if arguments.json:
+        print_json(done)
+    else:
+        print("\n".join(map(printable, done)))
+    return 0
+
+
+# install
+
+
+def install(host: Host, python: str) -> list[str]:
+    """Puts the hook in its place, to be run by PYTHON; what was done. Raises Error."""
+    text = shipped().replace(PYTHON, shlex.quote(python))
+    place, other = (HOOK_D, HOOK) if _foreign(host, HOOK) else (HOOK, HOOK_D)
+    if _foreign(host, place):
+        raise Error(f"{place} is there and is not ours", "move it to another name")
+    if _text(host, place) == text and _text(host, other) is None:
+        return [f"{place} is in place"]
+    done = [f"{HOOK} is another's and is left alone"] if place == HOOK_D else []
+    done += _saved(host, place, text)
+    _make_directories(host, place)
+    host.replace(place, text, 0o755)
+    return [*done, f"installed {place}", *(_removed(host, other) if place == HOOK else [])]
+
+
+def interpreter() -> str:
+    """The Python that runs this, by the name that finds the package: not resolved, as that would leave the venv."""
+    python = sys.executable
+    system = os.path.exists(PYTHON) and os.path.exists(python) and os.path.samefile(python, PYTHON)
+    return PYTHON if system and sys.prefix == sys.base_prefix else python
+
+
+def check(host: Host, python: str) -> None:
+    """Raises Error where PYTHON, run as libvirtd runs it, does not find the package."""
+    try:
+        host.run([python, "-I", "-c", NEEDS])
+    except Error as error:
+        reason = (error.hint or error.message).split("\\n")[-1]  # the last line of what it printed
+        raise Error(
+            f"{printable(python)} does not find the package in the way that libvirtd will run it: {reason}",
+            "install the package as root for that Python, or in a virtual environment",
+        ) from None
+
+
+def shipped() -> str:
+    for directory in Path(__file__).resolve().parents:
+        for name in SHIPPED:
+            if (directory / name).is_file():
+                return (directory / name).read_text(encoding="utf-8")
+    raise Error(f"cannot find {SHIPPED[0]}, which is part of the package", "install the package again")
+
+
+def _make_directories(host: Host, path: str) -> None:
+    """0755 all: libvirtd fails on a qemu.d that a session daemon cannot read."""
+    for directory in reversed(Path(path).parents):
+        if not host.exists(str(directory)):
+            host.make_directory(str(directory), 0o755)
+
+
+def _saved(host: Host, path: str, new: str) -> list[str]:
+    """One of ours that somebody has edited is kept beside it, where libvirt does not run it."""
+    text = _text(host, path)
+    if text is None or _pristine(text) or text == new:
+        return []
+    host.replace(f"{path}.saved", text, 0o644)
+    return [f"saved the edited {path} as {path}.saved"]
+
+
+def _reload(host: Host) -> list[str]:
+    """libvirtd looks for hooks when it starts and at SIGHUP. One that starts and has not asked for SIGHUP would die."""
+    done = []
+    for path in managers.PID_FILES:
+        pid = (host.read_optional(path) or "").strip()
+        name = (host.read_optional(f"/proc/{pid}/comm") or "").strip() if pid.isdigit() else ""
+        if name in DAEMONS and _catches_sighup(host, pid):
+            os.kill(int(pid), signal.SIGHUP)
+            done.append(f"reloaded {name}")
+    return done or ["libvirtd does not run: it finds the hook when it starts"]
+
+
+def _catches_sighup(host: Host, pid: str) -> bool:
+    status = host.read_optional(f"/proc/{pid}/status") or ""
+    masks = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(masks and int(masks[0], 16) >> (signal.SIGHUP - 1) & 1)
+
+
+# remove
+
+
+def remove(host: Host) -> list[str]:
+    """What was done. Raises Error once all that can be done is done."""
+    done = _removed(host, HOOK) + _removed(host, HOOK_D)
+    if not done:
+        done = ["the hook is not installed"]
+    return done + leave(host)
+
+
+def _removed(host: Host, path: str) -> list[str]:
+    if _text(host, path) is None:
+        return []
+    done = _saved(host, path, "")
+    host.remove(path)
+    return [*done, f"removed {path}"]
+
+
+# what is there
+
+
+def _text(host: Host, path: str) -> str | None:
+    """The text of our hook at PATH; None where there is none, or another's."""
+    try:
+        text = host.read_optional(path)
+    except Refused:  # a directory
+        return None
+    return text if text is not None and ours(text) else None
+
+
+def _foreign(host: Host, path: str) -> bool:
+    """Something is there that is not ours: also a directory, or a link that leads nowhere."""
+    directory, _, name = path.rpartition("/")
+    return name in host.names(directory) and _text(host, path) is None
+
+
+def _python_of(text: str) -> str:
+    for line in text.splitlines():
+        if line.startswith("exec "):
+            return shlex.split(line.rpartition(" -I -c ")[0])[-1]
+    return ""
+
+
+def _pristine(text: str) -> bool:
+    try:
+        return text == shipped().replace(PYTHON, shlex.quote(_python_of(text)))
+    except (ValueError, IndexError, Error):  # an edited line, or nothing to compare with
+        return False
+
+
+def state(host: Host) -> dict[str, Any]:
+    found = [(path, _text(host, path)) for path in (HOOK, HOOK_D)]
+    path, text = next(((path, text) for path, text in found if text is not None), (None, None))
+    pristine = text is not None and _pristine(text)
+    return {
+        "path": path,
+        "python": _python_of(text) if text is not None and pristine else None,
+        "edited": text is not None and not pristine,
+        "other": HOOK if _foreign(host, HOOK) else None,
+    }
+
+
+def _show(host: Host, as_json: bool) -> None:
+    found = state(host)
+    if as_json:
+        print_json(found)
+        return
+    print_pairs(
+        [
+            ("Hook", found["path"] or "not installed"),
+            ("Python", found["python"] or ("unknown: the file was edited" if found["edited"] else "-")),
+            ("Another's", found["other"] or "none"),
+        ]
+    )

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Manual pages, in man(7)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+from commands import commands, help_of, metavar, options, positionals, takes_value
+
+from libvirt_cgroup_hooks.settings import Setting
+
+NAME = "keep CPUs and memory for the host, and see where its VMs are"
+ABOUT = """\
+virt-cgroup shows and changes what a virtualization host keeps for itself, and where the cgroups of its VMs are. What
+it keeps is said in cgroup-hooks.conf(5); a libvirt hook enforces that when VMs start.
+
+The hook limits the VM parent, the one cgroup that holds all VMs. With nothing configured it changes nothing at all."""
+EVERYWHERE = ("help", "root")  # options that are explained once
+STATUS = (("0", "Done."), ("1", "It could not be done; standard error says why and what to do."), ("2", "Wrong usage."))
+FILES = (
+    ("/etc/libvirt/cgroup-hooks.conf", "The configuration."),
+    ("/etc/libvirt/hooks/qemu", "The hook that libvirtd runs."),
+    ("/etc/libvirt/hooks/qemu.d/50-cgroup-hooks", "The same, where another program has the former."),
+    ("/run/libvirt-cgroup-hooks", "What is kept until the next boot: which cgroups are ours, and what was there before."),
+)
+SETTINGS_ABOUT = """\
+One line a setting, key = value, in the syntax of libvirt's qemu.conf; # begins a comment. A setting that is not there,
+or is commented out, has its default. A change is in effect from the next VM that starts, for all VMs that run;
+virt-cgroup apply --parent makes it so at once. What cannot be right is refused, naming file, line, key, value and
+remedy."""
+
+
+def program(parser: argparse.ArgumentParser, date: str, version: str) -> str:
+    page = _Page("VIRT-CGROUP", 8, date, version)
+    page.section("Name", f"virt\\-cgroup \\- {_escaped(NAME)}", raw=True)
+    page.section("Synopsis", r"\fBvirt\-cgroup\fR [\fIOPTION\fR...] \fICOMMAND\fR [\fIARGUMENT\fR...]", raw=True)
+    page.section("Description", ABOUT)
+    page.section("Options")
+    page.actions(parser, options(parser))
+    page.section("Commands")
+    for name, command in commands(parser).items():
+        page.command(name, command)
+    page.section("Exit status")
+    page.items(STATUS)
+    page.section("Files")
+    page.items(FILES)
+    page.section("See also", r"\fBcgroup\-hooks.conf\fR(5), \fBvirsh\fR(1), \fBcgroups\fR(7)", raw=True)
+    return page.text()
+
+
+def configuration(table: Iterable[Setting], date: str, version: str) -> str:
+    page = _Page("CGROUP-HOOKS.CONF", 5, date, version)
+    page.section("Name", r"cgroup\-hooks.conf \- configuration of libvirt\-cgroup\-hooks", raw=True)
+    page.section("Synopsis", "/etc/libvirt/cgroup-hooks.conf")
+    page.section("Description", SETTINGS_ABOUT)
+    page.section("Settings")
+    for setting in table:
+        page.tagged(rf"\fB{_escaped(setting.key)}\fR = {_escaped(setting.example)}")
+        page.prose(setting.prose)
+        page.paragraph(f"Default: {setting.default or 'not set'}.")
+    page.section("See also", r"\fBvirt\-cgroup\fR(8), \fBvirsh\fR(1), \fBcgroups\fR(7)", raw=True)
+    return page.text()
+
+
+class _Page:
+    def __init__(self, title: str, section: int, date: str, version: str) -> None:
+        head = f'.TH {_escaped(title)} {section} {date} "libvirt\\-cgroup\\-hooks {version}"'
+        self.lines = ['.\\" Made from the settings table and the help of the commands; see packaging/generate.', head, ".nh"]
+
+    def text(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+    def section(self, name: str, text: str = "", raw: bool = False) -> None:
+        self.lines.append(f".SH {name.upper()}")
+        if text:
+            self.lines += [text] if raw else _filled(text)
+
+    def command(self, name: str, parser: argparse.ArgumentParser) -> None:
+        usage = parser.format_usage().removeprefix("usage: ").rstrip()
+        self.lines += [f".SS {_escaped(name)}", ".nf", *map(_line, usage.splitlines()), ".fi"]
+        self.prose(parser.description or "", first=".PP")
+        self.actions(parser, [*positionals(parser), *(action for action in options(parser) if action.dest not in EVERYWHERE)])
+        if parser.epilog:
+            self.prose(parser.epilog[0].upper() + parser.epilog[1:], first=".PP")
+
+    def actions(self, parser: argparse.ArgumentParser, actions: Iterable[argparse.Action]) -> None:
+        for action in actions:
+            value = rf" \fI{_escaped(metavar(action))}\fR" if takes_value(action) else ""
+            names = ", ".join(rf"\fB{_escaped(name)}\fR{value}" for name in action.option_strings) or value.strip()
+            self.tagged(names)
+            self.lines += _filled(help_of(action, parser))
+
+    def items(self, items: Iterable[tuple[str, str]]) -> None:
+        for tag, text in items:
+            self.tagged(rf"\fB{_escaped(tag)}\fR")
+            self.lines += _filled(text)
+
+    def tagged(self, tag: str) -> None:
+        self.lines += [".TP", tag]
+
+    def paragraph(self, text: str) -> None:
+        self.lines += [".IP", *_filled(text)]
+
+    def prose(self, text: str, first: str = "") -> None:
+        """Lines that begin with a blank are kept as they are; the others are filled."""
+        if first:
+            self.lines.append(first)
+        kept = False
+        for line in text.splitlines():
+            wanted = line.startswith(" ")
+            if wanted != kept:
+                self.lines += [".RS", ".nf"] if wanted else [".fi", ".RE", *([first] if first else [".IP"])]
+                kept = wanted
+            if line.strip():
+                self.lines.append(_line(line.strip() if not wanted else line))
+        self.lines += [".fi", ".RE"] if kept else []
+
+
+def _filled(text: str) -> list[str]:
+    paragraphs = [[_line(line) for line in part.splitlines()] for part in text.split("\n\n")]
+    return [line for number, part in enumerate(paragraphs) for line in ([".PP"] if number else []) + part]
+
+
+def _line(text: str) -> str:
+    escaped = _escaped(text)
+    return rf"\&{escaped}" if escaped[:1] in (".", "'") else escaped
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace("^", r"\(ha").replace("~", r"\(ti")

@@ -1,0 +1,149 @@
+"""What is made from the settings table and the commands' help: it is complete, and the tools that read it accept it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from libvirt_cgroup_hooks import config, settings
+from libvirt_cgroup_hooks.cli import _parser
+from libvirt_cgroup_hooks.layout import PRESETS
+
+from .conftest import run
+
+PATH = "/files/etc/libvirt/cgroup-hooks.conf"
+PAGES = ("virt-cgroup.8", "cgroup-hooks.conf.5")
+NAMES = [name for action in _parser()._actions if isinstance(action.choices, dict) for name in action.choices]
+
+
+# the manual
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_clean(generated: Path, page: str) -> None:
+    assert run("mandoc", "-T", "lint", "-W", "warning", generated / "man" / page, check=False) == ""
+
+
+def shown(page: Path) -> str:
+    return run("sh", "-c", 'mandoc -T ascii "$1" | col -b', "sh", page)
+
+
+def test_the_page_has_every_command(generated: Path) -> None:
+    text = shown(generated / "man/virt-cgroup.8")
+    assert NAMES
+    for name in NAMES:
+        assert f"   {name}\n" in text
+        assert f"virt-cgroup {name} " in text
+
+
+def test_the_page_has_every_setting(generated: Path) -> None:
+    text = shown(generated / "man/cgroup-hooks.conf.5")
+    for setting in settings.TABLE:
+        assert f"{setting.key} = {setting.example}" in text
+    assert "Default: refuse." in text
+
+
+# augeas
+
+
+def test_the_lens_reads_the_sample(generated: Path) -> None:
+    test = generated / "lenses/tests/test_libvirt_cgroup_hooks.aug"
+    assert run("augparse", "-I", generated / "lenses", test) == ""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    (tmp_path / "etc/libvirt").mkdir(parents=True)
+    (tmp_path / "etc/libvirt/cgroup-hooks.conf").write_text(settings.sample())
+    return tmp_path
+
+
+def augtool(generated: Path, host: Path, key: str, value: str) -> str:
+    """The configuration file after the setting is made."""
+    (host / "script").write_text(f"set {PATH}/{key} '{value}'\nsave\n")
+    run("augtool", "--root", host, "-I", generated / "lenses", "--file", host / "script")
+    return (host / "etc/libvirt/cgroup-hooks.conf").read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("reserved_host_cpus", "0-1", 'reserved_host_cpus = "0-1"'),
+        ("reserved_host_cpus", "2", "reserved_host_cpus = 2"),
+        ("reserved_host_cpus", '"2"', 'reserved_host_cpus = "2"'),
+        ("reserved_host_cpus", "auto", 'reserved_host_cpus = "auto"'),
+        ("emulator_cpus", "2", 'emulator_cpus = "2"'),
+        ("cgroup_layout", "/vms/$DRIVER-$UUID", 'cgroup_layout = "/vms/$DRIVER-$UUID"'),
+        *((setting.key, setting.example.strip('"'), f"{setting.key} = {setting.example}") for setting in settings.TABLE),
+    ],
+)
+def test_what_augtool_sets_is_read(generated: Path, host: Path, key: str, value: str, line: str) -> None:
+    text = augtool(generated, host, key, value)
+    assert text == f"{settings.sample()}{line}\n"
+    assert config.parse(text).values[key]
+
+
+def test_augtool_changes_a_line_and_no_other(generated: Path, host: Path) -> None:
+    file = host / "etc/libvirt/cgroup-hooks.conf"
+    file.write_text("# mine\n\n  reserved_host_cpus='0,3' # as ever\nhook_timeout = 5\n")
+    text = augtool(generated, host, "reserved_host_cpus", "0-1")
+    assert text == "# mine\n\n  reserved_host_cpus='0-1' # as ever\nhook_timeout = 5\n"
+
+
+# completion
+
+DRIVER = """
+. /usr/share/bash-completion/bash_completion
+. {script}
+virsh() {{ echo web; echo db; }}
+COMP_LINE=$1
+COMP_POINT=${{#1}}
+COMP_WORDS=($1)
+[[ $1 == *" " ]] && COMP_WORDS+=("")
+COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+_virt_cgroup
+printf '%s\n' "${{COMPREPLY[@]}}"
+"""
+
+
+def completed(generated: Path, line: str) -> list[str]:
+    script = DRIVER.format(script=generated / "completions/virt-cgroup")
+    return run("bash", "--norc", "-c", script, "bash", line).split()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("virt-cgroup ", NAMES),
+        ("virt-cgroup st", ["status"]),
+        ("virt-cgroup --root / st", ["status"]),
+        ("virt-cgroup --ver", ["--version"]),
+        ("virt-cgroup apply ", ["web", "db"]),
+        ("virt-cgroup apply web d", ["db"]),
+        ("virt-cgroup apply --pa", ["--parent"]),
+        ("virt-cgroup plan pre", ["prepare"]),
+        ("virt-cgroup hook ", ["install", "remove", "status"]),
+        ("virt-cgroup hook install ", []),
+        ("virt-cgroup status nothing ", []),
+    ],
+)
+def test_completion(generated: Path, line: str, expected: list[str]) -> None:
+    assert completed(generated, line) == expected
+
+
+def test_settings_are_completed(generated: Path) -> None:
+    """For commands whose argument is called KEY or KEY=VALUE."""
+    script = f"""
+        . {generated}/completions/virt-cgroup
+        compopt() {{ :; }}
+        for cur in "$@"; do _virt_cgroup_value KEY=VALUE; echo "${{COMPREPLY[@]}}"; done
+    """
+    words = run("bash", "--norc", "-c", script, "bash", "hook_t", "cgroup_layout=", "pin_conflict=r", "reserved_host_cpus=")
+    layouts = " ".join(f"cgroup_layout={name}" for name in PRESETS)
+    assert words.splitlines() == ["hook_timeout=", layouts, "pin_conflict=refuse", "reserved_host_cpus=auto"]
+
+
+def test_the_completion_is_clean(generated: Path) -> None:
+    lint = ("shellcheck", "--shell=bash", "--exclude=SC2207,SC2034,SC2154", generated / "completions/virt-cgroup")
+    assert run(*lint, check=False) == ""
