@@ -23,6 +23,7 @@ PYTHON = "/usr/bin/python3"
 SHIPPED = ("share/libvirt-cgroup-hooks/qemu", "hooks/qemu")  # installed, and in the source tree
 ACTIONS = ("install", "remove", "status")
 DAEMONS = ("libvirtd", "virtqemud")
+RUN = " -I -c '"  # in the hook, after the interpreter
 NEEDS = "import libvirt_cgroup_hooks.hook, configobj"
 
 
@@ -178,8 +179,8 @@ def _foreign(host: Host, path: str) -> bool:
 
 def _python_of(text: str) -> str:
     for line in text.splitlines():
-        if line.startswith("exec "):
-            return shlex.split(line.rpartition(" -I -c ")[0])[-1]
+        if line.endswith(RUN):
+            return shlex.split(line.removesuffix(RUN))[-1]
     return ""
 
 
