@@ -32,6 +32,10 @@ class Hierarchy:
         """The directory of the cgroup PATH ("/a/b") of this hierarchy."""
         return self.mount + path.rstrip("/")
 
+    def holds(self, path: str) -> bool:
+        """Whether the file or directory PATH is below the mount point."""
+        return path.startswith(f"{self.mount}/")
+
     def directories(self, path: str) -> list[str]:
         """Those on the way from the mount point down to the cgroup PATH, which is the last."""
         found = []
@@ -78,17 +82,18 @@ def detect(read: Reader, pid: str = "self") -> Cgroups:
 def placements(text: str) -> dict[str, str]:
     """The lines of /proc/PID/cgroup: path by hierarchy key; the first of a key counts."""
     found: dict[str, str] = {}
-    for line in text.splitlines():
-        _, _, rest = line.partition(":")
+    for line in text.split("\n"):  # not splitlines: a VM's name may have what Unicode takes for the end of a line
+        _, colon, rest = line.partition(":")
         key, _, path = rest.partition(":")
-        found.setdefault(key, path.removesuffix(" (deleted)"))
+        if colon:
+            found.setdefault(key, path.removesuffix(" (deleted)"))
     return found
 
 
 def _mounts(text: str) -> list[tuple[str, str, list[str]]]:
     """(type, mount point, options) of each cgroup mount."""
     mounts = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         fields = line.split(" ")
         if len(fields) >= 4 and fields[2] in ("cgroup", "cgroup2"):
             mounts.append((fields[2], _unescaped(fields[1]), fields[3].split(",")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from . import settings
 from .cpuset import CpuSet
-from .errors import Error, printable
+from .errors import Error, Refusal, printable
 from .fence import fence
 from .layout import Layout
 
@@ -13,8 +13,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .domain import Domain
     from .topology import Topology
     from .virconf import Value
+
+    # Made at run time: by key, the canonical text that was configured then, and what holds instead
+    Changes = dict[str, tuple[str, str]]
 
 PATH = "/etc/libvirt/cgroup-hooks.conf"
 
@@ -67,23 +71,71 @@ class Config:
             return self.vcpu_cpus
         return self.iothread_cpus if group.startswith("iothread") else self.emulator_cpus
 
+    def of(self, domain: Domain, present: CpuSet | None = None) -> Config:
+        """This with DOMAIN's own settings laid over. PRESENT: the CPUs that the host has, where they are known.
+
+        Raises Refusal for what cannot be right: a guess would put the VM where nobody wants it.
+        """
+        if not domain.settings:
+            return self
+        values = dict(self.values)
+        bad: dict[str, str] = {}
+        for name, value in domain.settings.items():
+            try:
+                key, values[key] = settings.read_of_vm(name, value)
+                self._check_of_vm(key, values[key], present)
+            except Error as error:
+                bad[name] = error.message
+        if bad:
+            raise _refusal(domain, bad)
+        return Config(values)
+
+    def _check_of_vm(self, key: str, value: str, present: CpuSet | None) -> None:
+        if key == "cgroup_layout":
+            layout = Layout(value)
+            if self.reserved_host_mem and not layout.native and layout.parent is None:
+                raise Error("it has no VM parent, so the VM would be outside the limit that reserved_host_mem sets")
+            return
+        cpus = CpuSet.parse(value)
+        if present is not None and not cpus <= present:
+            raise Error(f"this host has no CPU {cpus - present} (its CPUs are {present})")
+        if self.reserved_host_cpus and cpus <= self.reserved_host_cpus:
+            raise Error(f"the host keeps all of these CPUs (reserved_host_cpus {self.reserved_host_cpus})")
+
+
+def _refusal(domain: Domain, bad: dict[str, str]) -> Refusal:
+    """BAD: by key what is wrong with it. Tells the first, and a remedy for all."""
+    key, message = next(iter(bad.items()))
+    setting = printable(f'{key} = "{domain.settings[key][:200]}"')
+    options = printable(" ".join(f"--unset {name}" for name in bad))
+    return Refusal(
+        f"VM {printable(domain.name)} has {setting} in its metadata: {message}",
+        f"change it, or remove it: virt-cgroup domain {domain.handle} {options}",
+    )
+
 
 class Parsed:
-    """A file's settings before the host is known: by key the canonical text, and the value and line as given."""
+    """Settings before the host is known: by key the canonical text, the value as given, and where it was given."""
 
-    __slots__ = ("given", "lines", "path", "values", "warnings")
+    __slots__ = ("given", "values", "warnings", "where")
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self.given: dict[str, Value] = {}
-        self.lines: dict[str, int] = {}
+        self.where: dict[str, str] = {}
         self.warnings: list[str] = []
+
+    def override(self, changes: Changes) -> None:
+        """One whose setting has been edited since is void."""
+        for key, (configured, value) in changes.items():
+            if self.values.get(key, "") == configured:
+                self.values[key] = self.given[key] = value
+                self.where[key] = "virt-cgroup reserve --live"
 
     def error(self, key: str, message: str, hint: str) -> Error:
         shown = self.given[key]
         text = f'"{printable(shown[:200])}"' if isinstance(shown, str) else printable(str(shown)[:200])
-        return Error(f"{self.path}:{self.lines[key]}: {key} = {text}: {message}", hint)
+        return Error(f"{self.where[key]}: {key} = {text}: {message}", hint)
 
 
 def inert(text: str) -> bool:
@@ -91,8 +143,8 @@ def inert(text: str) -> bool:
     return all(line.lstrip()[:1] in ("", "#") for line in text.splitlines())
 
 
-def parse(text: str, path: str = PATH) -> Parsed:
-    """What TEXT says, whatever the host. Raises Error with PATH:LINE, key, value and remedy."""
+def parse(text: str, path: str = PATH, changes: Changes | None = None) -> Parsed:
+    """What TEXT says, and CHANGES, whatever the host. Raises Error with PATH:LINE, key, value and remedy."""
     # The grammar and ConfigObj are only read where the file has changed: together they cost the hook 20 ms.
     import configobj
 
@@ -103,13 +155,14 @@ def parse(text: str, path: str = PATH) -> Parsed:
     except ImportError:  # before configobj 5.0.8
         from validate import Validator
 
-    parsed = Parsed(path)
+    parsed = Parsed()
     for statement in virconf.parse(text, path):
-        key, line = statement.key, statement.line
+        key, where = statement.key, f"{path}:{statement.line}"
         if key in parsed.given:
-            parsed.warnings.append(f"{path}:{line}: {key} is set in line {parsed.lines[key]} already, which counts")
+            first = parsed.where[key].rpartition(":")[2]
+            parsed.warnings.append(f"{where}: {key} is set in line {first} already, which counts")
             continue
-        parsed.lines[key] = line
+        parsed.where[key] = where
         parsed.given[key] = statement.value
     # ConfigObj holds the values against the table. It is given values, not text: its own dialect has sections, and
     # neither lists over lines nor the difference between 1 and "1".
@@ -120,6 +173,7 @@ def parse(text: str, path: str = PATH) -> Parsed:
     for _, key in configobj.get_extra_values(conf):
         raise parsed.error(key, "there is no such setting", "the settings are " + ", ".join(keys))
     parsed.values = {key: conf[key] for key in keys if key in conf}
+    parsed.override(changes or {})
     _check_together(parsed)
     return parsed
 

@@ -94,7 +94,7 @@ def _range_mask(item: str, text: str) -> int:
     low = _number(first, text)
     high = _number(last, text) if dash else low
     if high < low:
-        raise Error(f'"{printable(text)}" is not a CPU list', f"{item} runs backwards; write {high}-{low}")
+        raise Error(f'"{printable(text[:80])}" is not a CPU list', f"{item} runs backwards; write {high}-{low}")
     return (1 << (high + 1)) - (1 << low)
 
 

@@ -8,6 +8,7 @@ import pyexpat
 from .cpuset import CpuSet
 from .errors import Error, printable
 
+SETTINGS_URI = "urn:libvirt-cgroup-hooks:domain:1"  # of the element in <metadata> that has the VM's own settings
 NIL_UUID = "00000000-0000-0000-0000-000000000000"  # of XML that has none: libvirt gives it one when it is defined
 DEPTH = 256  # libxml2's own limit
 HEXADECIMAL = frozenset("0123456789abcdef-")
@@ -25,7 +26,8 @@ CPUTUNE_VALUES = frozenset(
 class Domain:
     """Memory in bytes; `vcpus` is what the VM starts with, `max_vcpus` what it may grow to.
 
-    `pid` and `vcpu_threads` (vCPU number to thread id) are known from libvirt's status XML only.
+    `pid` and `vcpu_threads` (vCPU number to thread id) are known from libvirt's status XML only. `settings` is what the
+    VM's own metadata says, as it stands there: `Config.of` checks it.
     """
 
     def __init__(self) -> None:
@@ -50,8 +52,11 @@ class Domain:
         self.current_memory = 0
         self.max_memory = 0
         self.hugepages = False
+        self.hugepage_nodes: CpuSet | None = None  # guest NUMA nodes that hugepages back; None: all
+        self.node_memory: dict[int, int] = {}
         self.video_memory = 0
         self.partition = ""
+        self.settings: dict[str, str] = {}
         self.pid: int | None = None
         self.vcpu_threads: dict[int, int] = {}
 
@@ -67,6 +72,12 @@ class Domain:
         pins.update((f"iothread{number}", cpus) for number, cpus in self.iothreadpin.items())
         return pins
 
+    def hugepage_memory(self) -> int:
+        """Bytes that come from hugepage pools."""
+        if self.hugepages and self.hugepage_nodes is not None:
+            return sum(size for node, size in self.node_memory.items() if node in self.hugepage_nodes)
+        return self.memory if self.hugepages else 0
+
     def online_vcpus(self) -> list[int]:
         if self.individual_vcpus:
             return [vcpu for vcpu, enabled in sorted(self.individual_vcpus.items()) if enabled]
@@ -74,14 +85,25 @@ class Domain:
 
     def iothread_numbers(self) -> list[int]:
         """The ids of the I/O threads; those that `<iothreadids>` leaves out are numbered from 1 (as in libvirt)."""
-        numbers = list(self.iothread_ids)
-        free = (number for number in range(1, 2 * self.iothreads + 1) if number not in self.iothread_ids)
-        return sorted(numbers + [next(free) for _ in range(self.iothreads - len(numbers))])
+        numbers = set(self.iothread_ids)
+        free = (number for number in range(1, self.iothreads + len(numbers) + 1) if number not in numbers)
+        return sorted([*numbers, *(number for number, _ in zip(free, range(self.iothreads - len(numbers))))])
 
     def group_names(self) -> list[str]:
         """The thread groups that libvirt makes for the VM when it starts."""
         vcpus = [f"vcpu{vcpu}" for vcpu in self.online_vcpus()]
         return ["emulator", *vcpus, *(f"iothread{number}" for number in self.iothread_numbers())]
+
+    @property
+    def handle(self) -> str:
+        """What a command line calls the VM: its name, or its UUID where a shell or virsh would misread the name."""
+        plain = all(part.isascii() and part.isalnum() for part in self.name.replace("-", ".").replace("_", ".").split("."))
+        return self.name if plain and self.name[:1].isalpha() else self.uuid
+
+
+def add_setting(settings: dict[str, str], key: str, text: str) -> None:
+    """Notes that KEY says TEXT. One that comes twice gets both texts, on two lines: no value of any setting has two."""
+    settings[key] = f"{settings[key]}\n{text.strip()}" if key in settings else text.strip()
 
 
 def parse(xml: bytes) -> Domain:
@@ -104,6 +126,7 @@ class _Reader:
         self.path: list[str] = []
         self.text: list[str] = []
         self.attributes: dict[str, str] = {}
+        self.scopes: list[dict[str, str]] = []  # namespaces by prefix, of <domain>, <metadata> and two levels below
         self.parser = pyexpat.ParserCreate()
         self.parser.buffer_text = True
         self.parser.StartDoctypeDeclHandler = self.doctype
@@ -136,6 +159,7 @@ class _Reader:
 
     def in_domain(self, attributes: dict[str, str]) -> None:
         self.domain.type = attributes.get("type", "")
+        self.scopes = [_declared(attributes)]
         if attributes.get("id"):
             self.domain.id = _integer(attributes["id"], "domain id")
 
@@ -153,9 +177,25 @@ class _Reader:
             domain.numatune = dict(attributes)
         elif path == "memoryBacking/hugepages":
             domain.hugepages = True
+        elif path == "memoryBacking/hugepages/page" and attributes.get("nodeset"):
+            domain.hugepage_nodes = (domain.hugepage_nodes or CpuSet()) | CpuSet.parse(attributes["nodeset"])
+        elif path == "cpu/numa/cell" and attributes.get("memory"):
+            node = _integer(attributes.get("id", str(len(domain.node_memory))), "cell id")
+            domain.node_memory[node] = self.bytes(attributes["memory"])
         elif path == "devices/video/model":
             vram = attributes.get("vram", DEFAULT_VRAM)
             domain.video_memory += _integer(vram, "vram") * 1024 * _integer(attributes.get("heads", "1"), "heads")
+        elif path.startswith("metadata"):
+            self.in_metadata(path.count("/") + 1, attributes)
+
+    def in_metadata(self, depth: int, attributes: dict[str, str]) -> None:
+        """Follows namespaces down to DEPTH 3, where settings are.
+
+        Not by expat, which would refuse others' prefixes that are not declared; libvirt lets them pass.
+        """
+        if depth <= 3:
+            del self.scopes[depth:]
+            self.scopes.append({**self.scopes[-1], **_declared(attributes)})
 
     def pin(self, element: str, attributes: dict[str, str]) -> None:
         group, number = PIN[element]
@@ -189,6 +229,14 @@ class _Reader:
             self.domain.partition = text
         elif path.startswith("domain/cputune/") and element in CPUTUNE_VALUES:
             self.domain.cputune[element] = text.strip()
+        elif path.startswith("domain/metadata/") and path.count("/") == 3:
+            self.setting(path.split("/")[2], element, text)
+
+    def setting(self, holder: str, element: str, text: str) -> None:
+        """An element below HOLDER, a child of <metadata>. Without a namespace it counts as HOLDER's (as in libvirt)."""
+        if _namespace(holder, self.scopes[2]) == SETTINGS_URI:
+            ours = _namespace(element, self.scopes[3]) in ("", SETTINGS_URI)
+            add_setting(self.domain.settings, element.rpartition(":")[2] if ours else element, text)
 
     def vcpu(self, text: str) -> None:
         domain = self.domain
@@ -203,6 +251,17 @@ class _Reader:
         if unit not in UNITS:
             raise Error(f'the domain XML has an unknown unit of memory "{printable(unit[:20])}"', "use KiB, MiB or GiB")
         return _integer(text, "memory") * UNITS[unit]
+
+
+def _declared(attributes: dict[str, str]) -> dict[str, str]:
+    """Namespaces by prefix; the default one has the prefix ""."""
+    return {name[6:]: uri for name, uri in attributes.items() if name == "xmlns" or name.startswith("xmlns:")}
+
+
+def _namespace(element: str, scope: dict[str, str]) -> str | None:
+    """None where its prefix is not declared."""
+    prefix, colon, _ = element.partition(":")
+    return scope.get(prefix) if colon else scope.get("", "")
 
 
 def _integer(text: str | None, what: str) -> int:
@@ -221,6 +280,10 @@ def _checked(domain: Domain) -> Domain:
     if [len(part) for part in domain.uuid.split("-")] != [8, 4, 4, 4, 12] or not set(domain.uuid) <= HEXADECIMAL:
         raise Error(
             f'the domain XML has "{printable(domain.uuid[:40])}" as uuid', "it has to be 8-4-4-4-12 hexadecimal digits"
+        )
+    if any(character in domain.partition for character in "\n\0"):
+        raise Error(
+            f'the domain XML has "{printable(domain.partition[:200])}" as partition', "the kernel allows no newline in it"
         )
     if max(domain.max_vcpus, domain.vcpus, domain.iothreads, *domain.iothread_ids, 0) > 65536:
         raise Error("the domain XML asks for more than 65536 vCPUs or I/O threads", "libvirt itself takes no more")

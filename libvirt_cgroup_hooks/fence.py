@@ -8,6 +8,7 @@ from .errors import Error, Refusal, printable
 from .topology import auto_memory
 
 MIB = 1024**2
+SHOWN = 16  # pins in a message: a VM may have 65536 vCPUs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,8 +80,15 @@ def size(amount: int) -> str:
 
 
 def pins_outside(domain: Domain, cpus: CpuSet) -> list[str]:
-    """Each pin of DOMAIN that names CPUs outside CPUS, as "vcpu0 to 0-1 (outside: 0)"."""
-    return [f"{group} to {pin} (outside: {pin - cpus})" for group, pin in domain.pins().items() if not pin <= cpus]
+    """The first pins of DOMAIN that name CPUs outside CPUS, as "vcpu0 to 0-1 (outside: 0)"."""
+    outside = [(group, pin) for group, pin in domain.pins().items() if not pin <= cpus]
+    told = [f"{group} to {_short(pin)} (outside: {_short(pin - cpus)})" for group, pin in outside[:SHOWN]]
+    return [*told, f"and {len(outside) - SHOWN} more"] if len(outside) > SHOWN else told
+
+
+def _short(cpus: CpuSet) -> str:
+    text = str(cpus)
+    return text if len(text) < 200 else f"{text[:200]}..."
 
 
 def check_pins(domain: Domain, cpus: CpuSet) -> None:
@@ -101,7 +109,7 @@ def memory_of(domain: Domain) -> int:
     """
     guest = max(domain.memory, domain.current_memory)
     overhead = guest // 512 + (domain.max_vcpus + domain.iothreads) * 8 * MIB + domain.video_memory + 64 * MIB
-    return overhead + (0 if domain.hugepages else guest)
+    return overhead + max(0, guest - domain.hugepage_memory())
 
 
 def check_memory(domain: Domain, others: int, limit: int) -> None:

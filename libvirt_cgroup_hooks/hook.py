@@ -13,7 +13,7 @@ import sys
 
 from . import managers, state
 from .config import PATH, Config
-from .domain import LIMIT, parse
+from .domain import LIMIT, SETTINGS_URI, parse
 from .errors import Error, Refusal, printable
 from .host import Host
 from .managers.base import CLEAN_UP, ENFORCE
@@ -75,24 +75,25 @@ class _Run:
     def enforce(self) -> None:
         host = self.host
         if self.operation in ENFORCE:  # cleaning up goes by what was recorded, whatever the configuration says now
-            self.config = state.load(host, self.warnings, save=True)
+            self.config = state.load(host, self.warnings)
             self.set_deadline()
-        if not managers.concerns(host, self.config, self.operation):
+        xml = _standard_input()
+        own = self.operation in ENFORCE and SETTINGS_URI.encode() in xml  # the VM has settings of its own
+        if not own and not managers.concerns(host, self.config, self.operation):
             return
-        domain = parse(_standard_input())
+        domain = parse(xml)
         if self.operation in ENFORCE:
             state.prepare_directory(host)
         elif not state.Record.exists(host, domain.uuid):
             return
-        lock = host.lock(state.LOCK)
-        try:
+        with host.locked(state.LOCK):
+            if self.operation in ENFORCE:  # whoever held the lock may have changed it
+                self.config = state.load(host, [], save=True)
             plan = managers.plan(host, self.config, self.operation, domain)
             try:
                 plan.run(host)
             finally:
                 self.warnings += plan.warnings
-        finally:
-            os.close(lock)
 
     def failed(self, error: Error) -> int:
         text = printable(f"libvirt-cgroup-hooks: {error}")

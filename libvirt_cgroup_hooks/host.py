@@ -10,12 +10,16 @@ from .errors import Error, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import signal
+    from collections.abc import Iterable, Sequence
+else:
+    import _signal as signal  # what the signal module is made of, without the enum and collections that it loads
 
 # The same numbers on every Linux; the errno module would cost the hook an import.
 ABSENT = (2, 3, 19, 20, 95)  # ENOENT, ESRCH, ENODEV, ENOTDIR, EOPNOTSUPP
+NEW = ".new"  # ends the name of a file that is being written
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-ESRCH, EBUSY, ENOTEMPTY = 3, 16, 39
+ESRCH, EAGAIN, EBUSY, ENOTEMPTY = 3, 11, 16, 39
 
 
 class Refused(Error):
@@ -43,6 +47,8 @@ class Host:
             return self.read_bytes(path).decode("utf-8", "surrogateescape")
         except OSError as error:
             raise Refused(f"read {printable(path)}", error) from None
+        except ValueError:  # a NUL, which no path has
+            raise Refused(f"read {printable(path)}", OSError(2, "No such file or directory")) from None
 
     def read_optional(self, path: str) -> str | None:
         """As `read`, but None where the file is not there or has nothing to say."""
@@ -116,17 +122,23 @@ class Host:
         return f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_size} {status.st_ino}"
 
     def replace(self, path: str, text: str, mode: int = 0o600) -> None:
-        """Write the whole file so that a reader sees the old or the new text, never a part. Raises Refused."""
-        temporary = f"{self.root}{path}.{os.getpid()}.new"
+        """Write the whole file so that a reader sees the old or the new text, never a part. Raises Refused.
+
+        Callers hold the lock. What one that was killed has left in PATH.new is replaced, whatever it is.
+        """
+        temporary = self.root + path + NEW
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            _unlink(temporary)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.write(descriptor, text.encode("utf-8", "surrogateescape"))
+                _write_all(descriptor, text.encode("utf-8", "surrogateescape"))
                 os.fchmod(descriptor, mode)  # whatever the umask; and half a program is never executable
+                os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             os.rename(temporary, self.root + path)
         except OSError as error:
+            _unlink(temporary)
             raise Refused(f"write {printable(path)}", error) from None
 
     def remove(self, path: str) -> None:
@@ -145,23 +157,27 @@ class Host:
         except OSError as error:
             raise Refused(f"touch {printable(path)}", error) from None
 
-    def lock(self, path: str) -> int:
-        """Wait for the exclusive lock on PATH; it ends with the returned descriptor or the process."""
-        import fcntl
+    def locked(self, path: str) -> Lock:
+        """A `with` block that has the exclusive lock on PATH, and waits for it. Raises Refused."""
+        return Lock(self.root, path)
 
+    def resolved(self, path: str) -> str:
+        """PATH with symbolic links followed, so that replacing it replaces what they lead to."""
+        return os.path.realpath(self.root + path)[len(self.root) :]
+
+    def mode(self, path: str) -> int | None:
+        """The permission bits; None where there is no such file."""
         try:
-            descriptor = os.open(self.root + path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            raise Refused(f"lock {printable(path)}", error) from None
-        return descriptor
+            return os.stat(self.root + path).st_mode & 0o7777
+        except FileNotFoundError:
+            return None
 
     def run(self, command: list[str]) -> str:
         """Run a program to its end and return what it printed. Raises Error where it fails; leaves no child behind."""
         output, end = os.pipe()
         try:
             actions = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *((os.POSIX_SPAWN_DUP2, end, n) for n in (1, 2))]
-            self._child = os.posix_spawn(command[0], command, {"PATH": PATH, "LC_ALL": "C"}, file_actions=actions)
+            self._spawn(command, actions)
             os.close(end)
             end = -1
             text = _all(output).decode("utf-8", "replace").strip()
@@ -179,12 +195,24 @@ class Host:
             raise Error(f"cannot run {attempt}: exit status {status}", printable(text) or "it said nothing")
         return text
 
+    def _spawn(self, command: list[str], actions: Sequence[tuple[object, ...]]) -> None:
+        """The deadline must not come when there is a child already and its id is not known yet."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+        try:
+            environment = {"PATH": PATH, "LC_ALL": "C"}
+            self._child = os.posix_spawn(command[0], command, environment, file_actions=actions, setsigmask=())
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+
     def end_child(self) -> None:
         """Kills the program that `run` is waiting for, if any."""
-        if self._child:
-            os.kill(self._child, 9)
-            os.waitpid(self._child, 0)
-            self._child = 0
+        child, self._child = self._child, 0
+        try:
+            if child and os.waitpid(child, os.WNOHANG) == (0, 0):
+                os.kill(child, 9)
+                os.waitpid(child, 0)
+        except ChildProcessError:  # it has ended and was waited for when the deadline came: the id may be another's by now
+            pass
 
     def affinity(self, thread: int) -> CpuSet | None:
         """The CPUs the thread may run on, as it set them within its cpuset; None where it has ended, and in a copy."""
@@ -207,6 +235,26 @@ class Host:
             raise Refused(f"set the CPUs of thread {thread} to {CpuSet(cpus)}", error) from None
 
 
+class Lock:
+    """Ends with the block, or with the process."""
+
+    def __init__(self, root: str, path: str) -> None:
+        self.root = root
+        self.path = path
+
+    def __enter__(self) -> None:
+        import fcntl
+
+        try:
+            self.descriptor = os.open(self.root + self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise Refused(f"lock {printable(self.path)}", error) from None
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+
+
 def _all(descriptor: int) -> bytes:
     parts: list[bytes] = []
     while True:
@@ -214,6 +262,19 @@ def _all(descriptor: int) -> bytes:
         if not part:
             return b"".join(parts)
         parts.append(part)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """A file system that becomes full takes a part, and only then refuses the rest."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:  # it is not there; or what follows says why
+        return
 
 
 def page_size() -> int:

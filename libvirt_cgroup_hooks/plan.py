@@ -255,7 +255,7 @@ class Plan:
             for step in self.steps:
                 made.append(step)  # a step that fails may be half made, so it is undone too
                 step.run(host)
-        except Error:
+        except BaseException:  # Ctrl-C as well
             if self.transaction:
                 self._undo(made, host)
             raise

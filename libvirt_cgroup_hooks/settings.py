@@ -186,6 +186,22 @@ TABLE = (
     ),
 )
 
+# What a VM's own metadata may set, by its key there.
+OF_VM = {key: key for key in ("emulator_cpus", "vcpu_cpus", "iothread_cpus")}
+OF_VM["layout"] = "cgroup_layout"
+
+
+def read_of_vm(key: str, value: str) -> tuple[str, str]:
+    """The key of `TABLE` that KEY in a VM's metadata stands for, and VALUE as canonical text. Raises Error."""
+    if key not in OF_VM:
+        raise Error("there is no such setting", "the settings of a VM are " + ", ".join(OF_VM))
+    return OF_VM[key], named(OF_VM[key]).read(value)
+
+
+def named(key: str) -> Setting:
+    """The setting that KEY names."""
+    return next(setting for setting in TABLE if setting.key == key)
+
 
 def sample() -> str:
     """The configuration file as it is installed: every setting explained and commented out."""

@@ -9,16 +9,24 @@ from __future__ import annotations
 
 from . import __version__
 from .config import PATH, Config, inert, parse, resolve
-from .host import Host, page_size
+from .errors import Error, printable
+from .host import NEW, Host, page_size
 from .plan import Remove, Replace, Step
 from .topology import Topology, read_online
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .config import Changes
 
 DIRECTORY = "/run/libvirt-cgroup-hooks"
 SNAPSHOT = f"{DIRECTORY}/config"
 VMS = f"{DIRECTORY}/vms"
 SHARED = f"{DIRECTORY}/shared"
+LIVE = f"{DIRECTORY}/live"
+ADMITTED = f"{DIRECTORY}/admitted"
 LOCK = f"{DIRECTORY}/lock"
 FORMAT = "libvirt-cgroup-hooks 1"
+END = "end\n"  # the last line of the snapshot
 
 
 class Record:
@@ -50,8 +58,8 @@ class Record:
         values = {key: [value for kind, _, value in lines if kind == key] for key, _, _ in lines}
         if "name" not in values:
             return None
-        memory = "".join(values.get("memory", []))
-        record = cls(uuid, values["name"][0], int(memory) if memory.isdigit() else 0)
+        memory = values.get("memory", ["0"])[0]
+        record = cls(uuid, values["name"][0], int(memory) if _is_number(memory) else 0)
         record.groups = values.get("group", [])
         record.files = values.get("file", [])
         record.slices = values.get("slice", [])
@@ -71,6 +79,47 @@ class Record:
         return Remove(f"{VMS}/{self.uuid}", str(self))
 
 
+class Admitted:
+    """Bytes of all VMs that have a record, as one number, so that a start costs the same however many VMs run.
+
+    It is kept from when memory_admission first asks for it. It is written just before the record that it changes with,
+    and names that record: where a run was killed between the two, what the record says decides. One serves one plan.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._text = host.read_optional(ADMITTED)
+        self._total: int | None = None
+        self._memory: dict[str, int] = {}  # of the VMs that this plan changes
+
+    @property
+    def total(self) -> int:
+        if self._total is None:
+            self._total = self._read()
+        return self._total
+
+    def _read(self) -> int:
+        values = dict(line.split(" ", 1) for line in _read(self.host, ADMITTED))
+        try:
+            total, before, after = (int(values[key]) for key in ("total", "before", "after"))
+        except (KeyError, ValueError):
+            records = [Record.read(self.host, uuid) for uuid in recorded(self.host)]
+            return sum(record.memory for record in records if record)
+        record = Record.read(self.host, values.get("uuid", ""))
+        written = (record.memory if record else 0) == after
+        return total if written else total - after + before
+
+    def change(self, uuid: str, before: int, after: int, begin: bool) -> list[Step]:
+        """The record of UUID will say AFTER instead of BEFORE bytes. BEGIN: where no total is kept yet, too."""
+        before = self._memory.get(uuid, before)
+        if before == after if self._text else not begin:
+            return []
+        self._total = self.total + after - before
+        self._memory[uuid] = after
+        old, self._text = self._text, _lines([f"total {self.total}", f"uuid {uuid}", f"before {before}", f"after {after}"])
+        return [Replace(ADMITTED, self._text, old)]
+
+
 class Shared:
     """What was done to cgroups that VMs share: the directories made, and of each limit file what it said before.
 
@@ -83,19 +132,47 @@ class Shared:
         self._text = host.read_optional(SHARED)
         lines = _read(host, SHARED)
         self.made = [line[len("made ") :] for line in lines if line.startswith("made ")]
-        limits = [line[len("limit ") :].split(" ", 1) for line in lines if line.startswith("limit ")]
-        self.before = {path: value for value, path in limits}
+        limits = [line[len("limit ") :].partition(" ") for line in lines if line.startswith("limit ")]
+        self.before = {path: value for value, _, path in limits if path}
 
     def save(self) -> list[Step]:
         """No step where nothing has changed."""
         lines = [f"made {path}" for path in self.made] + [f"limit {value} {path}" for path, value in self.before.items()]
-        text = _lines(lines)
-        if text == self._text or (not lines and self._text is None):
-            return []
-        return [Replace(SHARED, text, self._text)] if lines else [Remove(SHARED, self._text or "")]
+        return _saved(SHARED, _lines(lines), self._text, bool(lines))
+
+
+class Live:
+    """What `virt-cgroup reserve --live` has changed, until the next boot or until the setting is edited."""
+
+    __slots__ = ("_text", "changes")
+
+    def __init__(self, host: Host) -> None:
+        self._text = host.read_optional(LIVE)
+        lines = [line.split("\t") for line in _read(host, LIVE)]
+        self.changes: Changes = {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
+
+    def save(self) -> list[Step]:
+        """No step where nothing has changed."""
+        text = _lines([f"{key}\t{configured}\t{value}" for key, (configured, value) in self.changes.items()])
+        return _saved(LIVE, text, self._text, bool(self.changes))
+
+
+def _saved(path: str, text: str, old: str | None, wanted: bool) -> list[Step]:
+    """PATH has TEXT afterwards, or is gone where that is not WANTED."""
+    if wanted:
+        return [] if text == old else [Replace(path, text, old)]
+    return [] if old is None else [Remove(path, old)]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def _lines(lines: list[str]) -> str:
+    """Raises Error where one would become two, and so say what nobody meant."""
+    for line in lines:
+        if "\n" in line:
+            raise Error(f'cannot remember "{printable(line)}": it has a newline', "name VMs and partitions without one")
     return "\n".join([FORMAT, *lines]) + "\n"
 
 
@@ -106,7 +183,7 @@ def _read(host: Host, path: str) -> list[str]:
 
 def recorded(host: Host) -> list[str]:
     """The UUIDs of the VMs that have a record."""
-    return [name for name in host.names(VMS) if not name.endswith(".new")]
+    return [name for name in host.names(VMS) if not name.endswith(NEW)]
 
 
 def prepare_directory(host: Host) -> None:
@@ -121,21 +198,42 @@ def load(host: Host, warn: list[str], save: bool = False) -> Config:
     WARN gets the warnings of a file that is read anew. With SAVE the snapshot is written then, unless nothing is
     configured.
     """
-    fingerprint = host.fingerprint(PATH)
-    if not fingerprint:
+    fingerprint, changed = host.fingerprint(PATH), host.fingerprint(LIVE)
+    if not fingerprint and not changed:
         return Config({})
     online = str(read_online(host.read_optional))
-    stamp = f"{FORMAT}\nfor {__version__} {fingerprint} {online}\n"
-    snapshot = host.read_optional(SNAPSHOT) or ""
-    if snapshot.startswith(stamp):
-        return Config(dict(line.split(" ", 1) for line in snapshot[len(stamp) :].splitlines()))
-    text = host.read(PATH)
-    if inert(text):
+    stamp = f"{FORMAT}\nfor {__version__} {fingerprint} {changed} {online}\n"
+    kept = from_snapshot(host.read_optional(SNAPSHOT) or "", stamp)
+    if kept is not None:
+        return kept
+    text = host.read_optional(PATH) or ""
+    changes = Live(host).changes
+    if inert(text) and not changes:
         return Config({})
-    parsed = parse(text, PATH)
-    config = resolve(parsed, Topology.read(host.read_optional), page_size())
-    warn += parsed.warnings
+    config = compiled(host, text, changes, warn)
     if save and config:
         prepare_directory(host)
-        host.replace(SNAPSHOT, stamp + "".join(f"{key} {value}\n" for key, value in config.values.items() if value))
+        host.replace(SNAPSHOT, snapshot(stamp, config))
     return config
+
+
+def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config:
+    """TEXT as the configuration of HOST, with CHANGES made at run time. Raises Error."""
+    parsed = parse(text, PATH, changes)
+    warn += parsed.warnings
+    return resolve(parsed, Topology.read(host.read_optional), page_size())
+
+
+def snapshot(stamp: str, config: Config) -> str:
+    return stamp + "".join(f"{key} {value}\n" for key, value in config.values.items() if value) + END
+
+
+def from_snapshot(text: str, stamp: str) -> Config | None:
+    """None where TEXT is not a whole snapshot with this STAMP."""
+    if not (text.startswith(stamp) and text.endswith(END)):
+        return None
+    lines = [line.partition(" ") for line in text[len(stamp) : -len(END)].split("\n")]
+    try:
+        return Config({key: value for key, _, value in lines})
+    except (Error, ValueError):  # not what `snapshot` writes
+        return None

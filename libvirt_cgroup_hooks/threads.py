@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from . import domain as domains
 from .cgroups import placements
+from .cpuset import CpuSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,6 +68,13 @@ def _group(comm: str) -> str:
     if comm.startswith("IO iothread") and comm[len("IO iothread") :].strip().isdigit():
         return comm[len("IO ") :].strip()
     return "emulator"
+
+
+def cpus_allowed(host: Host, running: Domain, thread: Thread) -> CpuSet:
+    """Where the kernel lets THREAD run: its affinity within its cpuset. Empty where it has ended."""
+    status = host.read_optional(f"/proc/{running.pid}/task/{thread.tid}/status") or ""
+    allowed = [line.partition(":")[2] for line in status.splitlines() if line.startswith("Cpus_allowed_list:")]
+    return CpuSet.parse(allowed[0]) if allowed else CpuSet()
 
 
 def process_cgroups(host: Host, pid: int) -> dict[str, str] | None:

@@ -24,6 +24,7 @@ BLANK = " \t"
 SPACE = " \t\r\n"
 EOL = "\r\n"
 MAX_NESTING = 32
+LIMIT = 1 << 20  # characters
 
 
 class Statement:
@@ -41,7 +42,39 @@ class Statement:
 
 def parse(text: str, path: str) -> list[Statement]:
     """All statements of TEXT in order, duplicates included. Raises Error naming PATH and line."""
+    if len(text) > LIMIT:
+        raise Error(f"{path} is larger than {LIMIT >> 20} MiB", "is it a configuration file?")
     return _Parser(text, path).statements()
+
+
+def edited(text: str, path: str, key: str, value: str | None) -> str:
+    """TEXT with KEY set to VALUE, which is written as given, or with None no longer set; all else is kept.
+
+    What was set is put into a comment where it stood alone on its line. A key that was not set goes below its
+    commented-out sample, else to the end. Raises Error where TEXT is not understood.
+    """
+    found = [statement for statement in parse(text, path) if statement.key == key]
+    if value is not None and found:
+        return f"{text[: found[0].start]}{key} = {value}{text[found[0].end :]}"
+    for statement in reversed(found):
+        text = _without(text, statement)
+    return text if value is None else _inserted(text, key, f"{key} = {value}\n")
+
+
+def _without(text: str, statement: Statement) -> str:
+    head, inside, tail = text[: statement.start], text[statement.start : statement.end], text[statement.end :]
+    line, _, _ = tail.partition("\n")
+    if head.rpartition("\n")[2].strip(SPACE) or line.strip(SPACE)[:1] not in ("", "#") or "\n" in inside:
+        return head + tail.lstrip(BLANK).removeprefix(";")
+    return f"{head}#{inside}{tail}"
+
+
+def _inserted(text: str, key: str, line: str) -> str:
+    lines = text.splitlines(keepends=True)
+    for number, old in enumerate(lines):
+        if old.lstrip(BLANK + "#").partition("=")[0].strip(BLANK) == key and old.endswith("\n"):
+            return "".join([*lines[: number + 1], line, *lines[number + 1 :]])
+    return text + ("" if text.endswith("\n") or not text else "\n") + line
 
 
 class _Parser:
@@ -49,6 +82,7 @@ class _Parser:
         self.text = text
         self.path = path
         self.at = 0
+        self.counted = (0, 1)  # up to where lines are counted, and the line there
 
     def statements(self) -> list[Statement]:
         found: list[Statement] = []
@@ -163,8 +197,10 @@ class _Parser:
         return f'"{printable(rest[0])}"' if rest and rest[0] else "the end of the line" if rest else "the end of the file"
 
     def line(self) -> int:
-        head = self.text[: self.at].replace("\r\n", "\n").replace("\r", "\n")
-        return head.count("\n") + 1
+        at, line = self.counted if self.counted[0] <= self.at else (0, 1)
+        line += sum(self.text.count(end, at, self.at) for end in EOL) - self.text.count("\r\n", at, self.at)
+        self.counted = (self.at, line)
+        return line
 
     def error(self, message: str, hint: str) -> Error:
         return Error(f"{self.path}:{self.line()}: {message}", hint)

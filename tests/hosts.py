@@ -234,6 +234,7 @@ class Kernel(Host):
         groups = list(dict.fromkeys(group for _, group in threads.values()))
         for hierarchy in self.hierarchies:
             self.libvirt_cgroups(hierarchy, [machine, base, *(f"{base}/{group}" for group in groups)])
+            self.pin(hierarchy, base, vm)
         for tid, (comm, group) in threads.items():
             self.start_thread(pid, tid, comm, {h.key: f"{base}/{group}" if splits(h) else base for h in self.hierarchies})
         for helper in range(pid + 50, pid + 50 + helpers):
@@ -245,6 +246,13 @@ class Kernel(Host):
         status = f"<domstatus state='running' pid='{pid}'><vcpus>{vcpus}</vcpus>{text}</domstatus>"
         self.put(f"/run/libvirt/qemu/{vm.name}.xml", status)
         return parse(text.encode())
+
+    def pin(self, hierarchy: Hierarchy, base: str, vm: Domain) -> None:
+        """libvirt writes the pins of VM to its thread groups below BASE."""
+        for group, cpus in vm.pins().items():
+            file = f"{hierarchy.directory(base)}/{group}/cpuset.cpus"
+            if self.exists(file):
+                self.put(file, str(cpus))
 
     def libvirt_cgroups(self, hierarchy: Hierarchy, paths: list[str]) -> None:
         for path in paths if splits(hierarchy) else paths[:2]:

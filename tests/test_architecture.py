@@ -16,7 +16,7 @@ from .hosts import DATA, Kernel
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "libvirt_cgroup_hooks"
 PURE = "errors cpuset virconf settings config domain topology layout fence cgroups managers.units".split()
-EFFECTS = "bpf host plan state threads managers hook cli".split()
+EFFECTS = "bpf host plan state threads managers hook reserve cli".split()
 OUTSIDE = (
     "asyncio io logging multiprocessing os pathlib shutil signal socket subprocess sys syslog tempfile threading time".split()
 )
@@ -99,8 +99,8 @@ from libvirt_cgroup_hooks.host import Host
 host = Host(copy)
 config = state.load(host, [], save=True)
 assert config
-host.lock(state.LOCK)
-print(managers.plan(host, config, operation, parse(open(xml, "rb").read())), file=sys.stderr)
+with host.locked(state.LOCK):
+    print(managers.plan(host, config, operation, parse(open(xml, "rb").read())), file=sys.stderr)
 print("\\n".join(sorted(set(sys.modules) - before)))
 """
 ALLOWED = set(

@@ -7,9 +7,9 @@ import pytest
 from libvirt_cgroup_hooks import config
 from libvirt_cgroup_hooks.config import PATH, Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
-from libvirt_cgroup_hooks.errors import Error
+from libvirt_cgroup_hooks.errors import Error, Refusal
 
-from .hosts import PAGE, configured, topology
+from .hosts import PAGE, UUID, configured, domain, topology
 
 KEYS = (
     "reserved_host_cpus, reserved_host_mem, cgroup_layout, emulator_cpus, vcpu_cpus, iothread_cpus, "
@@ -209,3 +209,87 @@ def test_offline_cpus_may_be_named_but_do_not_count() -> None:
     assert str(kept.reserved_host_cpus) == "0,7"
     with pytest.raises(Error, match=r"leaves no CPU for VMs \(online: 0-6\)"):
         config.resolve(config.parse("reserved_host_cpus = '0-6'"), host, PAGE)
+
+
+HOST_WIDE = "cgroup_layout = '/vms/$NAME'\nvcpu_cpus = '4-7'\nemulator_cpus = '2'\n"
+
+
+def test_a_vm_with_no_settings_has_those_of_the_host() -> None:
+    made = configured(HOST_WIDE, "desktop")
+    assert made.of(domain()) is made
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ({"layout": "/prod/$UUID"}, {"cgroup_layout": "/prod/$UUID"}),
+        ({"layout": "native"}, {"cgroup_layout": "native"}),
+        ({"vcpu_cpus": "5,4"}, {"vcpu_cpus": "4-5"}),
+        ({"iothread_cpus": "0-3,^0", "emulator_cpus": "1"}, {"iothread_cpus": "1-3", "emulator_cpus": "1"}),
+    ],
+)
+def test_settings_of_a_vm(settings: dict[str, str], changed: dict[str, str]) -> None:
+    made = configured(HOST_WIDE, "desktop")
+    before = dict(made.values)
+    own = made.of(domain(settings=settings), topology("desktop").present)
+    assert own.values == {**before, **changed}
+    assert own.cgroup_layout.preset == own.values["cgroup_layout"]
+    assert made.values == before
+
+
+def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
+    assert not Config({})
+    assert Config({}).of(domain(settings={"vcpu_cpus": "1"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("", {"vcpu_cpus": "x"}, 'vcpu_cpus = "x" in its metadata: "x" is not a CPU list'),
+        ("", {"vcpu_cpus": ""}, 'vcpu_cpus = "" in its metadata: the CPU list is empty'),
+        ("", {"vcpu_cpus": "4\n5"}, r'vcpu_cpus = "4\n5" in its metadata: "4\n5" is not a CPU list'),
+        ("", {"vcpu_cpus": "7-9"}, 'vcpu_cpus = "7-9" in its metadata: this host has no CPU 8-9 (its CPUs are 0-7)'),
+        ("", {"layout": "nest"}, 'layout = "nest" in its metadata: layout "nest" is neither a preset nor a path'),
+        ("", {"layout": ""}, 'layout = "" in its metadata: layout "" is neither a preset nor a path'),
+        (
+            "",
+            {"layout": "flat\nroot"},
+            r'layout = "flat\nroot" in its metadata: layout "flat\nroot" is neither a preset nor a path',
+        ),
+        ("", {"cgroup_layout": "flat"}, 'cgroup_layout = "flat" in its metadata: there is no such setting'),
+        ("", {"on_error": "warn"}, 'on_error = "warn" in its metadata: there is no such setting'),
+        ("", {"a:layout": "flat"}, 'a:layout = "flat" in its metadata: there is no such setting'),
+        (
+            "reserved_host_cpus = '0-1'",
+            {"emulator_cpus": "0"},
+            'emulator_cpus = "0" in its metadata: the host keeps all of these CPUs (reserved_host_cpus 0-1)',
+        ),
+        (
+            "reserved_host_mem = '1 GiB'",
+            {"layout": "root"},
+            'layout = "root" in its metadata: it has no VM parent, so the VM would be outside the limit that '
+            "reserved_host_mem sets",
+        ),
+    ],
+)
+def test_settings_of_a_vm_that_cannot_be(text: str, settings: dict[str, str], message: str) -> None:
+    (key,) = settings
+    with pytest.raises(Refusal) as error:
+        configured(text, "desktop").of(domain("web", settings=settings), topology("desktop").present)
+    remedy = f"change it, or remove it: virt-cgroup domain web --unset {key}"
+    assert str(error.value) == f"VM web has {message}: {remedy}"
+
+
+def test_the_remedy_is_for_all_that_is_wrong() -> None:
+    vm = domain("a b", settings={"layout": "flat", "foo": "1", "vcpu_cpus": "\x1b"})
+    with pytest.raises(Refusal) as error:
+        Config({}).of(vm)
+    assert str(error.value) == (
+        'VM a b has foo = "1" in its metadata: there is no such setting: '
+        f"change it, or remove it: virt-cgroup domain {UUID} --unset foo --unset vcpu_cpus"
+    )
+
+
+@pytest.mark.parametrize("layout", ["native", "/vms/$NAME", "nested"])
+def test_a_limit_of_memory_holds_for_a_vm_with_a_parent(layout: str) -> None:
+    assert configured("reserved_host_mem = '1 GiB'", "desktop").of(domain(settings={"layout": layout}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from libvirt_cgroup_hooks.cpuset import CpuSet
-from libvirt_cgroup_hooks.domain import LIMIT, NIL_UUID, Domain, parse
+from libvirt_cgroup_hooks.domain import LIMIT, NIL_UUID, SETTINGS_URI, Domain, parse
 from libvirt_cgroup_hooks.errors import Error
 
 from .hosts import UUID, domain, domain_xml
@@ -75,6 +75,7 @@ def test_hugepages_and_individual_vcpus() -> None:
         "tuned": {"numatune"},
         "memory": 4 * GIB,
         "hugepages": True,
+        "hugepage_nodes": "0",
     }
     assert made.group_names() == ["emulator", "vcpu0", "vcpu2"]
     assert made.pins() == {}
@@ -328,3 +329,52 @@ def test_elements_in_one_another(levels: int, read: bool) -> None:
     with pytest.raises(Error) as error:
         parse(xml)
     assert str(error.value) == "the domain XML has more than 256 elements in one another: libvirt itself takes no more"
+
+
+OURS = f"xmlns:p='{SETTINGS_URI}'"
+OWN = "<p:settings><p:layout>flat</p:layout></p:settings>"
+
+
+@pytest.mark.parametrize(
+    ("xml", "settings"),
+    [
+        ("<metadata/>", {}),
+        (f"<metadata>{OWN.replace('>', f' {OURS}>', 1)}</metadata>", {"layout": "flat"}),
+        (f"<metadata {OURS}>{OWN}</metadata>", {"layout": "flat"}),  # libvirt writes so too
+        (f"<metadata><settings xmlns='{SETTINGS_URI}'><layout>flat</layout></settings></metadata>", {"layout": "flat"}),
+        (f"<metadata xmlns='{SETTINGS_URI}'><settings><layout>flat</layout></settings></metadata>", {"layout": "flat"}),
+        (f"<metadata><p:any {OURS}><layout>flat</layout></p:any></metadata>", {"layout": "flat"}),
+        (
+            f"<metadata><p:settings {OURS}><q:layout xmlns:q='{SETTINGS_URI}'>flat</q:layout></p:settings></metadata>",
+            {"layout": "flat"},
+        ),
+        (f"<metadata><a:b xmlns:a='x'><foo:c/></a:b>{OWN.replace('>', f' {OURS}>', 1)}</metadata>", {"layout": "flat"}),
+        # Others' elements, whatever they are called.
+        ("<metadata><settings><layout>flat</layout></settings></metadata>", {}),
+        ("<metadata><p:settings><p:layout>flat</p:layout></p:settings></metadata>", {}),
+        ("<metadata><p:settings xmlns:p='urn:other'><p:layout>flat</p:layout></p:settings></metadata>", {}),
+        (f"<metadata><p:a {OURS}/><p:settings><p:layout>flat</p:layout></p:settings></metadata>", {}),
+        (f"<metadata><p:a {OURS}/><p:settings xmlns:p='x'><p:layout>flat</p:layout></p:settings></metadata>", {}),
+        (
+            f"<metadata><settings xmlns='{SETTINGS_URI}'><layout xmlns='x'>flat</layout></settings></metadata>",
+            {"layout": "flat"},
+        ),
+        (f"<metadata><a xmlns='x'>{OWN.replace('>', f' {OURS}>', 1)}</a></metadata>", {}),
+        (f"<metadata><p:settings {OURS}><p:a><p:layout>flat</p:layout></p:a></p:settings></metadata>", {"a": ""}),
+        (f"<devices><p:settings {OURS}><p:layout>flat</p:layout></p:settings></devices>", {}),
+        (f"<{SETTINGS_URI}:settings><layout>flat</layout></{SETTINGS_URI}:settings>", {}),
+    ],
+)
+def test_settings_in_the_metadata(xml: str, settings: dict[str, str]) -> None:
+    made = domain(inner=xml)
+    assert made.settings == settings
+    status = f"<domstatus pid='1'><domain {OURS}><name>vm</name><metadata>{OWN}</metadata></domain></domstatus>"
+    assert parse(status.encode()).settings == {"layout": "flat"}
+
+
+@pytest.mark.parametrize(
+    ("name", "handle"),
+    [("web", "web"), ("web-1_a.b", "web-1_a.b"), *((name, UUID) for name in ("1", "-x", "a b", "a$b", "ü", "a;b", "a'b", ""))],
+)
+def test_what_a_command_line_calls_it(name: str, handle: str) -> None:
+    assert domain(name).handle == handle

@@ -95,6 +95,12 @@ def test_size(amount: int, text: str) -> None:
     assert size(amount) == text
 
 
+TWO_CELLS = (
+    "<memory unit='GiB'>1</memory><cpu><numa><cell id='0' cpus='0' memory='768' unit='MiB'/>"
+    "<cell id='1' cpus='1' memory='262144'/></numa></cpu>"
+)
+
+
 @pytest.mark.parametrize(
     ("inner", "memory"),
     [
@@ -102,6 +108,8 @@ def test_size(amount: int, text: str) -> None:
         ("<memory unit='GiB'>1</memory><vcpu>4</vcpu><iothreads>2</iothreads>", 1024 + 2 + 6 * 8 + 64),
         ("<memory unit='GiB'>1</memory><vcpu current='1'>4</vcpu>", 1024 + 2 + 4 * 8 + 64),
         ("<memory unit='GiB'>1</memory><memoryBacking><hugepages/></memoryBacking>", 2 + 8 + 64),  # the pool has it
+        (f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M' nodeset='1'/></hugepages></memoryBacking>", 768 + 74),
+        (f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M'/></hugepages></memoryBacking>", 74),
         ("", 8 + 64),
     ],
 )

@@ -245,6 +245,21 @@ def test_the_entrypoint_without_the_package(tmp_path: Path, python: str) -> None
 
 
 @pytest.mark.runs_programs
+@pytest.mark.parametrize(
+    ("end", "refused"), [("exit 0", 0), ("exit 1", 1), ("exit 3", 3), ("kill -KILL $$", 137), ("kill -SEGV $$", 139)]
+)
+def test_whatever_becomes_of_the_hook_no_vm_that_runs_is_killed(tmp_path: Path, end: str, refused: int) -> None:
+    """libvirt ends a VM whose `started` or `reconnect` fails: also one whose hook the kernel killed for want of memory."""
+    (tmp_path / "conf").write_text(CONF)
+    (tmp_path / "python3").write_text(f"#!/bin/sh\n{end}\n")
+    (tmp_path / "python3").chmod(0o755)
+    text = SCRIPT.read_text().replace("/etc/libvirt/cgroup-hooks.conf", str(tmp_path / "conf"))
+    (tmp_path / "qemu").write_text(text.replace("/usr/bin/python3", str(tmp_path / "python3")))
+    statuses = {one: entrypoint("vm", one, "begin", "-", script=tmp_path / "qemu")[0] for one in hook.OPERATIONS}
+    assert statuses == {one: refused if one in ("prepare", "start") else 0 for one in hook.OPERATIONS}
+
+
+@pytest.mark.runs_programs
 def test_the_entrypoint_and_the_hook_know_the_same_operations(tmp_path: Path) -> None:
     """A stand-in for Python notes which calls come through."""
     (tmp_path / "conf").write_text(CONF)

@@ -41,7 +41,7 @@ def test_read(host: Host, tmp_path: Path) -> None:
         (lambda host: host.remove_directory("/a"), "cannot remove /a: Directory not empty"),
         (lambda host: host.replace("/x/y", "text"), "cannot write /x/y: No such file or directory"),
         (lambda host: host.remove("/a"), "cannot remove /a: Is a directory"),
-        (lambda host: host.lock("/x/y"), "cannot lock /x/y: No such file or directory"),
+        (lambda host: host.locked("/x/y").__enter__(), "cannot lock /x/y: No such file or directory"),
     ],
 )
 def test_each_failure_names_the_path_and_the_value(host: Host, attempt: object, message: str) -> None:
@@ -84,12 +84,51 @@ def test_replace_is_whole_and_leaves_nothing_beside(host: Host, tmp_path: Path) 
     assert (tmp_path / "a/other").stat().st_mode & 0o777 == 0o600
 
 
-def test_replace_follows_no_link(host: Host, tmp_path: Path) -> None:
-    (tmp_path / "target").write_text("mine")
-    (tmp_path / f"a/file.{os.getpid()}.new").symlink_to(tmp_path / "target")
-    with pytest.raises(Refused, match="cannot write /a/file"):
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_what_is_made_is_open_to_no_one_else(host: Host, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        host.replace("/a/secret", "x")
+        host.replace("/a/shown", "x", mode=0o644)
+        host.make_directory("/a/new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a/secret").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "a/shown").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "a/new").stat().st_mode & 0o777 == 0o755 & ~umask
+
+
+def test_replace_follows_no_link_and_takes_over_no_file(host: Host, tmp_path: Path) -> None:
+    """Whatever is where the new file is written first, and whatever is where it goes."""
+    target, new = tmp_path / "target", tmp_path / "a/file.new"
+    target.write_text("mine")
+    for put in (lambda: new.symlink_to(target), lambda: os.link(target, new), lambda: new.write_text("half")):
+        put()
         host.replace("/a/file", "x")
-    assert (tmp_path / "target").read_text() == "mine"
+        assert (target.read_text(), host.read("/a/file"), host.names("/a")) == ("mine", "x", ["file"])
+    (tmp_path / "a/link").symlink_to(target)
+    host.replace("/a/link", "x")
+    assert (target.read_text(), host.read("/a/link")) == ("mine", "x")
+
+
+def test_replace_that_fails_leaves_the_old_file_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the file system becomes full in the middle: it takes a part first."""
+    write, room = os.write, [3]
+
+    def until_full(descriptor: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        taken = data[: room[0]]
+        room[0] -= len(taken)
+        return write(descriptor, taken)
+
+    monkeypatch.setattr(os, "write", until_full)
+    with pytest.raises(Refused, match=r"^cannot write /a/file: No space left on device$"):
+        host.replace("/a/file", "newer")
+    assert (host.read("/a/file"), host.names("/a")) == ("old", ["file"])
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:1]))
+    host.replace("/a/file", "newest")
+    assert host.read("/a/file") == "newest"
 
 
 def test_a_fingerprint_changes_with_the_file(host: Host) -> None:
@@ -103,11 +142,10 @@ def test_a_fingerprint_changes_with_the_file(host: Host) -> None:
 def test_the_lock_is_exclusive(host: Host) -> None:
     import fcntl
 
-    descriptor = host.lock("/a/lock")
-    second = os.open(host.root + "/a/lock", os.O_RDWR)
-    with pytest.raises(BlockingIOError):
-        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(descriptor)
+    with host.locked("/a/lock"):
+        second = os.open(host.root + "/a/lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(second)
 
@@ -166,12 +204,15 @@ def test_a_program_that_fails(host: Host, command: list[str], message: str) -> N
 
 
 @pytest.mark.runs_programs
-def test_a_program_that_takes_too_long_is_ended(host: Host) -> None:
+@pytest.mark.parametrize("moment", [0.1, *(n / 10000 for n in range(1, 40))])
+def test_a_program_that_takes_too_long_is_ended(host: Host, moment: float) -> None:
+    """Whenever the deadline comes: also while the program is being started."""
+
     def late(*_: object) -> None:
         raise Error("late")
 
     old = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    signal.setitimer(signal.ITIMER_REAL, moment)
     try:
         with pytest.raises(Error, match=r"^late$"):
             host.run(["/bin/sleep", "60"])

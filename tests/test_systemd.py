@@ -117,6 +117,7 @@ class Machined(Kernel):
         names = dict.fromkeys(group for _, group in numbers.values()) if groups else ()
         for hierarchy in self.hierarchies:
             self.scope(hierarchy, base, list(names))
+            self.pin(hierarchy, f"{base}/libvirt", vm)
         for tid, (comm, group) in numbers.items():
             at = f"{base}/libvirt/{group}" if groups else base
             places = {h.key: at if splits(h) else base for h in self.hierarchies}
@@ -532,11 +533,14 @@ def test_one_of_two_reservations_is_taken_back(v2: Machined, left: str, call: st
     assert calls(v2, vm("other", uuid=OTHER)) == [call]
 
 
-def test_another_layout_opens_the_parent_of_the_old_one(v2: Machined) -> None:
+def test_the_parent_of_an_earlier_layout_stays_fenced(v2: Machined) -> None:
+    """VMs may still run there."""
     layout(v2, "/vms/$NAME", CPUS)
     do(v2, "prepare", vm())
-    layout(v2, "/vms/prod/$NAME", CPUS)
-    assert sorted(calls(v2, vm("other", uuid=OTHER))) == ["vms-prod.slice AllowedCPUs=1-3", "vms.slice AllowedCPUs=0-3"]
+    layout(v2, "/other/$NAME", CPUS)
+    assert calls(v2, vm("other", uuid=OTHER)) == ["other.slice AllowedCPUs=1-3"]
+    layout(v2, "/other/$NAME", "reserved_host_cpus = '0,2'\n")
+    assert sorted(calls(v2, vm("other", uuid=OTHER))) == ["other.slice AllowedCPUs=1,3", "vms.slice AllowedCPUs=1,3"]
 
 
 def test_nothing_is_cleared_that_is_not_in_effect(v2: Machined) -> None:

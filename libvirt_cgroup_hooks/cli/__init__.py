@@ -29,19 +29,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Error as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader has enough; what is left unwritten must not be tried again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import apply, hook, host, plan, status
+    from . import apply, domain, hook, host, plan, reserve, status, validate
+    from . import map as map_command
 
     parser = argparse.ArgumentParser(prog="virt-cgroup", description="What the host keeps for itself, and where its VMs are.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add_root(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (status, apply, plan, host, hook):
+    for module in (status, map_command, validate, reserve, apply, domain, plan, host, hook):
         module.add(commands)
     return parser
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +60,7 @@ def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:
         if config or host.exists(state.SHARED):
             manager = managers.choose(host, config, managers.daemon(host))
             manager.check_controllers()
-            manager.fence_parent(plan)
+            manager.fence_parent(plan, [])
         return plan
 
     return _made(host, make, warnings)
@@ -69,7 +68,7 @@ def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:
 
 def _domain(host: Host, config: Config, domain: Domain, warnings: list[str]) -> list[str]:
     def make() -> Plan:
-        if not managers.concerns(host, config, "reconnect"):
+        if not managers.concerns(host, config, "reconnect") and not domain.settings:
             return Plan("reconnect")
         return managers.plan(host, config, "reconnect", domain, managers.daemon(host))
 
@@ -78,11 +77,8 @@ def _domain(host: Host, config: Config, domain: Domain, warnings: list[str]) -> 
 
 def _made(host: Host, make: Callable[[], Plan], warnings: list[str]) -> list[str]:
     state.prepare_directory(host)
-    lock = host.lock(state.LOCK)
-    try:
+    with host.locked(state.LOCK):
         plan: Plan = make()
         plan.run(host)
-    finally:
-        os.close(lock)
     warnings += plan.warnings
     return [str(step) for step in plan.steps]

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-
 from .. import managers, state, threads
 from ..config import Config
 from ..errors import Error
@@ -21,14 +19,11 @@ def leave(host: Host) -> list[str]:
     """What was done. Goes as far as it can, then raises Error if something could not be done."""
     if not host.exists(state.DIRECTORY):
         return []
-    lock = host.lock(state.LOCK)
-    try:
+    with host.locked(state.LOCK):
         done, errors = _opened(host)
         for step in _drop_ins(host, errors):
             _try(step, host, errors)
         _forget(host, state.DIRECTORY)
-    finally:
-        os.close(lock)
     if errors:
         raise Error("; ".join([*done, *(str(error) for error in errors)]), "the rest is removed; a reboot removes this too")
     return [*done, f"removed {state.DIRECTORY}"]
@@ -41,7 +36,8 @@ def _opened(host: Host) -> tuple[list[str], list[Error]]:
     errors: list[Error] = []
     plan = Plan("remove")
     try:
-        managers.choose(host, Config({}), managers.daemon(host)).fence_parent(plan)
+        manager = managers.choose(host, Config({}), managers.daemon(host))
+        plan.add(*manager.opened(state.Shared(host), list(shared.before)))
     except Error as error:
         errors.append(error)
     plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))

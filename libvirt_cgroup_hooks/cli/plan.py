@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     domain = parse(_read(arguments.file))
     config = state.load(host, warnings)
     plan = Plan(arguments.operation)
-    if managers.concerns(host, config, arguments.operation):
+    if managers.concerns(host, config, arguments.operation) or domain.settings:
         plan = managers.plan(host, config, arguments.operation, domain, managers.daemon(host), imagine=True)
     for warning in warnings + plan.warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)

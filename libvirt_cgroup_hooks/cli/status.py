@@ -8,13 +8,11 @@ import sys
 from typing import Any
 
 from .. import managers, state, threads
-from ..cpuset import CpuSet
 from ..domain import Domain
-from ..errors import printable
+from ..errors import Error, printable
 from ..fence import reserved_memory, size
 from ..host import Host
 from ..managers.base import Manager
-from ..threads import Thread
 from ..topology import Memory
 from . import add as add_command
 from .output import print_json, print_pairs, print_table
@@ -48,15 +46,19 @@ def _report(host: Host, manager: Manager) -> dict[str, Any]:
         "reservation": {"cpus": str(config.reserved_host_cpus or ""), "memory": kept},
         "fence": {"cpus": str(fence.cpus or ""), "memory_limit": fence.memory},
         "parent": manager.parent(),
-        "domains": [_domain(host, manager, domain) for domain in threads.running(host)],
+        "domains": [describe(host, manager, domain) for domain in threads.running(host)],
     }
 
 
-def _domain(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
+def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
     found = threads.threads(host, domain)
     rows, problems = [], []
+    try:
+        manager = manager.of(domain)
+    except Error as error:
+        problems.append(str(error))
     for thread in found:
-        cpus = _cpus(host, domain, thread)
+        cpus = threads.cpus_allowed(host, domain, thread)
         rows.append(
             {
                 "tid": thread.tid,
@@ -79,12 +81,6 @@ def _domain(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
         "notes": manager.notes(found),
         "threads": rows,
     }
-
-
-def _cpus(host: Host, domain: Domain, thread: Thread) -> CpuSet:
-    status = host.read_optional(f"/proc/{domain.pid}/task/{thread.tid}/status") or ""
-    allowed = [line.partition(":")[2] for line in status.splitlines() if line.startswith("Cpus_allowed_list:")]
-    return CpuSet.parse(allowed[0]) if allowed else CpuSet()
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -5,24 +5,25 @@ from __future__ import annotations
 
 from .. import state, threads
 from ..cpuset import CpuSet
-from ..errors import Error, printable
+from ..errors import Error, Refusal, printable
 from ..fence import check_memory, check_pins, memory_of, pins_outside
-from ..plan import Plan, RemoveCgroup, Step
+from ..plan import Plan, RemoveCgroup, Step, Write
+from ..threads import Thread
 from .v1 import V1
 from .v2 import V2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Union
+    from typing import TypeVar, Union
 
     from ..cgroups import Cgroups
     from ..config import Config
     from ..domain import Domain
     from ..fence import Fence
     from ..host import Host
-    from ..threads import Thread
 
     Tree = Union[V1, V2]
+    M = TypeVar("M", bound="Manager")
 
 ENFORCE = ("prepare", "start", "started", "reconnect")
 CLEAN_UP = ("stopped", "release")
@@ -40,6 +41,7 @@ class Manager:
         self.fence = fence
         self.layout = config.cgroup_layout
         self.daemon = daemon
+        self.admitted = state.Admitted(host)
         # A hybrid host's v2 hierarchy stays as libvirt made it: its device program and CPU accounting sit there.
         v1 = [V1(host, hierarchy) for hierarchy in cgroups.v1 if "devices" not in hierarchy.controllers]
         self.all = cgroups.hierarchies
@@ -51,36 +53,82 @@ class Manager:
         Raises Error where what is configured cannot be done.
         """
         plan = Plan(operation, transaction=operation not in CLEAN_UP)
-        if operation == "prepare":
-            self.check_controllers()
-            self._admit(plan, domain)
-            self.prepare(plan, domain)
-        elif operation == "start":
-            self.start(plan, domain)
-        elif operation in ("started", "reconnect"):
-            running = threads.status(self.host, domain.name)
-            found = threads.threads(self.host, running) if running else []
-            if running and found:
-                self.started(plan, domain, running, found)
-            elif imagine:
-                plan.warnings.append(f"VM {printable(domain.name)} is not running: no process of it is placed")
-                self.imagined(plan, domain)
-            else:
-                raise Error(f"VM {printable(domain.name)} has no process", "it has ended meanwhile")
-        elif operation in CLEAN_UP:
+        if operation in CLEAN_UP:
             record = state.Record.read(self.host, domain.uuid)
             if record:
                 self.stopped(plan, record, last=operation == "release")
+            return plan
+        own = self.of(domain)
+        if operation == "prepare":
+            self.check_controllers()
+            self._check_parent(own, domain)
+            own.admit(plan, domain)
+            own.prepare(plan, domain)
+            self.fence_parent(plan, [domain])
+        elif operation == "start":
+            own.start(plan, domain)
+        elif operation in ("started", "reconnect"):
+            self.fence_parent(plan, [domain])
+            running = threads.status(self.host, domain.name)
+            found = threads.threads(self.host, running) if running else []
+            if running and found:
+                own.place(plan, domain, running, found)
+            elif imagine:
+                plan.warnings.append(f"VM {printable(domain.name)} is not running: no process of it is placed")
+                own.imagined(plan, domain)
+            else:
+                raise Error(f"VM {printable(domain.name)} has no process", "it has ended meanwhile")
         return plan
+
+    def of(self: M, domain: Domain) -> M:
+        """This with DOMAIN's own settings; what it knows of the host is shared. Raises Refusal for impossible ones."""
+        if not domain.settings:
+            return self
+        own = object.__new__(type(self))
+        own.__dict__.update(self.__dict__)
+        own.config = self.config.of(domain, CpuSet.parse(self.host.read("/sys/devices/system/cpu/present")))
+        own.layout = own.config.cgroup_layout
+        return own
+
+    def refit(self, plan: Plan, running: list[Domain], force: bool = False) -> None:
+        """A changed reservation, for the VM parent and for the VMs that are RUNNING (from `threads.running`).
+
+        Raises Error where that cannot be, and with FORCE only where it cannot be by any means.
+        """
+        self.check_controllers()
+        for tree in self.trees:
+            if isinstance(tree, V1):
+                tree.forced = force
+        self.fence_parent(plan, running)
+        for domain in running:
+            own = self.of(domain)
+            found = threads.threads(self.host, domain) if own.reaches_into_vms else []
+            if found:
+                own.place(plan, domain, domain, found)
+
+    def place(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
+        """A VM that runs; one that started before there was a hook is to be counted from now on."""
+        if self.config.memory_admission:
+            record, old = self.record(domain)
+            self.save_record(plan, record, old)
+        self.started(plan, domain, running, found)
 
     # what each manager does itself
 
-    def prepare(self, plan: Plan, domain: Domain) -> None:
-        """Before QEMU exists: the VM parent and its fence."""
+    @property
+    def reaches_into_vms(self) -> bool:
+        """Whether the fence is also something that each VM has of its own."""
         raise NotImplementedError
 
-    def fence_parent(self, plan: Plan) -> None:
-        """The VM parent and its fence alone."""
+    def prepare(self, plan: Plan, domain: Domain) -> None:
+        """Before QEMU exists: the VM's record. Raises Error for a VM that cannot have its place."""
+        raise NotImplementedError
+
+    def fence_parent(self, plan: Plan, domains: list[Domain]) -> None:
+        """The VM parent and its fence, and those of DOMAINS where they are others'; what is reserved no more is opened.
+
+        A cgroup that was fenced for an earlier layout keeps the fence: VMs may still run there.
+        """
         raise NotImplementedError
 
     def start(self, plan: Plan, domain: Domain) -> None:
@@ -101,6 +149,52 @@ class Manager:
         """The VM parent's cgroup in each tree that has one."""
         raise NotImplementedError
 
+    # memory
+
+    def memory_parents(self) -> dict[str, Tree]:
+        """The directories of the VM parent that count its memory, those that exist."""
+        trees = {tree.hierarchy.directory(path): tree for tree, path in self.parent_paths().items() if tree.has_memory}
+        return {directory: tree for directory, tree in trees.items() if self.host.exists(directory)}
+
+    def memory_in_use(self, domain: Domain) -> int:
+        """Bytes that the running DOMAIN has now; 0 where it has ended."""
+        cgroups = threads.process_cgroups(self.host, domain.pid or 0)
+        tree = next((tree for tree in self.trees if tree.has_memory), None)
+        if cgroups is None or tree is None:
+            return 0
+        main = Thread(domain.pid or 0, "", "emulator", cgroups)
+        return tree.memory_in_use(tree.hierarchy.directory(self.vm_of(main, tree)))
+
+    def press(self, plan: Plan) -> None:
+        """Lowers memory.high of the VM parent, so that its use falls below the fence; `relieve` takes it back.
+
+        What it was is remembered, so that the next run of the hook mends what a killed one has left.
+        """
+        shared = state.Shared(self.host)
+        steps: list[Step] = []
+        for directory, tree in self.memory_parents().items():
+            if isinstance(tree, V2) and self.fence.memory is not None:
+                new, old = tree.pressure(directory, self.fence.memory)
+                name, step = self.pressing(directory, tree, new, old)
+                shared.before.setdefault(name, old)
+                steps.append(step)
+        plan.add(*shared.save(), *steps)
+
+    def relieve(self, plan: Plan) -> None:
+        shared = state.Shared(self.host)
+        names = [name for name in shared.before if name.endswith(("/memory.high", " MemoryHigh"))]
+        opened = self.opened(shared, names)
+        plan.add(*opened, *shared.save())
+
+    def pressing(self, directory: str, tree: V2, new: str, old: str) -> tuple[str, Step]:
+        """What is written, by the name under which it is put back, and the step that writes it."""
+        file = f"{directory}/memory.high"
+        return file, Write(file, new, old)
+
+    def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
+        """Puts back what the limits NAMES of SHARED said before, and forgets them."""
+        raise NotImplementedError
+
     def place_of(self, domain: Domain, tree: Tree, thread: Thread) -> str | None:
         """Where THREAD has to be; None: anywhere."""
         raise NotImplementedError
@@ -113,22 +207,48 @@ class Manager:
         if self.fence.memory is not None and not any(tree.has_memory for tree in self.trees):
             raise Error("cannot keep memory for the host: there is no memory controller", "mount or enable it")
 
-    def _admit(self, plan: Plan, domain: Domain) -> None:
+    def _check_parent(self, own: Manager, domain: Domain) -> None:
+        """Raises Refusal where DOMAIN's own layout would take it out of the one memory limit of all VMs."""
+        tops = self.parent_paths() if own is not self and self.fence.memory is not None else {}
+        for tree, path in own.parent_paths().items():
+            if tree.has_memory and tree in tops and f"{path}/".partition(f"{tops[tree]}/")[0]:
+                raise Refusal(
+                    f'VM {printable(domain.name)} has layout = "{printable(own.layout.preset)}" in its metadata, and '
+                    f"reserved_host_mem limits what is below {tops[tree]}",
+                    "give it a layout below that, or none of its own",
+                )
+
+    def admit(self, plan: Plan, domain: Domain) -> None:
         if self.fence.cpus is not None:
             if self.config.pin_conflict == "refuse":
                 check_pins(domain, self.fence.cpus)
             elif pins_outside(domain, self.fence.cpus):
                 plan.warnings.append(f"VM {printable(domain.name)} is pinned to CPUs that are kept for the host")
         if self.config.memory_admission and self.fence.memory is not None:
-            others = [state.Record.read(self.host, uuid) for uuid in state.recorded(self.host) if uuid != domain.uuid]
-            check_memory(domain, sum(record.memory for record in others if record), self.fence.memory)
+            stale = state.Record.read(self.host, domain.uuid)
+            check_memory(domain, self.admitted.total - (stale.memory if stale else 0), self.fence.memory)
 
-    def new_record(self, plan: Plan, domain: Domain) -> state.Record:
-        """The VM's record as it starts; what an earlier run of it has left is removed. To be saved by the caller."""
+    # records
+
+    def begin_record(self, plan: Plan, domain: Domain) -> None:
+        """The VM's record as it starts; what an earlier run of it has left is removed."""
         stale = state.Record.read(self.host, domain.uuid)
         if stale:
             plan.add(*self.remains(stale))
-        return state.Record(domain.uuid, domain.name, memory_of(domain))
+        self.save_record(plan, state.Record(domain.uuid, domain.name, memory_of(domain)), stale)
+
+    def record(self, domain: Domain) -> tuple[state.Record, state.Record | None]:
+        """DOMAIN's record, to be changed, and as it is."""
+        old = state.Record.read(self.host, domain.uuid)
+        new = state.Record.read(self.host, domain.uuid) or state.Record(domain.uuid, domain.name, memory_of(domain))
+        return new, old
+
+    def save_record(self, plan: Plan, record: state.Record, old: state.Record | None) -> None:
+        begin = self.config.memory_admission
+        plan.add(*self.admitted.change(record.uuid, old.memory if old else 0, record.memory, begin), *record.save(old))
+
+    def forget_record(self, plan: Plan, record: state.Record) -> None:
+        plan.add(*self.admitted.change(record.uuid, record.memory, 0, begin=False), record.forget())
 
     def remains(self, record: state.Record) -> list[Step]:
         return [RemoveCgroup(path) for path in record.groups if self.host.exists(path)]
@@ -143,13 +263,18 @@ class Manager:
         return wanted or None
 
     def set_cpus_in_place(self, plan: Plan, domain: Domain, found: list[Thread]) -> None:
-        """The host-wide sets, in the thread groups that libvirt made, for threads that the XML does not pin."""
+        """The host-wide sets, in the thread groups that libvirt made, for threads that the XML does not pin.
+
+        On v1 pins as well, as far as the fence allows now: there it has cut what libvirt wrote.
+        """
         pins = domain.pins()
-        for tree in self.trees if self.config.has_sets else ():
-            for group in groups_of(found) if tree.has_cpus else ():
+        v1 = [tree for tree in self.trees if tree.has_cpus and tree.hierarchy.version == 1]
+        for tree in [tree for tree in self.trees if tree.has_cpus] if self.config.has_sets else v1 if pins else ():
+            for group in groups_of(found):
                 cpus = self.allowed(domain, group)
+                ours = tree in v1 if group in pins else self.config.set_of(group)
                 place = next((t.cgroups[tree.hierarchy.key] for t in found if t.group == group), "")
-                if cpus and group not in pins and self.config.set_of(group) and place.endswith(f"/{group}"):
+                if cpus and ours and place.endswith(f"/{group}"):
                     plan.add(*tree.set_cpus(tree.hierarchy.directory(place), cpus))
 
     # what virt-cgroup status shows
@@ -162,14 +287,14 @@ class Manager:
             found.update(tree.in_effect(tree.hierarchy.directory(path)))
         return found
 
-    def cgroup_of(self, thread: Thread) -> str:
-        """The cgroup that decides the thread's CPUs."""
-        main = min(self.trees, key=lambda tree: (not tree.has_cpus, not tree.splits))
-        return thread.cgroups.get(main.hierarchy.key, "")
+    def cgroup_of(self, thread: Thread, tree: Tree | None = None) -> str:
+        """The cgroup that the thread is in; that which decides its CPUs, if no TREE is given."""
+        tree = tree or min(self.trees, key=lambda tree: (not tree.has_cpus, not tree.splits))
+        return thread.cgroups.get(tree.hierarchy.key, "")
 
-    def vm_of(self, thread: Thread) -> str:
+    def vm_of(self, thread: Thread, tree: Tree | None = None) -> str:
         """The VM's cgroup."""
-        return self.cgroup_of(thread).removesuffix(f"/{thread.group}")
+        return self.cgroup_of(thread, tree).removesuffix(f"/{thread.group}")
 
     def problems(self, domain: Domain, thread: Thread, cpus: CpuSet) -> list[str]:
         """How the place of THREAD, and the CPUS it may use, differ from what is configured."""

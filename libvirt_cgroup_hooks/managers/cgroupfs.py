@@ -9,7 +9,6 @@ which therefore has the same fence; and so does it with the native layout, where
 from __future__ import annotations
 
 from .. import state, threads
-from ..fence import memory_of
 from ..layout import escaped
 from ..plan import Move, RemoveCgroup, RemoveEmpty
 from . import placement
@@ -45,12 +44,13 @@ class Cgroupfs(Manager):
     def prepare(self, plan: Plan, domain: Domain) -> None:
         for tree in self.trees:
             self.layout.vm_path(domain, self.base(tree))  # an impossible name is told now, not when the VM runs
-        old = state.Record.read(self.host, domain.uuid)
-        plan.add(*self.new_record(plan, domain).save(old))
-        self.fence_parent(plan, staging(domain))
+        self.begin_record(plan, domain)
+
+    @property
+    def reaches_into_vms(self) -> bool:
+        return self.config.has_sets or not self.layout.native or any(tree.hierarchy.version == 1 for tree in self.trees)
 
     def started(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
-        self.fence_parent(plan, staging(domain))
         if self.layout.native:
             self.set_cpus_in_place(plan, domain, found)
             return
@@ -66,7 +66,6 @@ class Cgroupfs(Manager):
         plan.add(*placement.pin(self.host, pins, found, moved))
 
     def imagined(self, plan: Plan, domain: Domain) -> None:
-        self.fence_parent(plan, staging(domain))
         for tree in () if self.layout.native else self.trees:
             self._make_place(plan, tree, self.layout.vm_path(domain, self.base(tree)), domain, domain.group_names(), None)
 
@@ -75,47 +74,57 @@ class Cgroupfs(Manager):
             if self.host.exists(path) and (last or not path.endswith(LIBVIRT_SUFFIX)):
                 plan.add(RemoveCgroup(path))
         if last:
-            plan.add(record.forget())
+            self.forget_record(plan, record)
             if state.recorded(self.host) == [record.uuid]:
                 shared = state.Shared(self.host)
-                self._open(plan, shared, list(shared.before))
+                plan.add(*self.opened(shared, list(shared.before)))
                 plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))
                 shared.made = []
                 plan.add(*shared.save())
 
     # the VM parent
 
-    def fence_parent(self, plan: Plan, staging: str = MACHINE) -> None:
-        """The VM parent, and STAGING where libvirt starts VMs, both with the fence; what is fenced no more is opened."""
+    def fence_parent(self, plan: Plan, domains: list[Domain]) -> None:
+        """Libvirt starts VMs below /machine, which is therefore fenced like the VM parent."""
         shared = state.Shared(self.host)
         steps: list[Step] = []
         fenced: set[str] = set()
         for tree in self.trees:
-            for path in self._parents(tree, staging):
+            for path in self._parents(tree, domains, shared):
                 shared.made += [directory for directory in tree.hierarchy.directories(path) if not tree.exists(directory)]
                 steps += self._fenced(tree, path, shared.before, fenced)
-        self._open(plan, shared, [file for file in shared.before if file not in fenced])
-        plan.add(*shared.save(), *steps)
+        opened = self.opened(shared, [file for file in shared.before if file not in fenced])
+        plan.add(*shared.save(), *opened, *steps)
 
-    def _open(self, plan: Plan, shared: state.Shared, files: list[str]) -> None:
-        """Puts back what the limit FILES said before."""
-        for file in files:
+    def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
+        steps: list[Step] = []
+        for file in names:
             value = shared.before.pop(file)
             for tree in self.trees:
-                if file.startswith(tree.hierarchy.mount + "/") and self.host.exists(file):
-                    plan.add(*tree.put_back(file, value))
+                if tree.hierarchy.holds(file) and self.host.exists(file):
+                    steps += tree.put_back(file, value)
+        return steps
 
-    def _parents(self, tree: Tree, staging: str) -> list[str]:
-        cpus = self.fence.cpus is not None and tree.has_cpus
-        memory = self.fence.memory is not None and tree.has_memory
-        parent = self.layout.parent_path(self.base(tree))
-        return ([staging] if cpus or memory else []) + ([parent] if parent else [])
+    def _parents(self, tree: Tree, domains: list[Domain], shared: state.Shared) -> list[str]:
+        """Where VMs are or start: what has to be there, fenced if anything is reserved."""
+        layouts = [self.layout, *(self.of(domain).layout for domain in domains)]
+        own = [path for layout in layouts if (path := layout.parent_path(self.base(tree)))]
+        if not self._limits(tree):
+            return list(dict.fromkeys(own))
+        files = [file for file in shared.before if tree.hierarchy.holds(file)]
+        before = [file.rpartition("/")[0] for file in files if self.host.exists(file)]
+        start = [staging(domain) for domain in domains] or [MACHINE]
+        return list(dict.fromkeys([*start, *own, *(path[len(tree.hierarchy.mount) :] for path in before)]))
+
+    def _limits(self, tree: Tree) -> list[str]:
+        """Names of the files that hold the fence."""
+        cpus = ["cpuset.cpus"] if self.fence.cpus is not None and tree.has_cpus else []
+        return cpus + ([tree.limit_file] if self.fence.memory is not None and tree.has_memory else [])
 
     def _fenced(self, tree: Tree, path: str, before: dict[str, str], fenced: set[str]) -> list[Step]:
         """Makes PATH with the fence. Limit files go to FENCED, and what they said to BEFORE if it is not known yet."""
         directory = tree.hierarchy.directory(path)
-        files = [f"{directory}/cpuset.cpus"] if self.fence.cpus is not None and tree.has_cpus else []
-        files += [f"{directory}/{tree.limit_file}"] if self.fence.memory is not None and tree.has_memory else []
+        files = [f"{directory}/{name}" for name in self._limits(tree)]
         steps = tree.make(path, self.fence.cpus)
         fenced.update(files)
         before.update((file, tree.before(file)) for file in files if file not in before)
@@ -127,11 +136,10 @@ class Cgroupfs(Manager):
 
     def _remember(self, plan: Plan, domain: Domain, libvirt: list[str]) -> None:
         """Before anything is made: the cgroups of the VM that have to go with it, libvirt's own among them."""
-        old = state.Record.read(self.host, domain.uuid)
-        record = state.Record(domain.uuid, domain.name, memory_of(domain))
+        record, old = self.record(domain)
         own = [tree.hierarchy.directory(self.layout.vm_top(domain, self.base(tree))) for tree in self.trees]
-        record.groups = list(dict.fromkeys([*own, *(old.groups if old else []), *libvirt]))
-        plan.add(*record.save(old))
+        record.groups = list(dict.fromkeys([*own, *record.groups, *libvirt]))
+        self.save_record(plan, record, old)
 
     def _libvirt_directories(self, main: Thread) -> dict[str, str]:
         """By hierarchy key, the directory of the cgroup that libvirt made for the VM, where the VM still is in it."""

@@ -15,7 +15,8 @@ from ..errors import Error, printable
 from ..plan import MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import placement, units
 from .base import Manager, groups_of
-from .v1 import UNLIMITED, over_limit
+from .limits import HaveRoom
+from .v1 import UNLIMITED
 from .v2 import V2
 
 TYPE_CHECKING = False
@@ -93,9 +94,12 @@ class Systemd(Manager):
     def prepare(self, plan: Plan, domain: Domain) -> None:
         self.vm_slice(domain)  # an impossible one is told now
         old = state.Record.read(self.host, domain.uuid)
-        plan.add(*self.new_record(plan, domain).save(old))
+        self.begin_record(plan, domain)
         self._sweep(plan, old)
-        self.fence_parent(plan)
+
+    @property
+    def reaches_into_vms(self) -> bool:
+        return self.config.has_sets or self._carries or self._cpuset_v1 is not None
 
     def _sweep(self, plan: Plan, old: state.Record | None) -> None:
         """Drop-ins that no VM's record names: of VMs that ended without a release."""
@@ -107,16 +111,21 @@ class Systemd(Manager):
             if path not in known:
                 plan.add(*self._remove_drop_in(path))
 
-    def fence_parent(self, plan: Plan) -> None:
+    def fence_parent(self, plan: Plan, domains: list[Domain]) -> None:
         shared = state.Shared(self.host)
-        unit = self.parent_slice()
         steps: list[Step] = []
         fenced: set[str] = set()
-        if unit:
+        for unit in self._parents(shared, domains):
             steps += self._fence_cpuset(units.slice_path(unit), shared, fenced)
             steps += self._fence_unit(unit, units.slice_path(unit), self._properties(), shared, fenced)
-        opened = self._open(shared, [name for name in shared.before if name not in fenced])
+        opened = self.opened(shared, [name for name in shared.before if name not in fenced])
         plan.add(*shared.save(), *opened, *steps)
+
+    def _parents(self, shared: state.Shared, domains: list[Domain]) -> list[str]:
+        """The slices that are fenced: the VM parent, DOMAINS' own, and those of earlier layouts, where VMs may still run."""
+        units = [self.parent_slice(), *(self.of(domain).parent_slice() for domain in domains)]
+        before = [name.partition(" ")[0] for name in shared.before if not name.startswith("/")]
+        return list(dict.fromkeys([*filter(None, units), *before]))
 
     def _properties(self) -> dict[str, str]:
         """What systemd is to enforce on the VM parent. On v1 it has no cpuset."""
@@ -153,10 +162,28 @@ class Systemd(Manager):
             shared.before.update({f"{unit} {name}": opens[name] for name in wanted})
         present = self._in_effect(unit, path, list(wanted))
         changed = {name: value for name, value in wanted.items() if present.get(name) != value}
-        if "MemoryMax" in changed:
-            self._check_use(path, int(changed["MemoryMax"]))
+        if not changed:
+            return []
         back = {name: present.get(name) or opens[name] for name in changed}
-        return [Systemctl(_set(unit, changed), _set(unit, back))] if changed else []
+        steps: list[Step] = [Systemctl(_set(unit, changed), _set(unit, back))]
+        return self._guarded(steps, unit, path, int(changed["MemoryMax"])) if "MemoryMax" in changed else steps
+
+    def _guarded(self, steps: list[Step], unit: str, path: str, limit: int) -> list[Step]:
+        """STEPS that set the memory LIMIT of UNIT, with what has to come before and after where that lowers it."""
+        for tree in self.trees:
+            directory = tree.hierarchy.directory(path)
+            if not tree.has_memory or not self.host.exists(directory) or not tree.lowers(directory, limit):
+                continue
+            if not isinstance(tree, V2):  # systemd would not say that the kernel refused
+                return [*tree.set_limit(directory, limit), *steps]
+            if tree.crowded(directory, limit):
+                new, old = tree.pressure(directory, limit)
+                return [_high(unit, new, old), HaveRoom(directory, limit), *steps, _high(unit, old, new)]
+        return steps
+
+    def pressing(self, directory: str, tree: V2, new: str, old: str) -> tuple[str, Step]:
+        unit = directory.rpartition("/")[2]
+        return f"{unit} MemoryHigh", _high(unit, new, old)
 
     def _all_cpus(self) -> str:
         """An empty AllowedCPUs= does not take the limit away from what runs; the full list does."""
@@ -167,7 +194,7 @@ class Systemd(Manager):
         found = {}
         for tree in self.trees:
             files = {"AllowedCPUs": "cpuset.cpus"} if tree.has_cpus else {}
-            files.update({"MemoryMax": tree.limit_file} if tree.has_memory else {})
+            files.update({"MemoryMax": tree.limit_file, "MemoryHigh": "memory.high"} if tree.has_memory else {})
             for name, file in files.items():
                 if name in names:
                     value = self.host.read_optional(f"{tree.hierarchy.directory(path)}/{file}")
@@ -182,15 +209,8 @@ class Systemd(Manager):
                 return str(CpuSet.parse(values[-1].replace(" ", ","))) if name == "AllowedCPUs" else values[-1]
         return ""
 
-    def _check_use(self, path: str, limit: int) -> None:
-        for tree in self.trees:
-            directory = tree.hierarchy.directory(path)
-            used = tree.in_effect(directory).get("memory_current") if tree.has_memory else None
-            if isinstance(used, int) and used > limit:
-                raise over_limit(directory, limit, used)
-
-    def _open(self, shared: state.Shared, names: list[str]) -> list[Step]:
-        """Takes back what is fenced no more: properties ("UNIT NAME") and v1 files."""
+    def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
+        """They are properties ("UNIT NAME") and v1 files."""
         steps: list[Step] = []
         tree = self._cpuset_v1
         for name in names:
@@ -199,9 +219,10 @@ class Systemd(Manager):
                 steps += tree.put_back(name, value) if tree and self.host.exists(name) else []
                 continue
             unit, _, key = name.partition(" ")
-            wanted = self._all_cpus() if key == "AllowedCPUs" else value
-            if self._in_effect(unit, units.slice_path(unit), [key]).get(key) not in (None, "", wanted):
-                steps.append(Systemctl(_set(unit, {key: wanted})))
+            wanted = self._all_cpus() if key == "AllowedCPUs" else _as_property(value)
+            present = self._in_effect(unit, units.slice_path(unit), [key]).get(key)
+            if present and present != wanted:
+                steps.append(Systemctl(_set(unit, {key: wanted}), _set(unit, {key: present})))
         return steps
 
     # start: the id is known, and machined has not been asked yet
@@ -212,8 +233,7 @@ class Systemd(Manager):
             if domain.id is not None:  # one of an earlier VM of that id and name would steer this one
                 plan.add(*self._remove_drop_in(self._drop_in(domain)))
             return
-        old = state.Record.read(self.host, domain.uuid)
-        record = state.Record.read(self.host, domain.uuid) or state.Record(domain.uuid, domain.name)
+        record, old = self.record(domain)
         path, scope = self._drop_in(domain), self.scope_path(domain)
         record.files = [path]
         record.slices = [unit] if self.own_slice else []
@@ -223,7 +243,8 @@ class Systemd(Manager):
         text = f"[Scope]\nSlice={unit}\n"
         if self._carries and not tree:
             text += f"AllowedCPUs={self.fence.cpus}\n"
-        plan.add(*record.save(old), MakeDirectory(path.rpartition("/")[0]))
+        self.save_record(plan, record, old)
+        plan.add(MakeDirectory(path.rpartition("/")[0]))
         plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644), *REFRESH)
         if tree and self._carries:
             plan.add(*tree.make(scope, self.fence.cpus))
@@ -243,7 +264,6 @@ class Systemd(Manager):
     # started, reconnect: systemd has put the VM somewhere
 
     def started(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
-        self.fence_parent(plan)
         expected = self.scope_path(domain)
         actual = self._systemd_path(found[0])
         if not self.layout.native and not _within(actual, expected):
@@ -271,10 +291,10 @@ class Systemd(Manager):
         names = groups_of(found)
         groups = {group: self.allowed(domain, group) for group in names}
         if tree.hierarchy.version == 1 and self.fence.cpus is not None:
-            old = state.Record.read(self.host, domain.uuid)
-            record = state.Record.read(self.host, domain.uuid) or state.Record(domain.uuid, domain.name)
+            record, old = self.record(domain)
             record.groups = list(dict.fromkeys([*record.groups, tree.hierarchy.directory(scope)]))
-            plan.add(*record.save(old), *tree.make(scope, self.fence.cpus), *tree.make_threads(scope, groups))
+            self.save_record(plan, record, old)
+            plan.add(*tree.make(scope, self.fence.cpus), *tree.make_threads(scope, groups))
             plan.add(*placement.move(tree, scope, found[0].tid, found, {}))
         elif isinstance(tree, V2) and self.config.has_sets:
             path = f"{scope}/{NESTED}"  # libvirt's own name for it keeps the VM recognised
@@ -288,10 +308,11 @@ class Systemd(Manager):
     def stopped(self, plan: Plan, record: state.Record, last: bool) -> None:
         if not last:
             return
-        plan.add(*self.remains(record), record.forget())
+        plan.add(*self.remains(record))
+        self.forget_record(plan, record)
         if self._cpuset_v1 and state.recorded(self.host) == [record.uuid]:
             shared = state.Shared(self.host)
-            plan.add(*self._open(shared, [name for name in shared.before if name.startswith("/")]))
+            plan.add(*self.opened(shared, [name for name in shared.before if name.startswith("/")]))
             plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))
             shared.made = []
             plan.add(*shared.save())
@@ -316,8 +337,8 @@ class Systemd(Manager):
         systemds_own = tree.has_cpus or tree.has_memory
         return actual if _within(actual, expected) or not systemds_own else expected
 
-    def vm_of(self, thread: Thread) -> str:
-        components = self.cgroup_of(thread).split("/")
+    def vm_of(self, thread: Thread, tree: Tree | None = None) -> str:
+        components = self.cgroup_of(thread, tree).split("/")
         scopes = [number for number, name in enumerate(components) if name.endswith(".scope")]
         return "/".join(components[: scopes[-1] + 1] if scopes else components)
 
@@ -333,3 +354,8 @@ def _as_property(value: str) -> str:
 
 def _set(unit: str, properties: dict[str, str]) -> list[str]:
     return ["set-property", "--runtime", unit, *(f"{name}={value}" for name, value in properties.items())]
+
+
+def _high(unit: str, new: str, old: str) -> Systemctl:
+    """memory.high of UNIT, as systemd has to know it."""
+    return Systemctl(_set(unit, {"MemoryHigh": _as_property(new)}), _set(unit, {"MemoryHigh": _as_property(old)}))

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from ..cpuset import CpuSet
 from ..errors import Error, printable
-from ..fence import size
+from ..host import EBUSY, Refused
 from ..plan import MakeDirectory, Step, Write
+from .limits import LowerLimit, over_limit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class V1:
         self.has_cpus = "cpuset" in hierarchy.controllers
         self.has_memory = "memory" in hierarchy.controllers
         self.splits = bool(hierarchy.controllers & SPLIT_BY)
+        self.forced = False
         self._planned: dict[str, str] = {}
         self._made: set[str] = set()
 
@@ -87,21 +89,23 @@ class V1:
     def set_cpus(self, directory: str, wanted: CpuSet) -> list[Step]:
         """An existing cpuset and those below it. The kernel wants each inside its parent after every single write.
 
-        A child that had all of its parent's CPUs goes on having them; another keeps those that are left.
-        Raises Error where a child would be left with none.
+        A child that had all of its parent's CPUs goes on having them; another keeps those that are left. One that would
+        be left with none gets its parent's where `forced`, as on v2; else Error is raised.
         """
         present = CpuSet.parse(self._value(f"{directory}/cpuset.cpus"))
         if present == wanted:
             return []
         tree = self._tree(directory, present)
-        after = {path: wanted if follows else cpus & wanted for path, (cpus, follows) in tree.items()}
-        for path, cpus in after.items():
-            if not cpus and tree[path][0]:
-                raise Error(
-                    f"cannot set the CPUs of {printable(directory)} to {wanted}: "
-                    f"{printable(path)} is limited to {tree[path][0]}",
-                    "stop or re-pin the VM it belongs to first",
-                )
+        after = {directory: wanted}
+        for path, (cpus, follows) in tree.items():
+            after[path] = wanted if follows else cpus & wanted
+            if cpus and not after[path]:
+                if not self.forced:
+                    raise Error(
+                        f"cannot set the CPUs of {printable(directory)} to {wanted}: {printable(path)} is limited to {cpus}",
+                        "stop or re-pin the VM it belongs to first",
+                    )
+                after[path] = after[_parent(path)]
         steps: list[Step] = []
         if not wanted <= present:  # grow: parents first
             for path, (cpus, follows) in tree.items():
@@ -127,15 +131,37 @@ class V1:
         return tree
 
     def set_limit(self, directory: str, limit: int) -> list[Step]:
-        """The memory limit in bytes. Raises Error where more is in use: lowering it would kill."""
+        """The memory limit in bytes. Raises Error where more is in use."""
+        file = f"{directory}/memory.limit_in_bytes"
         if directory in self._made:
-            return [self._write(f"{directory}/memory.limit_in_bytes", str(limit))]
-        if int(self._value(f"{directory}/memory.limit_in_bytes")) == limit:
-            return []
-        used = int(self._value(f"{directory}/memory.usage_in_bytes"))
+            return [self._write(file, str(limit))]
+        old = int(self._value(file))
+        if limit >= old:
+            return [] if limit == old else [self._write(file, str(limit))]
+        used = self.memory_in_use(directory)
         if used > limit:
             raise over_limit(directory, limit, used)
-        return [self._write(f"{directory}/memory.limit_in_bytes", str(limit))]
+        self._planned[file] = str(limit)
+        return [LowerLimit(directory, limit, old)]
+
+    def lowers(self, directory: str, limit: int) -> bool:
+        """Whether LIMIT bytes are less than DIRECTORY may have now."""
+        return int(self._value(f"{directory}/memory.limit_in_bytes")) > limit
+
+    def memory_in_use(self, directory: str) -> int:
+        """Bytes."""
+        return int(self.host.read_optional(f"{directory}/memory.usage_in_bytes") or 0)
+
+    def reclaim(self, directory: str, limit: int) -> None:
+        """One attempt to bring the use down to LIMIT bytes: the kernel makes it while it considers a new limit."""
+        file = f"{directory}/memory.limit_in_bytes"
+        old = self.host.read(file).strip()
+        try:
+            self.host.write(file, str(limit))
+            self.host.write(file, old)
+        except Refused as error:
+            if error.errno != EBUSY:
+                raise
 
     def before(self, file: str) -> str:
         """What a limit FILE says before this plan; of a new cgroup, what it would say without us. For `put_back`."""
@@ -195,10 +221,3 @@ class V1:
 
 def _parent(directory: str) -> str:
     return directory.rpartition("/")[0]
-
-
-def over_limit(directory: str, limit: int, used: int) -> Error:
-    return Error(
-        f"cannot limit {printable(directory)} to {size(limit)} of memory: {size(used)} are in use",
-        "stop VMs or reserve less; a lower limit would kill one",
-    )

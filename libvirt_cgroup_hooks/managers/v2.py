@@ -6,8 +6,9 @@ from __future__ import annotations
 from ..bpf import CarryDevices
 from ..cpuset import CpuSet
 from ..errors import Error, printable
+from ..host import ABSENT, EAGAIN, Refused
 from ..plan import MakeDirectory, Move, Step, Write
-from .v1 import over_limit
+from .limits import HaveRoom, over_limit, pressed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 ENABLED = ("cpu", "cpuset", "io", "memory", "pids")  # on the way down to the VMs, where the root has them
 THREADED = ("cpu", "cpuset")  # inside a VM
+RECLAIM_AT_ONCE = 256 << 20  # bytes; a larger amount would leave no word of progress for long
 # What libvirt writes for <cputune>, <numatune>, <memtune> and <blkiotune>, by controller, and what is there if it does not
 TUNING = {
     "cpu": {"cpu.weight": "100", "cpu.max": "max 100000"},
@@ -122,16 +124,51 @@ class V2:
         return (self.host.read_optional(f"{directory.rpartition('/')[0]}/cpuset.cpus.effective") or "").strip()
 
     def set_limit(self, directory: str, limit: int) -> list[Step]:
-        """The memory limit in bytes. Raises Error where more is in use: lowering it would kill."""
+        """The memory limit in bytes. Raises Error where more is in use."""
+        file = f"{directory}/memory.max"
         if directory in self._made:
-            return [Write(f"{directory}/memory.max", str(limit))]
-        old = (self.host.read_optional(f"{directory}/memory.max") or "max").strip()
+            return [Write(file, str(limit))]
+        old = (self.host.read_optional(file) or "max").strip()
         if old == str(limit):
             return []
-        used = int(self.host.read_optional(f"{directory}/memory.current") or 0)
+        write = Write(file, str(limit), old)
+        if not self.lowers(directory, limit) or not self.crowded(directory, limit):
+            return [write]
+        high, (new, before) = f"{directory}/memory.high", self.pressure(directory, limit)
+        return [Write(high, new, before), HaveRoom(directory, limit), write, Write(high, before, new)]
+
+    def lowers(self, directory: str, limit: int) -> bool:
+        """Whether LIMIT bytes are less than DIRECTORY may have now."""
+        old = (self.host.read_optional(f"{directory}/memory.max") or "max").strip()
+        return old == "max" or int(old) > limit
+
+    def crowded(self, directory: str, limit: int) -> bool:
+        """Whether what DIRECTORY uses could reach LIMIT bytes while that is being set. Raises Error where it is above."""
+        used = self.memory_in_use(directory)
         if used > limit:
             raise over_limit(directory, limit, used)
-        return [Write(f"{directory}/memory.max", str(limit), old)]
+        return used > limit // 2
+
+    def pressure(self, directory: str, limit: int) -> tuple[str, str]:
+        """What memory.high has to be while LIMIT is being set, and what it is."""
+        old = (self.host.read_optional(f"{directory}/memory.high") or "max").strip()
+        return old if old != "max" and int(old) < pressed(limit) else str(pressed(limit)), old
+
+    def memory_in_use(self, directory: str) -> int:
+        """Bytes."""
+        return int(self.host.read_optional(f"{directory}/memory.current") or 0)
+
+    def reclaim(self, directory: str, limit: int) -> None:
+        """One attempt to bring the use down to LIMIT bytes. EAGAIN: there is nothing more to be had now."""
+        excess = min(self.memory_in_use(directory) - pressed(limit), RECLAIM_AT_ONCE)
+        try:
+            if excess > 0:
+                self.host.write(f"{directory}/memory.reclaim", str(excess))
+        except Refused as error:
+            if error.errno in ABSENT:  # before Linux 5.19; a write of memory.high reclaims as well
+                self.host.write(f"{directory}/memory.high", str(pressed(limit)))
+            elif error.errno != EAGAIN:
+                raise
 
     def before(self, file: str) -> str:
         """What a limit FILE says before this plan; of a new cgroup, what it would say without us. For `put_back`."""

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The checks of virt-cgroup validate, in the order in which they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ...errors import Error
+from . import hook, host, vm
+from .subject import PASS, WARN, Problem, Subject
+
+
+def always(_: Subject) -> bool:
+    return True
+
+
+def live(subject: Subject) -> bool:
+    return subject.host.real
+
+
+def configured(subject: Subject) -> bool:
+    """Understood, and not nothing."""
+    return bool(subject.config)
+
+
+class Check(NamedTuple):
+    """`find` yields what is wrong; it is asked only where `when` says that the question makes sense."""
+
+    area: str
+    title: str
+    find: Callable[[Subject], Iterator[Problem]]
+    when: Callable[[Subject], bool] = always
+
+
+TABLE = (
+    Check("HOST", "for the right to read everything", host.rights, live),
+    Check("HOST", "for a configuration without errors", host.configuration),
+    Check("HOST", "for the manager of cgroups", host.manager),
+    Check("HOST", "for the controllers that the reservation needs", host.controllers, configured),
+    Check("HOST", "for these controllers down to the VM parent", host.parent_controllers, configured),
+    Check("HOST", "for what would keep every VM from starting", host.first_start, configured),
+    Check("HOST", "for the fence in effect on the VM parent", host.fence_in_effect, configured),
+    Check("HOST", "for hugepages that take the VMs' memory", host.hugepages, configured),
+    Check("HOST", "for CPUs that are offline or isolated", host.special_cpus, configured),
+    Check("HOOK", "for the hook", hook.installed),
+    Check("HOOK", "if the hook is executable", hook.executable, hook.known),
+    Check("HOOK", "if the hook finds its program", hook.program, lambda subject: live(subject) and hook.runs(subject)),
+    Check("HOOK", "if the daemon has seen the hook", hook.seen, hook.runs),
+    Check("HOOK", "if daemons can read qemu.d", hook.directory),
+    Check("HOOK", "for hooks of other programs", hook.others),
+    Check("HOOK", "for leftovers in qemu.d", hook.leftovers),
+    Check("HOOK", "for SELinux", hook.selinux),
+    Check("HOOK", "for AppArmor", hook.apparmor),
+    Check("VM", "for QEMU outside the VM parent", vm.outside, configured),
+    Check("VM", "for VMs that do not conform", vm.conforming, configured),
+)
+
+
+def results(subject: Subject) -> Iterator[tuple[Check, Problem]]:
+    """Every check that makes sense, with each of its problems, or one that says PASS."""
+    for check in TABLE:
+        for problem in _find(check, subject):
+            yield check, problem
+
+
+def _find(check: Check, subject: Subject) -> list[Problem]:
+    """A check that cannot be made says so, and the others are made all the same."""
+    try:
+        return (list(check.find(subject)) or [Problem(PASS, "")]) if check.when(subject) else []
+    except Error as error:
+        return [Problem(WARN, f"cannot be checked: {error.message}", error.hint)]
+    except (OSError, ValueError, IndexError) as error:  # a file of the kernel's that says what no kernel should
+        return [Problem(WARN, f"cannot be checked: {error}")]

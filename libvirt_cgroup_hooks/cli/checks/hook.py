@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Checks of the hook: whether libvirt knows it, may run it, and what else it runs."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ...cgroups import placements
+from ...errors import Error, printable
+from ...host import Host, Refused
+from ...managers import BOOTED
+from ...plan import SYSTEMCTL
+from ..hookfile import DIRECTORY, HOOK, HOOK_D, ours, python_of
+from .subject import FAIL, NOTE, WARN, Problem, Subject
+
+IMPORTS = """
+import sys
+try:
+    import configobj, libvirt_cgroup_hooks.hook
+except ImportError as error:
+    sys.exit(str(error))
+"""
+LEFT_BY_PACKAGES = "-dist -new -old -tmp -bak -remove -backup".split()
+LEFTOVERS = (
+    *(f".{manager}{word}" for manager in ("dpkg", "ucf") for word in LEFT_BY_PACKAGES),
+    *".rpmnew .rpmsave .rpmorig .pacnew .pacsave .apk-new .bak .orig .old .save .swp .rej ~".split(),
+)
+SELINUX = "/sys/fs/selinux"
+APPARMOR = "/sys/module/apparmor/parameters/enabled"
+PROFILES = "/sys/kernel/security/apparmor/profiles"
+CONFINED = tuple(f"{prefix}{name} (enforce)" for name in ("libvirtd", "virtqemud") for prefix in ("", "/usr/sbin/"))
+ALLOWED = ("/etc/libvirt/hooks/", "/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/")  # what these profiles let it run
+
+
+class Script(NamedTuple):
+    """A file that libvirt takes for a hook; `target` is where links lead to, `changed` seconds since the epoch."""
+
+    path: str
+    ours: bool
+    executable: bool
+    changed: float
+    target: str
+
+    @property
+    def leftover(self) -> bool:
+        name = self.path.rpartition("/")[2]
+        return self.path != HOOK and (name.startswith((".", "#")) or name.endswith(LEFTOVERS))
+
+
+def scripts(host: Host) -> list[Script]:
+    """As libvirt does: HOOK, then every regular file of the directory, whatever its name. Raises Refused."""
+    try:
+        names = sorted(os.listdir(host.root + DIRECTORY))
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise Refused(f"list {DIRECTORY}", error) from None
+    found = [_script(host, path) for path in (HOOK, *(f"{DIRECTORY}/{name}" for name in names))]
+    return [script for script in found if script]
+
+
+def _script(host: Host, path: str) -> Script | None:
+    try:
+        status = os.stat(host.root + path)
+        link = os.lstat(host.root + path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Refused(f"look at {path}", error) from None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    # Packages set the time of the last change of the text; a copy of a host has no other.
+    changed = max((one.st_ctime if host.real else one.st_mtime) for one in (status, link))
+    target = os.path.realpath(host.root + path).removeprefix(os.path.realpath(host.root or "/").rstrip("/"))
+    return Script(path, ours(host.read(path)), bool(status.st_mode & 0o111), changed, target)
+
+
+def _mine(subject: Subject) -> list[Script]:
+    return [script for script in scripts(subject.host) if script.ours and not script.leftover]
+
+
+def known(subject: Subject) -> bool:
+    """Whether the hook is installed, executable or not."""
+    return bool(_mine(subject))
+
+
+def runs(subject: Subject) -> bool:
+    return any(script.executable for script in _mine(subject))
+
+
+def installed(subject: Subject) -> Iterator[Problem]:
+    mine = _mine(subject)
+    if not mine:
+        yield Problem(FAIL, f"neither {HOOK} nor {HOOK_D} is the hook of this package", "run virt-cgroup hook install")
+    for script in [script for script in mine if script.executable][1:]:
+        yield Problem(WARN, f"{script.path} is the hook once more, and libvirt runs both", f"remove {script.path}")
+
+
+def executable(subject: Subject) -> Iterator[Problem]:
+    for script in _mine(subject):
+        if not script.executable:
+            yield Problem(FAIL, f"libvirt passes over {script.path}", f"chmod 755 {script.path}")
+
+
+def directory(subject: Subject) -> Iterator[Problem]:
+    """Daemons of ordinary users read it too, and do not start where they cannot (VIR_DAEMON_ERR_HOOKS)."""
+    try:
+        mode = os.stat(subject.host.root + DIRECTORY).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Refused(f"look at {DIRECTORY}", error) from None
+    if not stat.S_ISDIR(mode):
+        yield Problem(FAIL, f"{DIRECTORY} is no directory, which makes every hook fail", f"remove {DIRECTORY}")
+    elif mode & 0o005 != 0o005:
+        yield Problem(WARN, f"daemons of other users cannot read {DIRECTORY}", f"chmod 755 {DIRECTORY}")
+
+
+def program(subject: Subject) -> Iterator[Problem]:
+    """The hook does nothing, and says nothing, where its package is gone."""
+    path = next(script.path for script in _mine(subject) if script.executable)
+    python = python_of(subject.host.read(path))
+    try:
+        subject.host.run([python, "-I", "-c", IMPORTS])
+    except Error as error:
+        text = f"{printable(python)}, which runs the hook, does not have what it needs ({error.hint or error.message})"
+        yield Problem(FAIL, text, "install the package and configobj for that Python")
+
+
+def seen(subject: Subject) -> Iterator[Problem]:
+    """The daemon looks whether there is any hook for QEMU at all when it starts and at SIGHUP, and remembers only that."""
+    path = next(script.path for script in _mine(subject) if script.executable)
+    changed = min(script.changed for script in scripts(subject.host) if script.executable)
+    name = subject.daemon_name
+    if name is None:
+        yield Problem(NOTE, "neither libvirtd nor virtqemud runs", "it looks for hooks when it starts")
+    elif changed > _looked(subject):
+        text = f"{path} was changed after {name} (process {subject.daemon}) has last looked for hooks"
+        yield Problem(WARN, f"{text}, so it may not know that there are any", f"reload {name}, or send it SIGHUP")
+
+
+def _looked(subject: Subject) -> float:
+    """When the daemon started or was reloaded by systemd; a SIGHUP from elsewhere leaves no trace."""
+    host, pid = subject.host, subject.daemon
+    fields = host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    started = _booted(host) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    cgroups = placements(host.read_optional(f"/proc/{pid}/cgroup") or "")
+    unit = (cgroups.get("name=systemd") or cgroups.get("", "")).rpartition("/")[2]
+    if not host.real or not unit.endswith(".service") or not host.exists(BOOTED):
+        return started
+    text = host.run([SYSTEMCTL, "show", "--value", "-p", "StateChangeTimestampMonotonic", unit])
+    return max(started, time.time() - time.monotonic() + int(text or 0) / 1e6)
+
+
+def _booted(host: Host) -> float:
+    """Seconds since the epoch; /proc/stat knows whole ones only."""
+    if host.real:
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    lines = [line.split() for line in host.read("/proc/stat").splitlines() if line.startswith("btime ")]
+    if not lines:
+        raise Error("/proc/stat has no btime", "is /proc mounted?")
+    return float(lines[0][1])
+
+
+def others(subject: Subject) -> Iterator[Problem]:
+    for script in scripts(subject.host):
+        if script.executable and not script.ours and not script.leftover:
+            yield Problem(
+                NOTE, f"{script.path} is another program's, which libvirt runs too: where it fails, a VM does not start"
+            )
+
+
+def leftovers(subject: Subject) -> Iterator[Problem]:
+    for script in scripts(subject.host):
+        if script.leftover and script.executable:
+            text = f"libvirt runs {script.path} for every VM, whatever its name"
+            yield Problem(WARN, text, f"remove it, or chmod a-x {script.path}")
+        elif script.leftover:
+            yield Problem(NOTE, f"{script.path} is left over", "it is not executable, so libvirt passes over it")
+
+
+def selinux(subject: Subject) -> Iterator[Problem]:
+    if (subject.host.read_optional(f"{SELINUX}/enforce") or "0").strip() != "1":
+        return
+    boolean = subject.host.read_optional(f"{SELINUX}/booleans/virt_hooks_unconfined")
+    if boolean is None:
+        text = "SELinux is enforcing, and its policy has no boolean virt_hooks_unconfined"
+        yield Problem(NOTE, text, "see ausearch -m avc if VMs are not placed")
+    elif boolean.split()[:1] != ["1"]:
+        text = "SELinux is enforcing, and may keep the hook from what it writes"
+        yield Problem(WARN, text, "run setsebool -P virt_hooks_unconfined on")
+
+
+def apparmor(subject: Subject) -> Iterator[Problem]:
+    """libvirt's profiles let the daemon run files of the hooks directory, but a link counts as what it leads to."""
+    if (subject.host.read_optional(APPARMOR) or "N").strip() != "Y":
+        return
+    profiles = subject.host.read_optional(PROFILES)
+    if profiles is None:
+        yield Problem(NOTE, f"AppArmor is enabled, but {PROFILES} is not there", "mount securityfs on /sys/kernel/security")
+    elif any(line.strip() in CONFINED for line in profiles.splitlines()):
+        for script in _mine(subject):
+            if not script.target.startswith(ALLOWED):
+                text = f"{script.path} is a link to {script.target}, which AppArmor does not let libvirt run"
+                yield Problem(FAIL, text, "install the file itself")

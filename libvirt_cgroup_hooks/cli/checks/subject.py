@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the checks look at, and what they find."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ... import managers, threads
+from ...config import PATH, Config, inert, parse, resolve
+from ...errors import Error
+from ...host import Host, page_size
+from ...managers.base import Manager
+from ...topology import Topology
+
+PASS, NOTE, WARN, FAIL = "PASS", "NOTE", "WARN", "FAIL"
+DAEMONS = ("libvirtd", "virtqemud")
+
+
+class Problem(NamedTuple):
+    """`result` is NOTE, WARN or FAIL."""
+
+    result: str
+    message: str
+    remedy: str = ""
+
+
+class Subject:
+    """A host, with its configuration; `config` is None where that is not understood, and `error` says why."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.daemon = managers.daemon(host)
+        self.warnings: list[str] = []
+        self.config: Config | None = None
+        self.error: Error | None = None
+        try:
+            self.config = self._configuration()
+        except Error as error:
+            self.error = error
+        except ValueError as error:
+            self.error = Error(f"the host's files are not understood: {error}", "look at /proc/meminfo")
+
+    def _configuration(self) -> Config:
+        """From the file, whatever the snapshot says: that has no warnings."""
+        text = self.host.read_optional(PATH)
+        if text is None or inert(text):
+            return Config({})
+        parsed = parse(text, PATH)
+        self.warnings += parsed.warnings
+        return resolve(parsed, Topology.read(self.host.read_optional), page_size())
+
+    def manager(self) -> Manager:
+        """A new one, since each serves one plan. Raises Error where nothing can be enforced."""
+        return managers.choose(self.host, self.config or Config({}), self.daemon)
+
+    @property
+    def has_vms(self) -> bool:
+        """Also where one is not understood: it is there."""
+        try:
+            return bool(threads.running(self.host))
+        except Error:
+            return True
+
+    @property
+    def daemon_name(self) -> str | None:
+        """None where none runs: a process id file may have outlived its daemon."""
+        comm = (self.host.read_optional(f"/proc/{self.daemon}/comm") or "").strip()
+        return comm if comm in DAEMONS else None

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Checks of what runs: VMs that are not where they should be, and QEMU that no fence holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ... import threads
+from ...cpuset import CpuSet
+from ...host import Host
+from ...managers.cgroupfs import LIBVIRT_SUFFIX
+from ..status import describe
+from .subject import FAIL, WARN, Problem, Subject
+
+QEMU = ("qemu-system-", "qemu-kvm", "qemu:")  # the last is libvirt's, with set_process_name
+MACHINE = "/machine-qemu"  # how libvirt's scopes begin
+FOREIGN = "/.."  # outside the cgroup namespace we are in: another container's
+SHOWN = 10
+
+
+def outside(subject: Subject) -> Iterator[Problem]:
+    """QEMU that libvirtd did not start: VMs of qemu:///session, of containers, and those started by hand."""
+    manager = subject.manager()
+    if not manager.fence:
+        return
+    parents = {tree.hierarchy.key: path for tree, path in manager.parent_paths().items()}
+    found = [(pid, place) for pid in _processes(subject.host) if (place := _outside(subject.host, pid, parents))]
+    for pid, place in found[:SHOWN]:
+        text = f"process {pid} ({_comm(subject.host, pid)}) of user {_user(subject.host, pid)} is in {place}"
+        yield Problem(WARN, f"{text}, outside what VMs share", "run it as a VM of qemu:///system, or count it to the host")
+    if len(found) > SHOWN:
+        yield Problem(WARN, f"{len(found) - SHOWN} more QEMU processes are outside what VMs share")
+
+
+def _processes(host: Host) -> list[int]:
+    known = {vm.pid for vm in threads.running(host)}
+    pids = [int(name) for name in host.names("/proc") if name.isdigit()]
+    return [pid for pid in sorted(pids) if pid not in known and _comm(host, pid).startswith(QEMU)]
+
+
+def _outside(host: Host, pid: int, parents: dict[str, str]) -> str | None:
+    """The cgroup of a process that is not below PARENTS (by hierarchy key); None for one of libvirt's, and one that ended."""
+    places = threads.process_cgroups(host, pid)
+    if not places or any(MACHINE in place or LIBVIRT_SUFFIX in place for place in places.values()):
+        return None
+    key = next(iter(parents), next(iter(places)))
+    place = places.get(key, "")
+    within = parents and all(f"{places.get(key, '')}/".startswith(f"{path}/") for key, path in parents.items())
+    return None if within or place.startswith(FOREIGN) else place
+
+
+def _comm(host: Host, pid: int) -> str:
+    return (host.read_optional(f"/proc/{pid}/comm") or "").strip()
+
+
+def _user(host: Host, pid: int) -> str:
+    lines = (host.read_optional(f"/proc/{pid}/status") or "").splitlines()
+    return next((line.split()[1] for line in lines if line.startswith("Uid:")), "unknown")
+
+
+def conforming(subject: Subject) -> Iterator[Problem]:
+    manager = subject.manager()
+    for vm in threads.running(subject.host):
+        found = describe(subject.host, manager, vm)
+        problems = found["problems"]
+        if problems:
+            cpus = [CpuSet.parse(row["cpus"]) for row in found["threads"]]
+            escaped = manager.fence.cpus is not None and any(one - manager.fence.cpus for one in cpus)
+            more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+            remedy = "run virt-cgroup apply --all"
+            if manager.name == "systemd":
+                remedy += ", and stop and start a VM that is in another slice"
+            yield Problem(FAIL if escaped else WARN, f"VM {vm.name}: {problems[0]}{more}", remedy)

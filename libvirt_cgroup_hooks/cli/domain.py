@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""virt-cgroup domain: the settings that a VM has of its own, in its metadata, and its partition."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+from .. import state
+from ..config import Config
+from ..domain import SETTINGS_URI, Domain
+from ..errors import Error, printable
+from ..host import Host
+from ..settings import OF_VM, read_of_vm
+from ..topology import Topology
+from . import add as add_command
+from . import metadata, partition
+from .connect import add_connect, asked, binding, connection, find_domain
+from .output import print_json, print_pairs
+
+Settings = dict[str, str]
+PARTITION_STANDS_ALONE = ("set", "unset", "live", "current")
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "domain",
+        run,
+        "show or change the settings that a VM has of its own",
+        "virt-cgroup domain web --set vcpu_cpus=4-7 --set 'layout=/vms/$NAME' --config",
+    )
+    parser.add_argument("domain", metavar="DOMAIN", help="the VM's name, id or UUID")
+    keys = ", ".join(OF_VM)
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=f"change a setting: {keys}")
+    parser.add_argument("--unset", metavar="KEY", action="append", default=[], help="remove a setting: the host's counts")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--partition", metavar="PATH", help="set <resource><partition> in the persistent XML")
+    which.add_argument("--no-partition", action="store_true", help="remove <partition> from the persistent XML")
+    parser.add_argument("--live", action="store_true", help="of the running VM")
+    parser.add_argument("--config", action="store_true", help="of the persistent XML, from the next start on")
+    parser.add_argument("--current", action="store_true", help="whichever of the two the VM's state suggests; the default")
+    add_connect(parser)
+
+
+def run(arguments: argparse.Namespace, host: Host) -> int:
+    if not host.real:
+        raise Error("libvirt cannot be asked below --root", "leave --root away")
+    _check_options(arguments)
+    if arguments.partition is not None or arguments.no_partition:
+        return _change_partition(arguments)
+    changes = _changes(arguments.set, arguments.unset)
+    with connection(arguments.connect, read_only=not changes) as opened:
+        vm = find_domain(opened, arguments.domain)
+        domain = _domain(vm)
+        areas = _areas(arguments, vm)
+        found = {area: _read(vm, domain, flag) for area, flag in areas.items()}
+        if changes:
+            found = {area: changed(domain, settings, changes) for area, settings in found.items()}
+            _write(vm, domain, {area: (flag, found[area]) for area, flag in areas.items()})
+        local = not urlsplit(opened.getURI()).hostname
+    _warn(host if local else None, domain, found)
+    _print(arguments, domain, found, bool(changes))
+    return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """In virsh's words."""
+    if arguments.partition is not None or arguments.no_partition:
+        option = "--no-partition" if arguments.no_partition else "--partition"
+        pairs = [(option, f"--{other}") for other in PARTITION_STANDS_ALONE if getattr(arguments, other)]
+    else:
+        given = [f"--{area}" for area in ("live", "config") if getattr(arguments, area)]
+        pairs = [("--current", area) for area in given if arguments.current]
+        if len(given) == 2 and not (arguments.set or arguments.unset):
+            pairs.append(("--live", "--config"))  # one is shown at a time
+    for one, other in pairs:
+        raise Error(f"Options {one} and {other} are mutually exclusive")
+
+
+def _changes(to_set: list[str], to_unset: list[str]) -> dict[str, str | None]:
+    """By key its canonical new value, None to remove it. Raises Error."""
+    changes: dict[str, str | None] = {}
+    for given in to_set:
+        if "=" not in given:
+            raise Error(f'--set "{printable(given)}" has no value', "write KEY=VALUE, as in vcpu_cpus=4-7")
+    pairs = [given.partition("=") for given in to_set]
+    for key, value in [*((key, value) for key, _, value in pairs), *((key, None) for key in to_unset)]:
+        if key in changes:
+            raise Error(f"{printable(key)} is changed twice", "give each key once")
+        changes[key] = value if value is None else _checked(key, value)
+    return changes
+
+
+def _checked(key: str, value: str) -> str:
+    if key in OF_VM and not value.strip():
+        raise Error(f"--set {key}= has no value", f"--unset {key} removes the setting")
+    try:
+        return read_of_vm(key, value)[1]
+    except Error as error:
+        raise Error(f'cannot set {key} to "{value[:200]}": {error.message}', error.hint) from None
+
+
+def changed(domain: Domain, settings: Settings, changes: dict[str, str | None]) -> Settings:
+    """SETTINGS of DOMAIN with CHANGES, all of them right. Raises Error."""
+    for key, value in changes.items():
+        if value is None and key not in settings and key not in OF_VM:
+            raise Error(f"VM {domain.name} has no setting {key}", "the settings of a VM are " + ", ".join(OF_VM))
+    merged: dict[str, str | None] = {**settings, **changes}
+    domain.settings = {key: value for key, value in merged.items() if value is not None}
+    Config({}).of(domain)  # what was there before may not be right
+    return {key: read_of_vm(key, value)[1] for key, value in domain.settings.items()}
+
+
+def _domain(vm: Any) -> Domain:
+    domain = Domain()
+    domain.name, domain.uuid = vm.name(), vm.UUIDString()
+    return domain
+
+
+def _areas(arguments: argparse.Namespace, vm: Any) -> dict[str, int]:
+    """The names and flags of what is asked for; as in libvirt, "current" is what the VM's state makes it."""
+    flags = {"live": binding().VIR_DOMAIN_AFFECT_LIVE, "config": binding().VIR_DOMAIN_AFFECT_CONFIG}
+    wanted = [area for area in flags if getattr(arguments, area)]
+    return {area: flags[area] for area in wanted or ["live" if asked("ask for the VM's state", vm.isActive) else "config"]}
+
+
+def _read(vm: Any, domain: Domain, flag: int) -> Settings:
+    libvirt = binding()
+
+    def read() -> str:
+        try:
+            return str(vm.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, SETTINGS_URI, flag))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+                return ""
+            raise
+
+    xml = asked(f"read the metadata of VM {domain.name}", read)
+    return metadata.read(xml) if xml else {}
+
+
+def _write(vm: Any, domain: Domain, wanted: dict[str, tuple[int, Settings]]) -> None:
+    """One call of libvirt where all are to be the same."""
+    calls: dict[str | None, int] = {}
+    for flag, settings in wanted.values():
+        xml = metadata.write(settings) if settings else None
+        calls[xml] = calls.get(xml, 0) | flag
+    kind = binding().VIR_DOMAIN_METADATA_ELEMENT
+    for xml, flags in calls.items():
+        attempt = f"change the metadata of VM {domain.name}"
+        asked(attempt, vm.setMetadata, kind, xml, metadata.PREFIX if xml else None, SETTINGS_URI, flags)
+
+
+def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None:
+    """Tells what would be refused when the VM starts; on another HOST only what would be so on any."""
+    warnings: list[str] = []
+    for settings in found.values():
+        domain.settings = settings
+        try:
+            if host and settings:
+                state.load(host, warnings).of(domain, Topology.read(host.read_optional).present)
+            else:
+                Config({}).of(domain)
+        except Error as error:
+            warnings.append(str(error))
+    for warning in dict.fromkeys(warnings):
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+
+
+def _print(arguments: argparse.Namespace, domain: Domain, found: dict[str, Settings], written: bool) -> None:
+    if arguments.json:
+        print_json({"name": domain.name, "uuid": domain.uuid, "settings": found})
+    elif written:
+        print("Metadata modified")
+    else:
+        (settings,) = found.values()
+        print_pairs([(key, settings.get(key, "-")) for key in dict.fromkeys([*OF_VM, *settings])])
+    if written and "live" in found:
+        print(
+            f"note: virt-cgroup apply {domain.handle} puts this in effect; with machined, a layout is from the next start on",
+            file=sys.stderr,
+        )
+
+
+def _change_partition(arguments: argparse.Namespace) -> int:
+    path = None if arguments.no_partition else partition.check(arguments.partition)
+    libvirt = binding()
+    with connection(arguments.connect) as opened:
+        vm = find_domain(opened, arguments.domain)
+        domain = _domain(vm)
+        if not asked(f"ask for VM {domain.name}", vm.isPersistent):
+            raise Error(f"VM {domain.name} is transient and has no persistent XML", "define it first: virsh define")
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+        old = asked(f"read the XML of VM {domain.name}", vm.XMLDesc, flags)
+        new = partition.edit(old, path)
+        if new != old:
+            attempt = f"change the partition of VM {domain.name}"
+            asked(attempt, opened.defineXMLFlags, new, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+    if arguments.json:
+        print_json({"name": domain.name, "uuid": domain.uuid, "partition": path, "changed": new != old})
+    else:
+        print(f"Domain '{printable(domain.name)}' XML configuration {'edited' if new != old else 'not changed'}.")
+    return 0

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The picture on a terminal: a row for each thread group, a character for each CPU, siblings together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .model import Map, Mark, Node, Row, blocks, cut, facts, host_rows, mark, rows, rows_on, shown, title, union, width
+
+Cell = Callable[[int], "str | Mark"]  # what is drawn for a CPU
+
+BOLD = "1"
+COLOURS = {  # codes of ISO 6429; whatever they say the characters say too
+    Mark.HOST: "33",
+    Mark.OURS: "33",
+    Mark.ISOLATED: "35",
+    Mark.OFFLINE: "2",
+    Mark.PINNED: "1;34",
+    Mark.ALLOWED: "36",
+    Mark.NEITHER: "2",
+    Mark.MISSED: "1;31",
+    Mark.TRESPASS: "1;31",
+}
+NODE_GAP = " | "
+NAME_LEAST, NAME_CUT, NAME_MOST = 8, 16, 24  # columns: of "isolated", beside a node that has to be cut, of any name
+GROUP_MOST = 14
+
+
+def draw(found: Map, columns: int, encoding: str, colour: bool) -> str:
+    """FOUND in lines of at most COLUMNS, or of one core each where that is too few."""
+    return "\n".join(_Picture(found, columns, encoding, colour).lines())
+
+
+class _Picture:
+    def __init__(self, found: Map, columns: int, encoding: str, colour: bool) -> None:
+        self.found = found
+        self.columns = columns
+        self.colour = colour
+        self.names = [cut(shown(vm.name, encoding), NAME_MOST) for vm in found.vms]
+        self.used: set[Mark] = set()  # for the legend
+        self.siblings = any(len(core) > 1 for node in found.nodes for core in node.cores)
+        self.core_gap = " "
+        self._measure()
+
+    def _measure(self) -> None:
+        """Cells come first: names are cut as far as the widest node asks for."""
+        labels = [width(row.label) for vm in self.found.vms for row in rows(vm)]
+        self.group_width = min(max(labels, default=0), GROUP_MOST)
+        left = self.columns - self.group_width - len("   ")
+        if not self.siblings and max(map(self.node_width, self.found.nodes)) > left - NAME_LEAST:
+            self.core_gap = ""
+        widest = max(map(self.node_width, self.found.nodes))
+        longest = max(NAME_LEAST, *map(width, self.names), 0)
+        self.name_width = min(longest, left - widest if left - widest >= NAME_LEAST else NAME_CUT)
+        self.room = left - self.name_width
+
+    def node_width(self, node: Node) -> int:
+        return max(sum(map(len, node.cores)) + len(self.core_gap) * (len(node.cores) - 1), len(title(node)))
+
+    def fits(self, nodes: Sequence[Node]) -> bool:
+        return sum(map(self.node_width, nodes)) + len(NODE_GAP) * (len(nodes) - 1) <= self.room
+
+    # lines
+
+    def lines(self) -> list[str]:
+        lines = [f"{name + ':':<16}{value}" for name, value in facts(self.found)]
+        for nodes in blocks(self.found.nodes, self.fits):
+            lines += ["", *self.block(nodes)]
+        if not self.found.vms:
+            lines += ["", "No VM is running."]
+        legend = self.legend()
+        return [*lines, "", *legend] if legend else lines
+
+    def block(self, nodes: list[Node]) -> list[str]:
+        cpus = union(node.cpus for node in nodes)
+        titles = [self.paint(title(node), BOLD) + " " * (self.node_width(node) - len(title(node))) for node in nodes]
+        lines = [self.line("", "", titles)]
+        for place in reversed(range(len(str(max(cpus))))):
+            lines.append(self.row("" if place else "CPU", "", nodes, _digit(place)))
+        for label, what, those in host_rows(self.found):
+            if those & cpus:
+                lines.append(self.row(label, "", nodes, _told(what, set(those))))
+        for vm, name in zip(self.found.vms, self.names):
+            for number, row in enumerate(rows_on(vm, cpus)):
+                lines.append(self.row("" if number else name, row.label, nodes, _marks(self.found, row)))
+        return lines
+
+    def row(self, name: str, group: str, nodes: list[Node], cell: Cell) -> str:
+        return self.line(name, group, [self.cells(node, cell) for node in nodes])
+
+    def line(self, name: str, group: str, parts: Sequence[str]) -> str:
+        labels = [(name, self.name_width), (group, self.group_width)] if self.group_width else [(name, self.name_width)]
+        start = " ".join(_padded(text, room) for text, room in labels)
+        return f" {start} {NODE_GAP.join(parts)}".rstrip()
+
+    def cells(self, node: Node, cell: Cell) -> str:
+        cores = ["".join(self.character(cell(cpu)) for cpu in core) for core in node.cores]
+        missing = self.node_width(node) - sum(map(len, node.cores)) - len(self.core_gap) * (len(node.cores) - 1)
+        return self.core_gap.join(cores) + " " * missing
+
+    def character(self, what: str | Mark) -> str:
+        if isinstance(what, str):
+            return what
+        self.used.add(what)
+        return self.paint(what.symbol, COLOURS[what])
+
+    def paint(self, text: str, style: str) -> str:
+        return f"\033[{style}m{text}\033[m" if self.colour else text
+
+    # legend
+
+    def legend(self) -> list[str]:
+        lines: list[str] = []
+        end = self.columns
+        for what in (what for what in Mark if what in self.used):
+            entry = f" {self.character(what)} {what.meaning}"
+            if end + len("  ") + len(f" {what.symbol} {what.meaning}") > self.columns:
+                lines, end = [*lines, entry], 0
+            else:
+                lines[-1] += "  " + entry
+            end += len(f" {what.symbol} {what.meaning}") + (len("  ") if end else 0)
+        if max(self.found.online | self.found.offline) > 9:
+            lines.append(
+                " CPU numbers read downwards" + ("; the siblings of a core stand together." if self.siblings else ".")
+            )
+        return lines
+
+
+def _digit(place: int) -> Cell:
+    """The decimal digit of a CPU's number: place 0 is the last."""
+    return lambda cpu: str(cpu // 10**place % 10) if cpu >= 10**place or not place else " "
+
+
+def _told(what: Mark, cpus: set[int]) -> Cell:
+    return lambda cpu: what if cpu in cpus else " "
+
+
+def _marks(found: Map, row: Row) -> Cell:
+    return lambda cpu: mark(found, row, cpu)
+
+
+def _padded(text: str, room: int) -> str:
+    short = cut(text, room)
+    return short + " " * (room - width(short))

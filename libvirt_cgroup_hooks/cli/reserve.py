@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""virt-cgroup reserve: show or change what the host keeps for itself."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from .. import managers, settings, state, threads
+from ..config import PATH, Config, inert
+from ..cpuset import CpuSet
+from ..errors import Error, printable
+from ..fence import fence, reserved_memory, size
+from ..host import Host, page_size
+from ..managers.base import Manager
+from ..plan import Plan, Systemctl, Write
+from ..reserve import KEYS, Change, outside
+from ..topology import Topology
+from . import add as add_command
+from .output import print_json, print_table
+
+if TYPE_CHECKING:
+    from ..virconf import Value
+
+WAIT = 60  # seconds
+HELP = """\
+A bare number of CPUs is a count, which takes whole cores; CPU 4 alone is 4-4. "auto" is as in
+cgroup-hooks.conf, "none" reserves nothing. With no value the reservation is shown, and what is in effect.
+
+  --config   change the configuration file; what runs follows when the next VM starts, or by apply
+  --live     change the VM parent and the VMs that run, until the next boot
+  --current  the same as --live, and what is done without any of the three
+
+Both --live and --config may be given. A change that fails half-way is undone."""
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "reserve",
+        run,
+        "show or change what the host keeps for itself",
+        "virt-cgroup reserve --cpus 0-1 --memory '4 GiB' --live --config",
+    )
+    parser.description = f"{parser.description}\n\n{HELP}"
+    parser.add_argument("--cpus", metavar="LIST|COUNT|auto|none", help="CPUs that the host keeps")
+    parser.add_argument("--memory", metavar="SIZE|PERCENT|auto|none", help="memory that the host keeps")
+    for name in ("live", "config", "current"):
+        parser.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=_seconds,
+        nargs="?",
+        const=WAIT,
+        help=f"reclaim memory that VMs have too much of, for at most that long ({WAIT})",
+    )
+    parser.add_argument("--force", action="store_true", help="also take CPUs that running VMs are pinned to")
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell each step")
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 86400:
+        raise ValueError
+    return number
+
+
+def run(arguments: argparse.Namespace, host: Host) -> int:
+    wanted = {KEYS[name]: _value(name, text) for name in KEYS if (text := getattr(arguments, name)) is not None}
+    _check(arguments, bool(wanted))
+    if not wanted:
+        return _show(arguments, host)
+    if not host.real:
+        raise Error("nothing can be changed below --root", "copy the file that you want to change")
+    change = Change(host, wanted, arguments.live or not arguments.config, arguments.config, arguments.force)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what was there is put back, as after Ctrl-C
+        signal.signal(number, _interrupt)
+    progress = _Progress()
+    try:
+        plan = change.run(arguments.wait or 0, progress)
+    finally:
+        progress.end()
+        for warning in change.warnings:
+            print(f"warning: {printable(warning)}", file=sys.stderr)
+    return _tell(arguments, host, change, plan)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _check(arguments: argparse.Namespace, changes: bool) -> None:
+    """In virsh's words."""
+    for other in ("live", "config"):
+        if arguments.current and getattr(arguments, other):
+            raise Error(f"Options --current and --{other} are mutually exclusive")
+    for name in ("wait", "force"):
+        if getattr(arguments, name) and not changes:
+            raise Error(f"Option --cpus or --memory is required by option --{name}")
+        if getattr(arguments, name) and arguments.config and not arguments.live:
+            raise Error(f"Option --live is required by option --{name}")
+
+
+def _value(name: str, text: str) -> Value | None:
+    """As the configuration file has it. Raises Error."""
+    value: Value = int(text) if name == "cpus" and text.isascii() and text.isdigit() and len(text) < 6 else text
+    if text == "none":
+        return None
+    try:
+        settings.named(KEYS[name]).read(value)
+    except Error as error:
+        raise Error(f"--{name} {printable(text)}: {error.message}", error.hint) from None
+    return value
+
+
+class _Progress:
+    """On a terminal one line that is rewritten; elsewhere a line every few seconds."""
+
+    EVERY = 5
+
+    def __init__(self) -> None:
+        self.told = 0.0
+        self.terminal = sys.stderr.isatty()
+
+    def __call__(self, used: int, limit: int) -> None:
+        text = f"reclaiming: {size(used)} in use, {size(limit)} wanted"
+        if self.terminal:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self.told < self.EVERY:
+            return
+        else:
+            print(text, file=sys.stderr)
+        self.told = time.monotonic()
+
+    def end(self) -> None:
+        if self.terminal and self.told:
+            print(file=sys.stderr)
+
+
+# what was done
+
+
+def _tell(arguments: argparse.Namespace, host: Host, change: Change, plan: Plan) -> int:
+    report = _report(host)
+    forced = _ends_up(host) if arguments.force else []
+    if arguments.json:
+        print_json({**report, "steps": [str(step) for step in plan.steps], "forced": forced})
+        return 0
+    if arguments.verbose:
+        for step in plan.steps:
+            print(step)
+        writes = sum(isinstance(step, (Write, Systemctl)) for step in plan.steps)
+        print(f"{len(plan.steps)} steps, {writes} of them writes to cgroups\n")
+    _print(arguments, report)
+    if forced:
+        print("\nPinned to CPUs that the host keeps:")
+        print_table(("VM", "Thread", "Group", "Pinned to", "CPUs"), [tuple(map(str, row.values())) for row in forced])
+    return 0
+
+
+def _ends_up(host: Host) -> list[dict[str, object]]:
+    """Each thread that is pinned to CPUs of the host, and where it may run now."""
+    manager, rows = _live(host), []
+    for domain in outside(threads.running(host), manager):
+        pins = domain.pins()
+        for thread in threads.threads(host, domain):
+            pin = pins.get(thread.group)
+            if pin is not None and manager.fence.cpus is not None and not pin <= manager.fence.cpus:
+                cpus = str(threads.cpus_allowed(host, domain, thread))
+                row = {"domain": domain.name, "tid": thread.tid, "group": thread.group, "pinned": str(pin), "cpus": cpus}
+                rows.append(row)
+    return rows
+
+
+# what is reserved
+
+
+def _show(arguments: argparse.Namespace, host: Host) -> int:
+    report = _report(host)
+    if arguments.json:
+        print_json(report)
+    else:
+        _print(arguments, report)
+    return 0
+
+
+def _live(host: Host) -> Manager:
+    return managers.choose(host, state.load(host, []), managers.daemon(host))
+
+
+def _report(host: Host) -> dict[str, Any]:
+    topology = Topology.read(host.read_optional)
+    text = host.read_optional(PATH) or ""
+    configured = Config({}) if inert(text) else state.compiled(host, text, {}, [])
+    manager = _live(host)
+    parent = manager.parent()
+    return {
+        "configured": _reservation(configured, topology),
+        "live": _reservation(manager.config, topology),
+        "in_effect": _in_effect(parent, topology),
+        "parent": parent["path"],
+        "memory_current": parent["memory_current"],
+    }
+
+
+def _reservation(config: Config, topology: Topology) -> dict[str, Any]:
+    """CPUs as text, memory in bytes; None where nothing is reserved."""
+    limits = fence(config, topology.online, topology.memory, page_size())
+    memory = reserved_memory(config.reserved_host_mem, topology.memory.total) if config.reserved_host_mem else None
+    return {
+        "reserved_cpus": str(config.reserved_host_cpus) if config.reserved_host_cpus else None,
+        "reserved_memory": memory,
+        "cpus": str(limits.cpus) if limits.cpus is not None else None,
+        "memory_limit": limits.memory,
+    }
+
+
+def _in_effect(parent: dict[str, Any], topology: Topology) -> dict[str, Any]:
+    """What the kernel enforces on the VM parent; all None where there is no such cgroup."""
+    cpus, limit = parent["cpus"], parent["memory_limit"]
+    kept = topology.online - CpuSet.parse(cpus) if cpus else CpuSet()
+    memory = topology.memory
+    return {
+        "reserved_cpus": str(kept) or None,
+        "reserved_memory": memory.total - memory.hugetlb - limit if limit else None,
+        "cpus": cpus,
+        "memory_limit": limit,
+    }
+
+
+ROWS = {
+    "Reserved CPUs": "reserved_cpus",
+    "Reserved memory": "reserved_memory",
+    "CPUs for VMs": "cpus",
+    "Memory for VMs": "memory_limit",
+}
+
+
+def _print(arguments: argparse.Namespace, report: dict[str, Any]) -> None:
+    columns = {"Configured": "configured", "Live": "live", "In effect": "in_effect"}
+    if arguments.config and not arguments.live:
+        del columns["Live"], columns["In effect"]
+    elif (arguments.live or arguments.current) and not arguments.config:
+        del columns["Configured"]
+    rows = [(title, *(_shown(report[column][key]) for column in columns.values())) for title, key in ROWS.items()]
+    print_table(("", *columns), rows)
+    if "In effect" in columns:
+        used = report["memory_current"]
+        print(f"\nVM parent: {printable(report['parent'] or 'none: each VM carries the CPU fence')}", end="")
+        print("" if used is None else f", {size(used)} of memory in use")
+
+
+def _shown(value: str | int | None) -> str:
+    return "-" if value is None else size(value) if isinstance(value, int) else value

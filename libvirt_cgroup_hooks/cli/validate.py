@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""virt-cgroup validate: whether all that the reservation depends on is in place, in the form of virt-host-validate."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from ..errors import printable
+from ..host import Host
+from . import add as add_command
+from .checks import Check, results
+from .checks.subject import FAIL, NOTE, PASS, WARN, Problem, Subject
+from .output import print_json
+
+COLOURS = {PASS: 32, FAIL: 31, WARN: 33, NOTE: 34}  # virt-host-validate's
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands, "validate", run, "check that the host is set up for what is configured", "virt-cgroup validate -q"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only what does not pass")
+
+
+def run(arguments: argparse.Namespace, host: Host) -> int:
+    """1 if anything failed."""
+    found = []
+    for check, problem in results(Subject(host)):
+        found.append((check, problem))
+        if not arguments.json and not (arguments.quiet and problem.result == PASS):
+            print(_line(check, problem), flush=True)
+    if arguments.json:
+        print_json([_json(*one) for one in found if not (arguments.quiet and one[1].result == PASS)])
+    return int(any(problem.result == FAIL for _, problem in found))
+
+
+def _line(check: Check, problem: Problem) -> str:
+    result = problem.result
+    if sys.stdout.isatty():
+        result = f"\033[{COLOURS[result]}m{result}\033[0m"
+    text = ": ".join(printable(part) for part in (problem.message, problem.remedy) if part)
+    return f"{check.area:>6}: Checking {check.title:<60}: {result}" + (f" ({text})" if text else "")
+
+
+def _json(check: Check, problem: Problem) -> dict[str, str | None]:
+    return {
+        "area": check.area,
+        "check": check.title,
+        "result": problem.result,
+        "message": problem.message or None,
+        "remedy": problem.remedy or None,
+    }

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Changing the reservation at run time: what is configured, what is in force until the next boot, and the VMs that run."""
+
+from __future__ import annotations
+
+import time
+
+from . import managers, settings, state, threads, virconf
+from .config import PATH, parse
+from .errors import Error, printable
+from .fence import memory_of, pins_outside, size
+from .managers.limits import fits
+from .plan import Plan, Replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .config import Changes, Config
+    from .cpuset import CpuSet
+    from .domain import Domain
+    from .host import Host
+    from .managers.base import Manager
+    from .virconf import Value
+
+KEYS = {"cpus": "reserved_host_cpus", "memory": "reserved_host_mem"}
+LOCK = f"{state.DIRECTORY}/reserve.lock"  # one change at a time, while VMs may start
+PAUSE = 0.2  # seconds between two attempts to reclaim
+LARGEST = 5  # VMs that a refusal names
+
+
+class Change:
+    """WANTED: by key, the value as the configuration file would have it; None to reserve nothing.
+
+    LIVE: for the VMs that run, until the next boot. CONFIG: in the file. FORCE: also where VMs are pinned outside.
+    """
+
+    def __init__(self, host: Host, wanted: dict[str, Value | None], live: bool, config: bool, force: bool = False) -> None:
+        self.host = host
+        self.wanted = wanted
+        self.live = live
+        self.config = config
+        self.force = force
+        self.warnings: list[str] = []
+
+    def run(self, wait: float = 0, progress: Callable[[int, int], None] | None = None) -> Plan:
+        """Makes the change, or none of it. Returns the plan that was run. Raises Error.
+
+        WAIT: for how many seconds memory may be reclaimed from VMs that have more than they are to have; PROGRESS is
+        called with the bytes in use and those allowed.
+        """
+        host = self.host
+        state.prepare_directory(host)
+        with host.locked(LOCK):
+            if self.live and wait:
+                with host.locked(state.LOCK):
+                    manager = self._manager()
+                    pressed = self._press(manager)
+                try:
+                    self._reclaim(manager, wait, progress)
+                    return self._run()
+                finally:
+                    if pressed:
+                        self._relieve()
+            return self._run()
+
+    def _run(self) -> Plan:
+        with self.host.locked(state.LOCK):
+            plan = self.plan()
+            try:
+                plan.run(self.host)
+            finally:
+                self.warnings += plan.warnings
+            return plan
+
+    # the plan
+
+    def plan(self) -> Plan:
+        """Raises Error for what cannot be right, on this host and with the VMs that run."""
+        plan = Plan("reserve")
+        old, new = self._text()
+        if self.config:
+            state.compiled(self.host, new, {}, self.warnings)  # what does not hold is not written
+        if self.live:
+            live = state.Live(self.host)
+            live.changes = self._changes(new, live.changes)
+            manager = self._choose(state.compiled(self.host, new, live.changes, []))
+            running = threads.running(self.host)
+            self._check(manager, running)
+            plan.add(*live.save())
+            manager.refit(plan, running, self.force)
+        if self.config and new != old:
+            path = self.host.resolved(PATH)
+            plan.add(Replace(path, new, old, self.host.mode(path) or 0o644))
+        return plan
+
+    def _text(self) -> tuple[str | None, str]:
+        """The configuration file as it is, and as it will be."""
+        old = self.host.read_optional(PATH)
+        new = settings.sample() if old is None and self.config else old or ""
+        for key, value in self.wanted.items() if self.config else ():
+            new = virconf.edited(new, PATH, key, None if value is None else literal(value))
+        return old, new
+
+    def _changes(self, text: str, before: Changes) -> Changes:
+        """What differs from the configuration TEXT until the next boot; what that has overtaken is left out."""
+        configured = parse(text, PATH).values
+        wanted = {key: "" if value is None else canonical(key, value) for key, value in self.wanted.items()}
+        kept = {key: value for key, (was, value) in before.items() if configured.get(key, "") == was}
+        changes = {key: (configured.get(key, ""), value) for key, value in {**kept, **wanted}.items()}
+        return {key: change for key, change in changes.items() if change[0] != change[1]}
+
+    def _choose(self, config: Config) -> Manager:
+        return managers.choose(self.host, config, managers.daemon(self.host))
+
+    def _manager(self) -> Manager:
+        """That of the changed configuration."""
+        new = self._text()[1]
+        return self._choose(state.compiled(self.host, new, self._changes(new, state.Live(self.host).changes), []))
+
+    # what a running VM has against it
+
+    def _check(self, manager: Manager, running: list[Domain]) -> None:
+        fence = manager.fence
+        if fence.cpus is not None and not self.force:
+            _check_pins(fence.cpus, running)
+        if fence.memory is not None:
+            for directory, tree in manager.memory_parents().items():
+                used = tree.memory_in_use(directory)
+                if tree.lowers(directory, fence.memory) and used > fence.memory:
+                    raise Error(
+                        f"cannot lower the memory of all VMs to {size(fence.memory)}: {size(used)} are in use"
+                        f"{_largest(manager, running)}",
+                        "stop VMs or take memory from them, reserve less, or use --wait to reclaim what can be had",
+                    )
+            may_take = sum(memory_of(domain) for domain in running)
+            if may_take > fence.memory:
+                self.warnings.append(
+                    f"the VMs that run may come to use {size(may_take)}, more than the {size(fence.memory)} left to them; "
+                    "the kernel kills one when they do"
+                )
+
+    # --wait
+
+    def _press(self, manager: Manager) -> bool:
+        """Whether there is something to reclaim; what runs is then kept from taking more."""
+        limit = manager.fence.memory
+        if limit is None or all(self._settled(manager)):
+            return False
+        plan = Plan("press")
+        manager.press(plan)
+        plan.run(self.host)
+        return True
+
+    def _settled(self, manager: Manager) -> list[bool]:
+        limit = manager.fence.memory or 0
+        return [
+            not tree.lowers(directory, limit) or fits(limit, tree.memory_in_use(directory))
+            for directory, tree in manager.memory_parents().items()
+        ]
+
+    def _reclaim(self, manager: Manager, wait: float, progress: Callable[[int, int], None] | None) -> None:
+        limit = manager.fence.memory or 0
+        deadline = time.monotonic() + wait
+        while not all(self._settled(manager)):
+            used = max(tree.memory_in_use(directory) for directory, tree in manager.memory_parents().items())
+            if time.monotonic() > deadline:
+                raise Error(
+                    f"after {wait:g} seconds the VMs still use {size(used)}, and {size(limit)} was to be their limit"
+                    f"{_largest(manager, threads.running(self.host))}",
+                    "the limits are what they were; stop VMs or take memory from them, or wait longer",
+                )
+            if progress:
+                progress(used, limit)
+            for directory, tree in manager.memory_parents().items():
+                tree.reclaim(directory, limit)
+            time.sleep(PAUSE)
+
+    def _relieve(self) -> None:
+        with self.host.locked(state.LOCK):
+            plan = Plan("relieve")
+            self._manager().relieve(plan)
+            plan.run(self.host)
+
+
+def literal(value: Value) -> str:
+    """VALUE as the configuration file has it."""
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def canonical(key: str, value: Value) -> str:
+    """As `settings.TABLE` makes it of VALUE. Raises Error."""
+    return settings.named(key).read(value)
+
+
+def _check_pins(cpus: CpuSet, running: list[Domain]) -> None:
+    pinned = [f"{printable(domain.name)} ({', '.join(found)})" for domain in running if (found := pins_outside(domain, cpus))]
+    if pinned:
+        raise Error(
+            f"cannot take CPUs from VMs that are pinned to them: {'; '.join(pinned)}",
+            f"pin them within {cpus} with virsh vcpupin, emulatorpin or iothreadpin, stop them, or use --force",
+        )
+
+
+def _largest(manager: Manager, running: list[Domain]) -> str:
+    """What the largest VMs have, for the end of a sentence."""
+    uses = sorted(((manager.memory_in_use(domain), domain.name) for domain in running), reverse=True)[:LARGEST]
+    return "".join([": "[: 2 * bool(uses)], ", ".join(f"{printable(name)} has {size(used)}" for used, name in uses)])
+
+
+def outside(running: list[Domain], manager: Manager) -> list[Domain]:
+    """The VMs of RUNNING that are pinned to CPUs that the host keeps."""
+    cpus = manager.fence.cpus
+    return [] if cpus is None else [domain for domain in running if pins_outside(domain, cpus)]

@@ -1,0 +1,74 @@
+"""The hook, killed by the kernel as it enters its Nth system call of a kind; a stand-in for Python does that, no code of ours.
+
+libvirtd runs the installed hook, whose Python is strace here (`--inject`) with the real Python below it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+HOOK = Path("/etc/libvirt/hooks/qemu")
+PYTHON = "/usr/bin/python3"
+STAND_IN = Path("/run/python-with-faults")
+TRACE = Path("/run/python-with-faults.trace")
+# Whatever changes something, or ends the run
+CALLS = (
+    "mkdir",
+    "rmdir",
+    "write",
+    "rename",
+    "unlink",
+    "fsync",
+    "flock",
+    "sched_setaffinity",
+    "utimensat",
+    "bpf",
+    "exit_group",
+)
+
+
+@contextlib.contextmanager
+def traced(operation: str, options: str) -> Iterator[None]:
+    """At OPERATION, the hook runs below strace with OPTIONS."""
+    text = HOOK.read_text()
+    assert PYTHON in text
+    STAND_IN.write_text(f'#!/bin/sh\n[ "$5" = {operation} ] && exec strace -qq {options} {PYTHON} "$@"\nexec {PYTHON} "$@"\n')
+    STAND_IN.chmod(0o755)
+    try:
+        HOOK.write_text(text.replace(f" {PYTHON} ", f" {STAND_IN} ").replace(f"\n{PYTHON} ", f"\n{STAND_IN} "))
+        yield
+    finally:
+        HOOK.write_text(text)
+
+
+@contextlib.contextmanager
+def killed(operation: str, call: str, number: int) -> Iterator[None]:
+    """At OPERATION, the hook is killed where it would make the system call CALL for the NUMBERth time."""
+    with traced(operation, f"-o /dev/null -e trace={call} -e inject={call}:signal=KILL:when={number}"):
+        yield
+
+
+@contextlib.contextmanager
+def refused(operation: str, call: str, errno: str, when: str) -> Iterator[None]:
+    """At OPERATION, the kernel refuses the system call CALL with ERRNO, WHEN (as strace: "3", "3+")."""
+    with traced(operation, f"-o /dev/null -e trace={call} -e inject={call}:error={errno}:when={when}"):
+        yield
+
+
+@contextlib.contextmanager
+def counted(operation: str) -> Iterator[dict[str, int]]:
+    """Afterwards: how often the hook made each of CALLS at OPERATION."""
+    found: dict[str, int] = {}
+    TRACE.unlink(missing_ok=True)
+    with traced(operation, f"-o {TRACE} -e trace={','.join(CALLS)}"):
+        yield found
+    text = TRACE.read_text() if TRACE.exists() else ""
+    found.update(collections.Counter(re.findall(r"^(\w+)\(", text, re.MULTILINE)))
+
+
+def points(calls: dict[str, int]) -> list[tuple[str, int]]:
+    return [(call, number) for call, count in calls.items() for number in range(1, count + 1)]
