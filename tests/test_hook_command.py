@@ -13,7 +13,7 @@ import pytest
 
 from libvirt_cgroup_hooks import managers, state
 from libvirt_cgroup_hooks.cli import hook, main
-from libvirt_cgroup_hooks.cli.hookfile import HOOK, HOOK_D, ours
+from libvirt_cgroup_hooks.cli.hookfile import HOOK, HOOK_D, shipped_file
 from libvirt_cgroup_hooks.cli.leave import leave
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.host import Host
@@ -59,11 +59,12 @@ def tree(host: Host) -> dict[str, str]:
         (SOURCE + "logger started\n", True),
         (VDSM, False),
         ("", False),
+        ("#!/usr/bin/python3\nfrom libvirt_cgroup_hooks.hook import main\n", False),
         ("#!/bin/sh\n# calls /usr/share/libvirt-cgroup-hooks/qemu\n", False),
     ],
 )
-def test_ours(text: str, expected: bool) -> None:
-    assert ours(text) is expected
+def test_whose_file(text: str, expected: bool) -> None:
+    assert shipped_file(text) is expected
 
 
 # install
@@ -107,6 +108,13 @@ def test_beside_a_link_that_leads_nowhere(host: Host) -> None:
 def test_beside_a_directory(host: Host) -> None:
     Path(host.root + HOOK).mkdir()
     assert hook.install(host, PYTHON)[-1] == f"installed {HOOK_D}"
+
+
+def test_another_that_runs_ours(host: Host) -> None:
+    text = "#!/usr/bin/python3\nfrom libvirt_cgroup_hooks.hook import main\n"
+    put(host, HOOK, text)
+    assert hook.install(host, PYTHON) == [f"{HOOK} is another's and runs the hook itself"]
+    assert tree(host) == {"qemu*": text}
 
 
 def test_both_places_are_anothers(host: Host) -> None:

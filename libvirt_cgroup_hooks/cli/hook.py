@@ -13,17 +13,15 @@ from typing import Any
 
 from .. import managers
 from ..errors import Error, printable
-from ..host import Host, Refused
+from ..host import NEW, Host, Refused
 from . import add as add_command
-from .hookfile import HOOK, HOOK_D, ours
+from .hookfile import HOOK, HOOK_D, PYTHON, ours, python_of, shipped_file
 from .leave import leave
 from .output import print_json, print_pairs
 
-PYTHON = "/usr/bin/python3"
 SHIPPED = ("share/libvirt-cgroup-hooks/qemu", "hooks/qemu")  # installed, and in the source tree
 ACTIONS = ("install", "remove", "status")
 DAEMONS = ("libvirtd", "virtqemud")
-RUN = " -I -c '"  # in the hook, after the interpreter
 NEEDS = "import libvirt_cgroup_hooks.hook, configobj"
 
 
@@ -67,6 +65,8 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
 def install(host: Host, python: str) -> list[str]:
     """Puts the hook in its place, to be run by PYTHON; what was done. Raises Error."""
     text = shipped().replace(PYTHON, shlex.quote(python))
+    if _foreign(host, HOOK) and ours(_read(host, HOOK)):
+        return [f"{HOOK} is another's and runs the hook itself"]
     place, other = (HOOK_D, HOOK) if _foreign(host, HOOK) else (HOOK, HOOK_D)
     if _foreign(host, place):
         raise Error(f"{place} is there and is not ours", "move it to another name")
@@ -146,6 +146,8 @@ def _catches_sighup(host: Host, pid: str) -> bool:
 def remove(host: Host) -> list[str]:
     """What was done. Raises Error once all that can be done is done."""
     done = _removed(host, HOOK) + _removed(host, HOOK_D)
+    for path in (HOOK, HOOK_D):  # of an install that was killed
+        host.remove(path + NEW)
     if not done:
         done = ["the hook is not installed"]
     return done + leave(host)
@@ -164,11 +166,15 @@ def _removed(host: Host, path: str) -> list[str]:
 
 def _text(host: Host, path: str) -> str | None:
     """The text of our hook at PATH; None where there is none, or another's."""
+    text = _read(host, path)
+    return text if shipped_file(text) else None
+
+
+def _read(host: Host, path: str) -> str:
     try:
-        text = host.read_optional(path)
+        return host.read_optional(path) or ""
     except Refused:  # a directory
-        return None
-    return text if text is not None and ours(text) else None
+        return ""
 
 
 def _foreign(host: Host, path: str) -> bool:
@@ -177,18 +183,8 @@ def _foreign(host: Host, path: str) -> bool:
     return name in host.names(directory) and _text(host, path) is None
 
 
-def _python_of(text: str) -> str:
-    for line in text.splitlines():
-        if line.endswith(RUN):
-            return shlex.split(line.removesuffix(RUN))[-1]
-    return ""
-
-
 def _pristine(text: str) -> bool:
-    try:
-        return text == shipped().replace(PYTHON, shlex.quote(_python_of(text)))
-    except (ValueError, IndexError, Error):  # an edited line, or nothing to compare with
-        return False
+    return text == shipped().replace(PYTHON, shlex.quote(python_of(text)))
 
 
 def state(host: Host) -> dict[str, Any]:
@@ -197,7 +193,7 @@ def state(host: Host) -> dict[str, Any]:
     pristine = text is not None and _pristine(text)
     return {
         "path": path,
-        "python": _python_of(text) if text is not None and pristine else None,
+        "python": python_of(text) if text is not None and pristine else None,
         "edited": text is not None and not pristine,
         "other": HOOK if _foreign(host, HOOK) else None,
     }

@@ -36,7 +36,8 @@ def _opened(host: Host) -> tuple[list[str], list[Error]]:
     errors: list[Error] = []
     plan = Plan("remove")
     try:
-        managers.choose(host, Config({}), managers.daemon(host)).fence_parent(plan, [])
+        manager = managers.choose(host, Config({}), managers.daemon(host))
+        plan.add(*manager.opened(state.Shared(host), list(shared.before)))
     except Error as error:
         errors.append(error)
     plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))

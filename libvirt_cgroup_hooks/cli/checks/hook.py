@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ...cgroups import placements
-from ...errors import Error
+from ...errors import Error, printable
 from ...host import Host, Refused
 from ...managers import BOOTED
 from ...plan import SYSTEMCTL
-from ..hookfile import DIRECTORY, HOOK, HOOK_D, ours
+from ..hookfile import DIRECTORY, HOOK, HOOK_D, ours, python_of
 from .subject import FAIL, NOTE, WARN, Problem, Subject
 
-PYTHON = "/usr/bin/python3"  # hooks/qemu names it
 IMPORTS = """
 import sys
 try:
@@ -123,11 +122,13 @@ def directory(subject: Subject) -> Iterator[Problem]:
 
 def program(subject: Subject) -> Iterator[Problem]:
     """The hook does nothing, and says nothing, where its package is gone."""
+    path = next(script.path for script in _mine(subject) if script.executable)
+    python = python_of(subject.host.read(path))
     try:
-        subject.host.run([PYTHON, "-I", "-c", IMPORTS])
+        subject.host.run([python, "-I", "-c", IMPORTS])
     except Error as error:
-        text = f"{PYTHON}, which runs the hook, does not have what it needs ({error.hint or error.message})"
-        yield Problem(FAIL, text, "install the package and configobj for the system's Python")
+        text = f"{printable(python)}, which runs the hook, does not have what it needs ({error.hint or error.message})"
+        yield Problem(FAIL, text, "install the package and configobj for that Python")
 
 
 def seen(subject: Subject) -> Iterator[Problem]:
