@@ -184,7 +184,10 @@ def _foreign(host: Host, path: str) -> bool:
 
 
 def _pristine(text: str) -> bool:
-    return text == shipped().replace(PYTHON, shlex.quote(python_of(text)))
+    try:
+        return text == shipped().replace(PYTHON, shlex.quote(python_of(text)))
+    except Error:  # nothing to compare with
+        return False
 
 
 def state(host: Host) -> dict[str, Any]:
