@@ -151,8 +151,8 @@ def test_an_edited_one_is_saved(host: Host) -> None:
     edited = SOURCE + "# mine\n"
     put(host, HOOK, edited)
     assert hook.state(host) == {"path": HOOK, "python": None, "edited": True, "other": None}
-    assert hook.install(host, PYTHON) == [f"saved the edited {HOOK} as {HOOK}.saved", f"installed {HOOK}"]
-    assert tree(host) == {"qemu*": SOURCE, "qemu.saved": edited}
+    assert hook.install(host, PYTHON) == [f"saved the edited {HOOK} as {HOOK}.save", f"installed {HOOK}"]
+    assert tree(host) == {"qemu*": SOURCE, "qemu.save": edited}
 
 
 @pytest.mark.runs_programs
@@ -192,8 +192,8 @@ def test_the_systems_python_goes_by_its_plain_name() -> None:
         ({HOOK: VDSM}, ["the hook is not installed"], {"qemu*": VDSM}),
         (
             {HOOK: SOURCE + "#\n"},
-            [f"saved the edited {HOOK} as {HOOK}.saved", f"removed {HOOK}"],
-            {"qemu.saved": SOURCE + "#\n"},
+            [f"saved the edited {HOOK} as {HOOK}.save", f"removed {HOOK}"],
+            {"qemu.save": SOURCE + "#\n"},
         ),
     ],
 )

@@ -118,8 +118,8 @@ def _saved(host: Host, path: str, new: str) -> list[str]:
     text = _text(host, path)
     if text is None or _pristine(text) or text == new:
         return []
-    host.replace(f"{path}.saved", text, 0o644)
-    return [f"saved the edited {path} as {path}.saved"]
+    host.replace(f"{path}.save", text, 0o644)
+    return [f"saved the edited {path} as {path}.save"]
 
 
 def _reload(host: Host) -> list[str]:
@@ -184,7 +184,10 @@ def _foreign(host: Host, path: str) -> bool:
 
 
 def _pristine(text: str) -> bool:
-    return text == shipped().replace(PYTHON, shlex.quote(python_of(text)))
+    try:
+        return text == shipped().replace(PYTHON, shlex.quote(python_of(text)))
+    except Error:  # nothing to compare with
+        return False
 
 
 def state(host: Host) -> dict[str, Any]:

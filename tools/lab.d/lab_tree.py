@@ -19,6 +19,7 @@ packages=$(/usr/bin/python3 -c 'import site; print(site.getsitepackages()[0])')
 mkdir -p "$packages"
 rm -rf "$packages/{PACKAGE}"
 cp -r {SOURCE}/{PACKAGE} "$packages/"
+install -D {SOURCE}/hooks/qemu "$packages/share/libvirt-cgroup-hooks/qemu"
 /usr/bin/python3 -m compileall -q "$packages/{PACKAGE}"
 /usr/bin/python3 -I -c 'import {PACKAGE}'
 """
