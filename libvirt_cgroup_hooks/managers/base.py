@@ -9,8 +9,6 @@ from ..errors import Error, Refusal, printable
 from ..fence import check_memory, check_pins, memory_of, pins_outside
 from ..plan import Plan, RemoveCgroup, Step, Write
 from ..threads import Thread
-from .v1 import V1
-from .v2 import V2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
     from ..domain import Domain
     from ..fence import Fence
     from ..host import Host
+    from .v1 import V1
+    from .v2 import V2
 
     Tree = Union[V1, V2]
     M = TypeVar("M", bound="Manager")
@@ -42,10 +42,8 @@ class Manager:
         self.layout = config.cgroup_layout
         self.daemon = daemon
         self.admitted = state.Admitted(host)
-        # A hybrid host's v2 hierarchy stays as libvirt made it: its device program and CPU accounting sit there.
-        v1 = [V1(host, hierarchy) for hierarchy in cgroups.v1 if "devices" not in hierarchy.controllers]
         self.all = cgroups.hierarchies
-        self.trees: list[Tree] = [*v1] if cgroups.v1 or not cgroups.unified else [V2(host, cgroups.unified)]
+        self.trees = _trees(host, cgroups)
 
     def plan(self, operation: str, domain: Domain, imagine: bool = False) -> Plan:
         """With IMAGINE, a VM that is not running is planned for as if it had just started.
@@ -97,7 +95,7 @@ class Manager:
         """
         self.check_controllers()
         for tree in self.trees:
-            if isinstance(tree, V1):
+            if tree.version == 1:
                 tree.forced = force
         self.fence_parent(plan, running)
         for domain in running:
@@ -173,7 +171,7 @@ class Manager:
         shared = state.Shared(self.host)
         steps: list[Step] = []
         for directory, tree in self.memory_parents().items():
-            if isinstance(tree, V2) and self.fence.memory is not None:
+            if tree.version == 2 and self.fence.memory is not None:
                 new, old = tree.pressure(directory, self.fence.memory)
                 name, step = self.pressing(directory, tree, new, old)
                 shared.before.setdefault(name, old)
@@ -311,6 +309,20 @@ class Manager:
     def notes(self, found: list[Thread]) -> list[str]:
         """What is worth knowing about a VM, given its threads."""
         return []
+
+
+def _trees(host: Host, cgroups: Cgroups) -> list[Tree]:
+    """A hybrid host's v2 hierarchy stays as libvirt made it: its device program and CPU accounting sit there.
+
+    Of v1 and v2 only the one that the host has is loaded.
+    """
+    if cgroups.v1 or not cgroups.unified:
+        from .v1 import V1
+
+        return [V1(host, hierarchy) for hierarchy in cgroups.v1 if "devices" not in hierarchy.controllers]
+    from .v2 import V2
+
+    return [V2(host, cgroups.unified)]
 
 
 def groups_of(found: list[Thread]) -> list[str]:

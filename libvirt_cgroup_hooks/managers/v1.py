@@ -7,10 +7,12 @@ from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..host import EBUSY, Refused
 from ..plan import MakeDirectory, Step, Write
-from .limits import LowerLimit, over_limit
+from .limits import UNLIMITED, LowerLimit, over_limit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Literal
+
     from ..cgroups import Hierarchy
     from ..host import Host
 
@@ -31,12 +33,12 @@ TUNING = {
         "blkio.throttle.write_iops_device",
     ),
 }
-UNLIMITED = 1 << 62  # a memory limit above this is the kernel's way to say none
 
 
 class V1:
     """Plans for one hierarchy. A V1 serves one plan: it knows what its own earlier steps will have written."""
 
+    version: Literal[1] = 1
     thread_file = "tasks"
     limit_file = "memory.limit_in_bytes"
 
