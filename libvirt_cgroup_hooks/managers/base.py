@@ -7,7 +7,7 @@ from .. import state, threads
 from ..cpuset import CpuSet
 from ..errors import Error, Refusal, printable
 from ..fence import check_memory, check_pins, memory_of, pins_outside
-from ..plan import Plan, RemoveCgroup, Step, Write
+from ..plan import CLEAN_UP, Plan, RemoveCgroup, Step, Write
 from ..threads import Thread
 
 TYPE_CHECKING = False
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     Tree = Union[V1, V2]
     M = TypeVar("M", bound="Manager")
-
-ENFORCE = ("prepare", "start", "started", "reconnect")
-CLEAN_UP = ("stopped", "release")
 
 
 class Manager:
