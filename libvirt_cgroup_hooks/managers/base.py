@@ -12,6 +12,7 @@ from ..threads import Thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import TypeVar, Union
 
     from ..cgroups import Cgroups
@@ -252,10 +253,13 @@ class Manager:
 
     def allowed(self, domain: Domain, group: str) -> CpuSet | None:
         """The CPUs of a thread group, inside the fence: its pin in the XML, else the host-wide set, else None."""
-        wanted = domain.pins().get(group) or self.config.set_of(group)
-        if wanted and self.fence.cpus is not None:
-            wanted &= self.fence.cpus
-        return wanted or None
+        return self.allowed_of(domain, [group])[group]
+
+    def allowed_of(self, domain: Domain, groups: Iterable[str]) -> dict[str, CpuSet | None]:
+        """As `allowed`, for all GROUPS: a VM may have hundreds, each with its pin."""
+        pins, fence = domain.pins(), self.fence.cpus
+        wanted = {group: pins.get(group) or self.config.set_of(group) for group in groups}
+        return {group: (cpus if fence is None else cpus & fence) or None if cpus else None for group, cpus in wanted.items()}
 
     def set_cpus_in_place(self, plan: Plan, domain: Domain, found: list[Thread]) -> None:
         """The host-wide sets, in the thread groups that libvirt made, for threads that the XML does not pin.
@@ -265,10 +269,10 @@ class Manager:
         pins = domain.pins()
         v1 = [tree for tree in self.trees if tree.has_cpus and tree.hierarchy.version == 1]
         for tree in [tree for tree in self.trees if tree.has_cpus] if self.config.has_sets else v1 if pins else ():
-            for group in groups_of(found):
-                cpus = self.allowed(domain, group)
+            places = {thread.group: thread.cgroups[tree.hierarchy.key] for thread in reversed(found)}
+            for group, cpus in self.allowed_of(domain, groups_of(found)).items():
                 ours = tree in v1 if group in pins else self.config.set_of(group)
-                place = next((t.cgroups[tree.hierarchy.key] for t in found if t.group == group), "")
+                place = places.get(group, "")
                 if cpus and ours and place.endswith(f"/{group}"):
                     plan.add(*tree.set_cpus(tree.hierarchy.directory(place), cpus))
 

@@ -288,7 +288,7 @@ class Systemd(Manager):
     def _make_groups(self, plan: Plan, domain: Domain, found: list[Thread], tree: Tree, scope: str) -> None:
         """With cgroup_controllers = [] libvirt makes no groups in the SCOPE, and on v1 leaves the VM in its own cpuset."""
         names = groups_of(found)
-        groups = {group: self.allowed(domain, group) for group in names}
+        groups = self.allowed_of(domain, names)
         if tree.version == 1 and self.fence.cpus is not None:
             record, old = self.record(domain)
             record.groups = list(dict.fromkeys([*record.groups, tree.hierarchy.directory(scope)]))

@@ -213,4 +213,4 @@ class V2:
         return found
 
     def exists(self, directory: str) -> bool:
-        return directory in self._made or self.host.exists(directory)
+        return directory in self._made or (directory.rpartition("/")[0] not in self._made and self.host.exists(directory))

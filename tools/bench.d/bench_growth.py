@@ -16,8 +16,8 @@ from bench_table import Goal, Row, measured
 from libvirt_cgroup_hooks import managers, state
 from libvirt_cgroup_hooks.domain import parse
 from libvirt_cgroup_hooks.host import Host
-from libvirt_cgroup_hooks.plan import MakeDirectory, Move, Plan, Write
-from tests.live.harness import configure
+from libvirt_cgroup_hooks.plan import MakeDirectory, Move, Pin, Plan, Write
+from tests.live.harness import LAST_CPU, configure
 
 BARE_LOOP = "bare write() loop"
 STATUS = Path("/run/libvirt/qemu")
@@ -51,7 +51,7 @@ def threads(rounds: int) -> list[Row]:
             vm.kill()
         base = {BARE_LOOP: samples[BARE_LOOP]}
         each = f"{sorted(samples['placed'])[len(samples['placed']) // 2] / 1e6 / number:.2f} ms a thread"
-        rows.append(measured(f"{number} threads: {BARE_LOOP}", samples[BARE_LOOP], {}, note=f"{len(placing.steps)} files"))
+        rows.append(measured(f"{number} threads: {BARE_LOOP}", samples[BARE_LOOP], {}, note=f"{len(placing.steps)} steps"))
         rows.append(measured(f"{number} threads: placed", samples["placed"], base, Goal(BARE_LOOP, 1.2), note=each))
     return rows
 
@@ -60,13 +60,13 @@ class _Placing:
     def __init__(self, pid: int, tids: list[int]) -> None:
         self.pid = pid
         self.host = Host()
-        self.xml = vm_xml(NAME, vcpus=len(tids), iothreads=0).replace("<domain ", "<domain id='1' ")
+        self.xml = vm_xml(NAME, len(tids), 0, LAST_CPU).replace("<domain ", "<domain id='1' ")
         vcpus = "".join(f"<vcpu id='{number}' pid='{tid}'/>" for number, tid in enumerate(tids))
         status = f"<domstatus state='running' pid='{pid}'><vcpus>{vcpus}</vcpus>{self.xml}</domstatus>"
         (STATUS / f"{NAME}.xml").write_text(status)
         state.prepare_directory(self.host)
         self._plan("prepare").run(self.host)
-        self.steps = [one for one in self._plan("started").steps if isinstance(one, (MakeDirectory, Move, Write))]
+        self.steps = [one for one in self._plan("started").steps if isinstance(one, (MakeDirectory, Move, Pin, Write))]
 
     def _plan(self, operation: str) -> Plan:
         domain = parse(self.xml.encode())
@@ -79,21 +79,19 @@ class _Placing:
         return time.monotonic_ns() - begin
 
     def bare(self) -> float:
-        """The same directories and writes with nothing around them."""
+        """The same directories, writes and CPUs, in the same order, with nothing around them."""
         self.leave()
-        todo = [
-            (one.path, None) if isinstance(one, MakeDirectory) else (one.file, str(one.number).encode())
-            if isinstance(one, Move) else (one.path, one.value.encode())
-            for one in self.steps if isinstance(one, (MakeDirectory, Move, Write))
-        ]  # fmt: skip
+        todo = [_bare(step) for step in self.steps]
         begin = time.monotonic_ns()
-        for path, value in todo:
-            if value is None:
+        for path, value, cpus in todo:
+            if value:
+                file = os.open(path, os.O_WRONLY)
+                os.write(file, value)
+                os.close(file)
+            elif cpus:
+                os.sched_setaffinity(int(path), cpus)
+            else:
                 os.mkdir(path)
-                continue
-            file = os.open(path, os.O_WRONLY)
-            os.write(file, value)
-            os.close(file)
         return time.monotonic_ns() - begin
 
     def leave(self) -> None:
@@ -104,6 +102,15 @@ class _Placing:
             for top in [path for path in tops if path.startswith(f"{hierarchy.mount}/")]:
                 Path(hierarchy.directory(hierarchy.placement), "cgroup.procs").write_text(str(self.pid))
                 remove_tree(top)
+
+
+def _bare(step: MakeDirectory | Move | Pin | Write) -> tuple[str, bytes, set[int]]:
+    """What to write where; for a thread, its CPUs; neither: a directory."""
+    if isinstance(step, MakeDirectory):
+        return step.path, b"", set()
+    if isinstance(step, Pin):
+        return str(step.thread), b"", set(step.cpus)
+    return (step.file, str(step.number).encode(), set()) if isinstance(step, Move) else (step.path, step.value.encode(), set())
 
 
 # status

@@ -29,8 +29,10 @@ def settings(layout: str) -> str:
     return f'reserved_host_cpus = "0"\n{memory}cgroup_layout = "{layout}"\n'
 
 
-def vm_xml(name: str, vcpus: int = 2, iothreads: int = 1) -> str:
-    return domain_xml(name, uuid=UUID if name == NAME else None, vcpus=vcpus, iothreads=iothreads)
+def vm_xml(name: str, vcpus: int = 2, iothreads: int = 1, pinned: str = "") -> str:
+    """With PINNED, every vCPU is pinned to these CPUs."""
+    pins = dict.fromkeys(range(vcpus), pinned) if pinned else None
+    return domain_xml(name, uuid=UUID if name == NAME else None, vcpus=vcpus, iothreads=iothreads, vcpupin=pins)
 
 
 class VmHost:
