@@ -108,4 +108,5 @@ def test_document_has_the_machines_and_the_commands_and_no_section_without_a_res
     assert "|  | The machine of the run, on a private host | Lab host 13 |\n" in document
     assert "| kernel | 6.12 | 6.12 |\n" in document
     assert document.index("(`tools/bench latency`, 2026-01-31)") < document.index("(`tools/bench --lab 13 latency`")
+    assert "0 of 2 are met. Missed:\n\n- Lab host 13, latency: prepare\n- The machine" in document
     assert "What nesting costs" not in document
