@@ -16,7 +16,7 @@ from .config import PATH, Config
 from .domain import LIMIT, SETTINGS_URI, parse
 from .errors import Error, Refusal, printable
 from .host import Host
-from .managers.base import CLEAN_UP, ENFORCE
+from .plan import CLEAN_UP, ENFORCE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,6 +12,8 @@ from .cpuset import CpuSet
 from .errors import Error, printable
 from .host import ABSENT, EBUSY, ENOTEMPTY, ESRCH, Host, Refused
 
+ENFORCE = ("prepare", "start", "started", "reconnect")  # operations
+CLEAN_UP = ("stopped", "release")
 SYSTEMCTL = "/bin/systemctl"  # also where /bin is not /usr/bin
 
 

@@ -120,7 +120,8 @@ def test_the_daemon(v2: Kernel, files: dict[str, str], pid: str) -> None:
 @pytest.mark.parametrize(
     ("operation", "conf", "known", "concerns"),
     [
-        *((operation, CONF, False, True) for operation in ("prepare", "start", "started", "reconnect")),
+        *((operation, CONF, False, True) for operation in ("prepare", "started", "reconnect")),
+        ("start", CONF, False, False),  # all that can be done before QEMU runs is done at prepare
         *((operation, CONF, False, False) for operation in ("stopped", "release", "migrate", "restore", "attach", "")),
         *((operation, "", False, False) for operation in ("prepare", "started", "reconnect", "stopped", "release")),
         *((operation, "", True, True) for operation in ("stopped", "release")),

@@ -7,8 +7,8 @@ from .. import state
 from ..cgroups import detect, placements
 from ..fence import fence
 from ..host import page_size
+from ..plan import CLEAN_UP, ENFORCE
 from ..topology import Memory, read_online
-from .base import CLEAN_UP, ENFORCE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ PID_FILES = ("/run/libvirtd.pid", "/run/virtqemud.pid", "/run/libvirt/libvirtd.p
 BOOTED = "/run/systemd/system"
 BUS = "/run/dbus/system_bus_socket"
 SERVICES = ("/usr/local/share", "/usr/share", "/lib", "/etc", "/run")
+IDLE = {"start": "cgroupfs", "stopped": "systemd"}  # the manager that has nothing to do at the operation
 ACTIVATION = "dbus-1/system-services/org.freedesktop.machine1.service"
 
 
@@ -49,6 +50,8 @@ def choose(host: Host, config: Config, pid: str = "self") -> Manager:
 
 def concerns(host: Host, config: Config, operation: str) -> bool:
     """Whether there can be anything to do at OPERATION."""
+    if operation in IDLE and IDLE[operation] == name(host):
+        return False
     if operation in CLEAN_UP:
         return host.exists(state.DIRECTORY)
     return operation in ENFORCE and (bool(config) or host.exists(state.SHARED))

@@ -7,13 +7,12 @@ from .. import state, threads
 from ..cpuset import CpuSet
 from ..errors import Error, Refusal, printable
 from ..fence import check_memory, check_pins, memory_of, pins_outside
-from ..plan import Plan, RemoveCgroup, Step, Write
+from ..plan import CLEAN_UP, Plan, RemoveCgroup, Step, Write
 from ..threads import Thread
-from .v1 import V1
-from .v2 import V2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import TypeVar, Union
 
     from ..cgroups import Cgroups
@@ -21,12 +20,11 @@ if TYPE_CHECKING:
     from ..domain import Domain
     from ..fence import Fence
     from ..host import Host
+    from .v1 import V1
+    from .v2 import V2
 
     Tree = Union[V1, V2]
     M = TypeVar("M", bound="Manager")
-
-ENFORCE = ("prepare", "start", "started", "reconnect")
-CLEAN_UP = ("stopped", "release")
 
 
 class Manager:
@@ -42,10 +40,8 @@ class Manager:
         self.layout = config.cgroup_layout
         self.daemon = daemon
         self.admitted = state.Admitted(host)
-        # A hybrid host's v2 hierarchy stays as libvirt made it: its device program and CPU accounting sit there.
-        v1 = [V1(host, hierarchy) for hierarchy in cgroups.v1 if "devices" not in hierarchy.controllers]
         self.all = cgroups.hierarchies
-        self.trees: list[Tree] = [*v1] if cgroups.v1 or not cgroups.unified else [V2(host, cgroups.unified)]
+        self.trees = _trees(host, cgroups)
 
     def plan(self, operation: str, domain: Domain, imagine: bool = False) -> Plan:
         """With IMAGINE, a VM that is not running is planned for as if it had just started.
@@ -97,7 +93,7 @@ class Manager:
         """
         self.check_controllers()
         for tree in self.trees:
-            if isinstance(tree, V1):
+            if tree.version == 1:
                 tree.forced = force
         self.fence_parent(plan, running)
         for domain in running:
@@ -173,7 +169,7 @@ class Manager:
         shared = state.Shared(self.host)
         steps: list[Step] = []
         for directory, tree in self.memory_parents().items():
-            if isinstance(tree, V2) and self.fence.memory is not None:
+            if tree.version == 2 and self.fence.memory is not None:
                 new, old = tree.pressure(directory, self.fence.memory)
                 name, step = self.pressing(directory, tree, new, old)
                 shared.before.setdefault(name, old)
@@ -257,10 +253,13 @@ class Manager:
 
     def allowed(self, domain: Domain, group: str) -> CpuSet | None:
         """The CPUs of a thread group, inside the fence: its pin in the XML, else the host-wide set, else None."""
-        wanted = domain.pins().get(group) or self.config.set_of(group)
-        if wanted and self.fence.cpus is not None:
-            wanted &= self.fence.cpus
-        return wanted or None
+        return self.allowed_of(domain, [group])[group]
+
+    def allowed_of(self, domain: Domain, groups: Iterable[str]) -> dict[str, CpuSet | None]:
+        """As `allowed`, for all GROUPS: a VM may have hundreds, each with its pin."""
+        pins, fence = domain.pins(), self.fence.cpus
+        wanted = {group: pins.get(group) or self.config.set_of(group) for group in groups}
+        return {group: (cpus if fence is None else cpus & fence) or None if cpus else None for group, cpus in wanted.items()}
 
     def set_cpus_in_place(self, plan: Plan, domain: Domain, found: list[Thread]) -> None:
         """The host-wide sets, in the thread groups that libvirt made, for threads that the XML does not pin.
@@ -270,10 +269,10 @@ class Manager:
         pins = domain.pins()
         v1 = [tree for tree in self.trees if tree.has_cpus and tree.hierarchy.version == 1]
         for tree in [tree for tree in self.trees if tree.has_cpus] if self.config.has_sets else v1 if pins else ():
-            for group in groups_of(found):
-                cpus = self.allowed(domain, group)
+            places = {thread.group: thread.cgroups[tree.hierarchy.key] for thread in reversed(found)}
+            for group, cpus in self.allowed_of(domain, groups_of(found)).items():
                 ours = tree in v1 if group in pins else self.config.set_of(group)
-                place = next((t.cgroups[tree.hierarchy.key] for t in found if t.group == group), "")
+                place = places.get(group, "")
                 if cpus and ours and place.endswith(f"/{group}"):
                     plan.add(*tree.set_cpus(tree.hierarchy.directory(place), cpus))
 
@@ -311,6 +310,20 @@ class Manager:
     def notes(self, found: list[Thread]) -> list[str]:
         """What is worth knowing about a VM, given its threads."""
         return []
+
+
+def _trees(host: Host, cgroups: Cgroups) -> list[Tree]:
+    """A hybrid host's v2 hierarchy stays as libvirt made it: its device program and CPU accounting sit there.
+
+    Of v1 and v2 only the one that the host has is loaded.
+    """
+    if cgroups.v1 or not cgroups.unified:
+        from .v1 import V1
+
+        return [V1(host, hierarchy) for hierarchy in cgroups.v1 if "devices" not in hierarchy.controllers]
+    from .v2 import V2
+
+    return [V2(host, cgroups.unified)]
 
 
 def groups_of(found: list[Thread]) -> list[str]:

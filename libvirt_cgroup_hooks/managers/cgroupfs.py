@@ -61,7 +61,7 @@ class Cgroupfs(Manager):
         for tree, path in paths.items():
             self._make_place(plan, tree, path, domain, groups_of(found), libvirt.get(tree.hierarchy.key))
             plan.add(*placement.move(tree, path, found[0].tid, found, helpers))
-        pins = {group: self.allowed(domain, group) for group in domain.pins()}
+        pins = self.allowed_of(domain, domain.pins())
         moved = any(isinstance(step, Move) for step in plan.steps)
         plan.add(*placement.pin(self.host, pins, found, moved))
 
@@ -165,7 +165,7 @@ class Cgroupfs(Manager):
         directory = tree.hierarchy.directory(path)
         carries = self.fence.cpus is not None and self.layout.parent is None and tree.has_cpus
         plan.add(*tree.make(path, self.fence.cpus if carries else None))
-        groups = {group: self.allowed(domain, group) for group in names}
+        groups = self.allowed_of(domain, names)
         plan.add(*tree.make_threads(path, groups))
         if libvirt is not None:
             tuned = set().union(*(TUNED_BY[element] for element in domain.tuned))

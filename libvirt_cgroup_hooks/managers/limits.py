@@ -17,6 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..host import Host
 
+UNLIMITED = 1 << 62  # a v1 memory limit above this is the kernel's way to say none
+
 
 def pressed(limit: int) -> int:
     """Where memory.high is while LIMIT is being set (bytes): below it by more than what runs takes before it sleeps."""

@@ -15,15 +15,14 @@ from ..errors import Error, printable
 from ..plan import MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import placement, units
 from .base import Manager, groups_of
-from .limits import HaveRoom
-from .v1 import UNLIMITED
-from .v2 import V2
+from .limits import UNLIMITED, HaveRoom
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..domain import Domain
     from ..threads import Thread
     from .base import Tree
+    from .v2 import V2
 
 UNITS = "/run/systemd/system"
 CONTROL = ("/etc/systemd/system.control", "/run/systemd/system.control")  # where set-property keeps what it was told
@@ -174,7 +173,7 @@ class Systemd(Manager):
             directory = tree.hierarchy.directory(path)
             if not tree.has_memory or not self.host.exists(directory) or not tree.lowers(directory, limit):
                 continue
-            if not isinstance(tree, V2):  # systemd would not say that the kernel refused
+            if tree.version == 1:  # systemd would not say that the kernel refused
                 return [*tree.set_limit(directory, limit), *steps]
             if tree.crowded(directory, limit):
                 new, old = tree.pressure(directory, limit)
@@ -289,14 +288,14 @@ class Systemd(Manager):
     def _make_groups(self, plan: Plan, domain: Domain, found: list[Thread], tree: Tree, scope: str) -> None:
         """With cgroup_controllers = [] libvirt makes no groups in the SCOPE, and on v1 leaves the VM in its own cpuset."""
         names = groups_of(found)
-        groups = {group: self.allowed(domain, group) for group in names}
-        if tree.hierarchy.version == 1 and self.fence.cpus is not None:
+        groups = self.allowed_of(domain, names)
+        if tree.version == 1 and self.fence.cpus is not None:
             record, old = self.record(domain)
             record.groups = list(dict.fromkeys([*record.groups, tree.hierarchy.directory(scope)]))
             self.save_record(plan, record, old)
             plan.add(*tree.make(scope, self.fence.cpus), *tree.make_threads(scope, groups))
             plan.add(*placement.move(tree, scope, found[0].tid, found, {}))
-        elif isinstance(tree, V2) and self.config.has_sets:
+        elif tree.version == 2 and self.config.has_sets:
             path = f"{scope}/{NESTED}"  # libvirt's own name for it keeps the VM recognised
             plan.add(*tree.nest(path, threads.members(self.host, tree.hierarchy.directory(scope))))
             plan.add(*tree.make_threads(path, groups))

@@ -7,10 +7,12 @@ from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..host import EBUSY, Refused
 from ..plan import MakeDirectory, Step, Write
-from .limits import LowerLimit, over_limit
+from .limits import UNLIMITED, LowerLimit, over_limit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Literal
+
     from ..cgroups import Hierarchy
     from ..host import Host
 
@@ -31,12 +33,12 @@ TUNING = {
         "blkio.throttle.write_iops_device",
     ),
 }
-UNLIMITED = 1 << 62  # a memory limit above this is the kernel's way to say none
 
 
 class V1:
     """Plans for one hierarchy. A V1 serves one plan: it knows what its own earlier steps will have written."""
 
+    version: Literal[1] = 1
     thread_file = "tasks"
     limit_file = "memory.limit_in_bytes"
 
@@ -55,13 +57,13 @@ class V1:
 
         v1 takes no task into a cpuset without CPUs and memory nodes (ENOSPC).
         """
+        directories = self.hierarchy.directories(path)
+        if not directories or self.exists(directories[-1]):
+            return self.set_cpus(directories[-1], cpus) if directories and cpus and self.has_cpus else []
+        present = next((number for number in reversed(range(len(directories))) if self.exists(directories[number])), -1)
         steps: list[Step] = []
-        last = self.hierarchy.directory(path)
-        for directory in self.hierarchy.directories(path):
-            if not self.exists(directory):
-                steps += self._make_one(directory, _parent(directory), cpus if directory == last else None)
-            elif directory == last and cpus and self.has_cpus:
-                steps += self.set_cpus(directory, cpus)
+        for directory in directories[present + 1 :]:
+            steps += self._make_one(directory, _parent(directory), cpus if directory == directories[-1] else None)
         return steps
 
     def _make_one(self, directory: str, parent: str, cpus: CpuSet | None) -> list[Step]:
@@ -206,7 +208,7 @@ class V1:
         return found
 
     def exists(self, directory: str) -> bool:
-        return directory in self._made or self.host.exists(directory)
+        return directory in self._made or (_parent(directory) not in self._made and self.host.exists(directory))
 
     def _value(self, path: str) -> str:
         planned = self._planned.get(path)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from ..bpf import CarryDevices
 from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..host import ABSENT, EAGAIN, Refused
@@ -12,6 +11,8 @@ from .limits import HaveRoom, over_limit, pressed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Literal
+
     from ..cgroups import Hierarchy
     from ..host import Host
 
@@ -30,6 +31,7 @@ TUNING = {
 class V2:
     """Plans for the hierarchy. A V2 serves one plan: it knows what its own earlier steps will have made."""
 
+    version: Literal[2] = 2
     thread_file = "cgroup.threads"
     limit_file = "memory.max"
     splits = True
@@ -192,7 +194,11 @@ class V2:
 
     def devices(self, old: str, new: str) -> list[Step]:
         """The BPF program that holds libvirt's list of devices goes along."""
-        return [CarryDevices(old, new)] if new in self._made else []
+        if new not in self._made:
+            return []
+        from ..bpf import CarryDevices
+
+        return [CarryDevices(old, new)]
 
     def in_effect(self, directory: str) -> dict[str, object]:
         """What is limited at DIRECTORY, under the names of `virt-cgroup status`."""
@@ -207,4 +213,4 @@ class V2:
         return found
 
     def exists(self, directory: str) -> bool:
-        return directory in self._made or self.host.exists(directory)
+        return directory in self._made or (directory.rpartition("/")[0] not in self._made and self.host.exists(directory))

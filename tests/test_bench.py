@@ -1,0 +1,112 @@
+"""What `tools/bench` makes of its samples: figures, goals and the tables of docs/performance.md."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from .hosts import DATA
+
+sys.path.insert(0, str(DATA.parents[1] / "tools" / "bench.d"))
+
+from bench_document import keep, kept, text
+from bench_stats import Spread, growth, interval, quantile, quartiles, ratio, slope
+from bench_table import Goal, Row, Table, from_json, markdown, measured, shown
+
+MACHINE = {"kernel": "6.12", "load at the beginning": "0.1"}
+BASE = [10e6, 20e6, 30e6]
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [([7], 0.5, 7), ([1, 2], 0.5, 1.5), ([3, 1, 2], 0.5, 2), ([1, 2, 3, 4, 5], 0.25, 2), ([1, 2, 3, 4], 0.75, 3.25)],
+)
+def test_quantile(values: Sequence[float], share: float, expected: float) -> None:
+    assert quantile(values, share) == expected
+
+
+def test_one_outlier_moves_neither_the_median_nor_the_quartiles() -> None:
+    assert quartiles([10, 11, 12, 13, 14]) == quartiles([10, 11, 12, 13, 1400]) == Spread(12, 11, 13, 5)
+
+
+@pytest.mark.parametrize(("count", "low", "high"), [(1, 0, 0), (3, 0, 2), (5, 0, 4), (25, 7, 17), (100, 40, 59)])
+def test_interval_of_the_median(count: int, low: int, high: int) -> None:
+    """With 25 samples the 95 % interval is from the 8th to the 18th."""
+    found = interval(list(range(count)))
+    assert (found.low, found.high, found.count) == (low, high, count)
+
+
+def test_ratio_is_taken_within_a_round_so_that_drift_cancels() -> None:
+    slower_and_slower = [10.0, 100, 1000, 10000]
+    assert ratio([2 * one for one in slower_and_slower], slower_and_slower) == Spread(2, 2, 2, 4)
+
+
+def test_slope() -> None:
+    assert slope([0, 1, 2, 10], [5, 8, 11, 35]) == pytest.approx(3)
+    assert slope([0, 5, 10], [7, 7, 7]) == 0
+
+
+def test_growth_is_the_median_of_the_rounds_slopes() -> None:
+    found = growth([0, 10], [[100, 110], [200, 220], [300, 600]])
+    assert (found.median, found.low, found.high) == (2, 1, 30)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0.000"), (0.0123, "0.012"), (0.5, "0.50"), (9.876, "9.88"), (-36.44, "-36.4"), (812.3, "812"), (4117.2, "4117")],
+)
+def test_shown(number: float, text: str) -> None:
+    assert shown(number) == text
+
+
+@pytest.mark.parametrize(
+    ("goal", "met"), [(Goal("bare", 1.5), True), (Goal("bare", 1.4), False), (Goal("", 30), True), (Goal("", 29), False)]
+)
+def test_goal_is_judged_by_the_median(goal: Goal, met: bool) -> None:
+    row = measured("case", [15e6, 30e6, 90e6], {"bare": BASE}, goal)
+    assert goal.met(row) is met
+
+
+def table(host: str = "here", name: str = "latency") -> Table:
+    rows = [
+        measured("bare", BASE, {}),
+        measured("prepare", [15e6, 30e6, 90e6], {"bare": BASE}, Goal("bare", 1.4), note="a note"),
+        Row("total", "s", Spread(2, 2, 2, 1)),
+    ]
+    return Table(name, host, MACHINE, "2026-01-31", rows)
+
+
+def test_markdown_has_a_cell_for_every_column() -> None:
+    assert markdown(table()).splitlines() == [
+        "|  | n | median | spread | / bare | goal |  |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| bare | 3 | 20.0 ms | 15.0 to 25.0 |  |  |  |",
+        "| prepare | 3 | 30.0 ms | 22.5 to 60.0 | 1.50 (1.50 to 3.00) | 1.4 / bare: **missed** | a note |",
+        "| total | 1 | 2.00 s |  |  |  |  |",
+    ]
+
+
+def test_results_survive_being_kept(tmp_path: Path) -> None:
+    keep(tmp_path, table().json())
+    assert [one.json() for one in kept(tmp_path)] == [table().json()]
+    assert from_json(json.loads(json.dumps(table().json()))).json() == table().json()
+
+
+def test_a_later_result_takes_the_place_of_the_earlier(tmp_path: Path) -> None:
+    for _ in range(2):
+        keep(tmp_path, table().json())
+    keep(tmp_path, table("13").json())
+    assert len(kept(tmp_path)) == 2
+
+
+def test_document_has_the_machines_and_the_commands_and_no_section_without_a_result() -> None:
+    document = text([table("13"), table()])
+    assert "|  | The machine of the run, on a private host | Lab host 13 |\n" in document
+    assert "| kernel | 6.12 | 6.12 |\n" in document
+    assert document.index("(`tools/bench latency`, 2026-01-31)") < document.index("(`tools/bench --lab 13 latency`")
+    assert "0 of 2 are met. Missed:\n\n- Lab host 13, latency: prepare\n- The machine" in document
+    assert "What nesting costs" not in document

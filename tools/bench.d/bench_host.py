@@ -1,0 +1,106 @@
+"""The host that VMs run on: a private host's libvirtd, which this starts, or that of a lab host's systemd."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from libvirt_cgroup_hooks import managers
+from libvirt_cgroup_hooks.host import Host
+from tests.live.harness import CONFIG, Daemon, configure, destroy_all_vms, domain_xml, virsh, wait_for
+
+TREE = Path(__file__).resolve().parents[2]
+HOOK = Path("/etc/libvirt/hooks/qemu")
+RECORDER = Path("/etc/libvirt/hooks/qemu.d/00-record")
+RECORD = '#!/bin/sh\ncat >"/run/bench/$1.$2"\n'  # the XML that libvirt gives to hooks
+SCRATCH = Path("/run/bench")
+STATE = Path("/run/libvirt-cgroup-hooks")
+LAYOUTS = ("native", "legacy", "nested", "flat", "root", "uuid", "/vms/$DRIVER-$NAME")
+WITHOUT_PARENT = ("flat", "root", "uuid")  # these take no memory reservation
+NAME, UUID = "bench", "6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab"
+
+
+def settings(layout: str) -> str:
+    memory = "" if layout in WITHOUT_PARENT else 'reserved_host_mem = "512 MiB"\n'
+    return f'reserved_host_cpus = "0"\n{memory}cgroup_layout = "{layout}"\n'
+
+
+def vm_xml(name: str, vcpus: int = 2, iothreads: int = 1, pinned: str = "") -> str:
+    """With PINNED, every vCPU is pinned to these CPUs."""
+    pins = dict.fromkeys(range(vcpus), pinned) if pinned else None
+    return domain_xml(name, uuid=UUID if name == NAME else None, vcpus=vcpus, iothreads=iothreads, vcpupin=pins)
+
+
+class VmHost:
+    """While it is open: a daemon with the hook and the recorder, and nothing configured."""
+
+    def __enter__(self) -> VmHost:
+        self.systemd = managers.name(Host()) == "systemd"
+        SCRATCH.mkdir(exist_ok=True)
+        RECORDER.parent.mkdir(parents=True, exist_ok=True)
+        install(RECORDER, RECORD)
+        self.install_hook()
+        self._daemon = None if self.systemd else Daemon()
+        if self._daemon:
+            self._daemon.start()
+        else:
+            self.reload()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        destroy_all_vms()
+        CONFIG.unlink(missing_ok=True)
+        if self._daemon:
+            self._daemon.stop()
+
+    def install_hook(self, text: str | None = None) -> None:
+        """The hook, or TEXT in its place."""
+        install(HOOK, (TREE / "hooks/qemu").read_text() if text is None else text)
+
+    def reload(self) -> None:
+        """The daemon looks for hooks again. It does so in its own time and tells nobody."""
+        if self._daemon:
+            os.kill(self._daemon.pid, signal.SIGHUP)
+        else:
+            subprocess.run(["systemctl", "kill", "--kill-whom=main", "-s", "HUP", "libvirtd"], check=True)
+        time.sleep(0.5)
+        wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
+
+    def restart(self) -> None:
+        """Returns when all VMs are connected again."""
+        if self._daemon:
+            self._daemon.restart()
+        else:
+            subprocess.run(["systemctl", "restart", "libvirtd"], check=True)
+            wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
+
+    def start(self, name: str, layout: str | None) -> None:
+        configure(settings(layout) if layout else None)
+        virsh("create", "/dev/stdin", stdin=vm_xml(name))
+
+
+def install(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")  # a script that runs cannot be written to
+    new.write_text(text)
+    new.chmod(0o755)
+    new.rename(path)
+
+
+def remove_tree(directory: str) -> None:
+    """A cgroup and those below it."""
+    for top, _, _ in os.walk(directory, topdown=False):
+        for _ in range(100):
+            try:
+                os.rmdir(top)
+                break
+            except OSError:  # what left it has not quite gone
+                time.sleep(0.005)
+
+
+def have(*programs: str) -> bool:
+    return all(shutil.which(one) for one in programs)

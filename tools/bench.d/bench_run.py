@@ -1,0 +1,60 @@
+"""Running commands in turn and taking their time."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+Samples = dict[str, list[float]]
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+PYTHON = "/usr/bin/python3"
+BARE_PYTHON = [PYTHON, "-I", "-c", "pass"]
+
+
+@dataclass(frozen=True)
+class Took:
+    wall: int  # nanoseconds, until the program has ended
+    cpu: int  # nanoseconds, user and system
+
+
+def run(command: list[str], stdin: str = "/dev/null") -> Took:
+    """Runs COMMAND with the file STDIN, as libvirtd runs a hook. One that fails ends the benchmark."""
+    actions = [(os.POSIX_SPAWN_OPEN, 0, stdin, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
+    begin = time.monotonic_ns()
+    child = os.posix_spawn(command[0], command, ENVIRONMENT, file_actions=actions)
+    _, status, usage = os.wait4(child, 0)
+    wall = time.monotonic_ns() - begin
+    if status:
+        sys.exit(f"bench: {' '.join(command)}: exit status {os.waitstatus_to_exitcode(status)}")
+    return Took(wall, round((usage.ru_utime + usage.ru_stime) * 1e9))
+
+
+def in_turn(cases: Mapping[str, Callable[[], float]], rounds: int, warm: int = 1) -> Samples:
+    """Samples of each case; every round takes all of them once, in another order. WARM rounds are thrown away."""
+    order = random.Random(1)  # noqa: S311 - an order, and the same at every run
+    samples: Samples = {name: [] for name in cases}
+    for number in range(-warm, rounds):
+        names = list(cases)
+        order.shuffle(names)
+        for name in names:
+            took = cases[name]()
+            if number >= 0:
+                samples[name].append(took)
+    return samples
+
+
+def empty_hook(directory: Path) -> list[str]:
+    """The least that a hook can be."""
+    path = directory / "empty"
+    path.write_text("#!/bin/sh\nexit 0\n")
+    path.chmod(0o755)
+    return [str(path)]
+
+
+def say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,208 @@
+"""What a VM's start costs as a whole, and many at once."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench_host import HOOK, NAME, SCRATCH, VmHost, settings, vm_xml
+from bench_run import BARE_PYTHON, run, say
+from bench_stats import Spread, interval, quartiles
+from bench_table import UNITS, Goal, Row, measured
+
+from tests.live.harness import configure, destroy_all_vms, destroy_vm, virsh
+
+LAYOUTS = ("native", "/vms/$DRIVER-$NAME")
+WITHOUT = "without the hook"
+CALLS = 3  # of the hook while a VM starts: prepare, start, started
+
+
+def start(rounds: int) -> list[Row]:
+    """virsh create with the hook and without it, in turn. libvirtd is told of each change with SIGHUP."""
+    rows = []
+    with VmHost() as host:
+        xml = SCRATCH / "vm.xml"
+        xml.write_text(vm_xml(NAME))
+        create = ["/usr/bin/virsh", "--quiet", "--connect", "qemu:///system", "create", str(xml)]
+        for layout in LAYOUTS:
+            say(f"layout {layout}")
+            host.start("resident", layout)
+            took: dict[str, list[float]] = defaultdict(list)
+            for number in range(-1, rounds):
+                for hooked in (True, False) if number % 2 else (False, True):
+                    _switch(host, hooked)
+                    wall = run(create).wall
+                    destroy_vm(NAME)
+                    if number >= 0:
+                        took[layout if hooked else WITHOUT].append(wall)
+                if number >= 0:
+                    took["bare"].append(CALLS * run(BARE_PYTHON).wall)
+            _switch(host, True)
+            destroy_vm("resident")
+            rows += _start_rows(layout, took)
+    return rows
+
+
+def _switch(host: VmHost, hooked: bool) -> None:
+    if HOOK.exists() == hooked:
+        return
+    if hooked:
+        host.install_hook()
+    else:
+        HOOK.unlink()
+    host.reload()
+
+
+def _start_rows(layout: str, took: dict[str, list[float]]) -> list[Row]:
+    base = took[WITHOUT]
+    added = [one - other for one, other in zip(took[layout], base)]
+    middle = quartiles(added).median
+    return [
+        measured(f"`{layout}`: {WITHOUT}", base, {}),
+        measured(f"`{layout}`: with it", took[layout], {WITHOUT: base}),
+        Row(
+            f"`{layout}`: added",
+            "ms",
+            interval([one * UNITS["ms"] for one in added]),
+            {WITHOUT: interval([one / other for one, other in zip(added, base)])},
+        ),
+        measured(f"`{layout}`: of that, {CALLS} bare interpreters", took["bare"], {"added": [middle] * len(added)}),
+    ]
+
+
+# Many at once
+
+LOG = SCRATCH / "storm.log"
+PROBE = f"""\
+#!/usr/bin/python3 -IS
+import os, sys, time
+data = sys.stdin.buffer.read()
+copy = os.memfd_create("xml")
+os.write(copy, data)
+os.lseek(copy, 0, 0)
+os.dup2(copy, 0)
+begin = time.monotonic_ns()
+child = os.posix_spawn("{SCRATCH}/timed", ["{SCRATCH}/timed", *sys.argv[1:]], os.environ)
+_, status, usage = os.wait4(child, 0)
+line = f"{{sys.argv[2]}} {{time.monotonic_ns() - begin}} {{round((usage.ru_utime + usage.ru_stime) * 1e9)}}\\n"
+log = os.open("{LOG}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+os.write(log, line.encode())
+os._exit(os.waitstatus_to_exitcode(status))
+"""
+IMPORT = "    from libvirt_cgroup_hooks.hook import main\n"
+TIMED_LOCK = f"""\
+    import os, time
+    from libvirt_cgroup_hooks.host import Host
+    lock = Host.lock
+    def timed(self, path, *more):
+        begin = time.monotonic_ns()
+        got = lock(self, path, *more)
+        log = os.open("{LOG}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(log, f"lock {{time.monotonic_ns() - begin}} 0\\n".encode())
+        os.close(log)
+        return got
+    Host.lock = timed
+"""
+LOCK_GOAL = Goal("", 5)
+
+
+def storm(at_once: int) -> list[Row]:
+    """AT_ONCE VMs are started together, and twice as many are connected again when the daemon has restarted."""
+    rows = []
+    with VmHost() as host:
+        entrypoint = HOOK.read_text()
+        assert IMPORT in entrypoint, "the entrypoint no longer imports main as this expects"
+        timed = SCRATCH / "timed"
+        timed.write_text(entrypoint.replace(IMPORT, IMPORT + TIMED_LOCK))
+        timed.chmod(0o755)
+        names = [f"storm{number}" for number in range(2 * at_once)]
+        for name in names:
+            virsh("define", "/dev/stdin", stdin=vm_xml(name, vcpus=1, iothreads=0))
+        walls: dict[str, list[float]] = defaultdict(list)
+        hooks: dict[str, list[list[str]]] = {}
+        cpu: dict[str, float] = {}
+        for mode in [*LAYOUTS, WITHOUT] * 2:
+            say(f"{at_once} starts, {mode}")
+            _mode(host, mode)
+            begin, used = time.monotonic_ns(), _cpu_used()
+            _all_at_once(names[:at_once])
+            walls[mode].append(time.monotonic_ns() - begin)
+            cpu[mode], hooks[mode] = _cpu_used() - used, _log()
+            for name in names[:at_once]:
+                virsh("destroy", name)
+        for mode in LAYOUTS:
+            rows += _storm_rows(f"{at_once} starts, `{mode}`", hooks[mode], cpu[mode], walls[mode], walls[WITHOUT])
+        rows += _reconnects(host, names)
+        destroy_all_vms()
+    return rows
+
+
+def _reconnects(host: VmHost, names: list[str]) -> list[Row]:
+    walls: dict[str, list[float]] = defaultdict(list)
+    hooks, cpu = [], 0.0
+    layout = LAYOUTS[-1]
+    _mode(host, layout)
+    for begin in range(0, len(names), 10):
+        _all_at_once(names[begin : begin + 10])
+    for mode in (layout, WITHOUT) * 2:
+        say(f"{len(names)} reconnects, {mode}")
+        _mode(host, mode)
+        LOG.unlink(missing_ok=True)
+        begin, used = time.monotonic_ns(), _cpu_used()
+        host.restart()
+        walls[mode].append(time.monotonic_ns() - begin)
+        if mode == layout:
+            hooks, cpu = _log(), _cpu_used() - used
+    _mode(host, layout)
+    return _storm_rows(f"{len(names)} reconnects, `{layout}`", hooks, cpu, walls[layout], walls[WITHOUT])
+
+
+def _mode(host: VmHost, mode: str) -> None:
+    LOG.unlink(missing_ok=True)
+    configure(settings(LAYOUTS[-1] if mode == WITHOUT else mode))
+    if mode == WITHOUT:
+        HOOK.unlink(missing_ok=True)
+    else:
+        host.install_hook(PROBE)
+    host.reload()
+
+
+def _all_at_once(names: Sequence[str]) -> None:
+    commands = [["virsh", "--quiet", "--connect", "qemu:///system", "start", name] for name in names]
+    running = [subprocess.Popen(command) for command in commands]
+    assert [one.wait() for one in running] == [0] * len(running), "not every VM has started"
+
+
+def _cpu_used() -> float:
+    """Nanoseconds of all that runs on this host."""
+    v1 = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage")
+    if v1.exists():
+        return int(v1.read_text())
+    lines = dict(line.split() for line in Path("/sys/fs/cgroup/cpu.stat").read_text().splitlines())
+    return int(lines["usage_usec"]) * 1000
+
+
+def _log() -> list[list[str]]:
+    return [line.split() for line in LOG.read_text().splitlines()] if LOG.exists() else []
+
+
+def _storm_rows(title: str, log: list[list[str]], cpu: float, walls: list[float], without: list[float]) -> list[Row]:
+    runs = [(int(wall), int(used)) for operation, wall, used in log if operation != "lock"]
+    waits = [int(wall) for operation, wall, _ in log if operation == "lock"]
+    total = sum(used for _, used in runs)
+    count = f"{len(runs)} runs"
+    return [
+        measured(f"{title}: until the last is there", walls, {WITHOUT: without}, unit="s"),
+        Row(f"{title}: CPU of all hooks", "s", _single(total / 1e9), {"all CPU used": _single(total / cpu)}, None, count),
+        measured(f"{title}: one hook", [wall for wall, _ in runs], {}),
+        Row(f"{title}: the longest hook", "ms", _single(max(wall for wall, _ in runs) / 1e6)),
+        measured(f"{title}: waiting for the lock", waits, {}),
+        Row(f"{title}: the longest wait", "ms", _single(max(waits) / 1e6), goal=LOCK_GOAL),
+    ]
+
+
+def _single(value: float) -> Spread:
+    return Spread(value, value, value, 1)
