@@ -58,15 +58,21 @@ class V1:
         steps: list[Step] = []
         last = self.hierarchy.directory(path)
         for directory in self.hierarchy.directories(path):
-            if not self.exists(directory):
-                steps += self._make_one(directory, _parent(directory), cpus if directory == last else None)
+            new = not self.exists(directory)
+            if new or self._is_half_made(directory):
+                steps += [MakeDirectory(directory)] if new else []
+                steps += self._fill(directory, _parent(directory), cpus if directory == last else None)
             elif directory == last and cpus and self.has_cpus:
                 steps += self.set_cpus(directory, cpus)
         return steps
 
-    def _make_one(self, directory: str, parent: str, cpus: CpuSet | None) -> list[Step]:
+    def _is_half_made(self, directory: str) -> bool:
+        """A cpuset without CPUs or memory nodes: who made it was killed, or is just making it."""
+        return self.has_cpus and not all(self._value(f"{directory}/{name}") for name in ("cpuset.cpus", "cpuset.mems"))
+
+    def _fill(self, directory: str, parent: str, cpus: CpuSet | None) -> list[Step]:
         self._made.add(directory)
-        steps: list[Step] = [MakeDirectory(directory)]
+        steps: list[Step] = []
         if self.has_cpus:
             wanted = str(cpus) if cpus else self._value(f"{parent}/cpuset.cpus")
             steps.append(self._write(f"{directory}/cpuset.mems", self._value(f"{parent}/cpuset.mems")))
