@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from .cpuset import CpuSet
 from .errors import Error, printable
@@ -113,6 +114,13 @@ class Host:
     def exists(self, path: str) -> bool:
         return os.path.exists(self.root + path)
 
+    def age(self, path: str) -> float:
+        """Seconds since the file was written; 0 where there is none."""
+        try:
+            return time.time() - os.stat(self.root + path).st_mtime
+        except OSError:
+            return 0
+
     def fingerprint(self, path: str) -> str:
         """Changes whenever the file does; "" where there is none."""
         try:
@@ -150,10 +158,10 @@ class Host:
         except OSError as error:
             raise Refused(f"remove {printable(path)}", error) from None
 
-    def touch(self, path: str, time: int) -> None:
+    def touch(self, path: str, moment: int) -> None:
         """Sets the time of the last change, in nanoseconds. Raises Refused."""
         try:
-            os.utime(self.root + path, ns=(time, time))
+            os.utime(self.root + path, ns=(moment, moment))
         except OSError as error:
             raise Refused(f"touch {printable(path)}", error) from None
 

@@ -12,6 +12,7 @@ from .config import PATH, Config, inert, parse, resolve
 from .errors import Error, printable
 from .host import NEW, Host, page_size
 from .plan import Remove, Replace, Step
+from .threads import STATUS
 from .topology import Topology, read_online
 
 TYPE_CHECKING = False
@@ -26,6 +27,7 @@ LIVE = f"{DIRECTORY}/live"
 ADMITTED = f"{DIRECTORY}/admitted"
 LOCK = f"{DIRECTORY}/lock"
 FORMAT = "libvirt-cgroup-hooks 1"
+GRACE = 60  # seconds
 END = "end\n"  # the last line of the snapshot
 
 
@@ -99,7 +101,7 @@ class Admitted:
         return self._total
 
     def _read(self) -> int:
-        values = dict(line.split(" ", 1) for line in _read(self.host, ADMITTED))
+        values = {key: value for key, _, value in (line.partition(" ") for line in _read(self.host, ADMITTED))}
         try:
             total, before, after = (int(values[key]) for key in ("total", "before", "after"))
         except (KeyError, ValueError):
@@ -184,6 +186,32 @@ def _read(host: Host, path: str) -> list[str]:
 def recorded(host: Host) -> list[str]:
     """The UUIDs of the VMs that have a record."""
     return [name for name in host.names(VMS) if not name.endswith(NEW)]
+
+
+def left_behind(host: Host) -> list[str]:
+    """The UUIDs of recorded VMs that have ended, and whose `release` never came to its end.
+
+    Between `prepare` and the moment libvirt writes its status XML, a VM that starts looks the same: hence GRACE. What is
+    lost of one that takes longer is written again at `start` and `started`.
+    """
+    old = [uuid for uuid in recorded(host) if host.age(f"{VMS}/{uuid}") > GRACE]
+    records = [(uuid, Record.read(host, uuid)) for uuid in old]
+    return [uuid for uuid, record in records if record is None or not host.exists(f"{STATUS}/{record.name}.xml")]
+
+
+def forget(host: Host, uuid: str) -> Step:
+    path = f"{VMS}/{uuid}"
+    return Remove(path, host.read_optional(path) or "")
+
+
+def half_written(host: Host) -> list[Step]:
+    """Takes away the files that someone who was killed was writing: who holds the lock writes none just now."""
+    return [
+        Remove(f"{directory}/{name}", "")
+        for directory in (DIRECTORY, VMS)
+        for name in host.names(directory)
+        if name.endswith(NEW)
+    ]
 
 
 def prepare_directory(host: Host) -> None:

@@ -73,7 +73,7 @@ def _group(comm: str) -> str:
 def cpus_allowed(host: Host, running: Domain, thread: Thread) -> CpuSet:
     """Where the kernel lets THREAD run: its affinity within its cpuset. Empty where it has ended."""
     status = host.read_optional(f"/proc/{running.pid}/task/{thread.tid}/status") or ""
-    allowed = [line.partition(":")[2] for line in status.splitlines() if line.startswith("Cpus_allowed_list:")]
+    allowed = [line.partition(":")[2] for line in status.split("\n") if line.startswith("Cpus_allowed_list:")]
     return CpuSet.parse(allowed[0]) if allowed else CpuSet()
 
 

@@ -171,14 +171,17 @@ def mounts(data: bytes) -> None:
         managers.plan(host, settings, "prepare", domain.parse(SMALLEST))
 
 
-RESERVED = Config({"reserved_host_cpus": "0", "cgroup_layout": "/vms/$NAME"})
+RESERVED = Config(
+    {"reserved_host_cpus": "0", "reserved_host_mem": "1%", "memory_admission": "1", "cgroup_layout": "/vms/$NAME"}
+)
 SMALLEST = f"<domain type='qemu' id='3'><name>vm</name><uuid>{UUID}</uuid></domain>".encode()
 
 
 def state_file(data: bytes) -> None:
     """As each of the files that are kept under /run; one that is damaged is as good as none."""
     record, shared = f"{state.VMS}/{UUID}", state.SHARED
-    files = ({record: data}, {shared: data}, {record: data, shared: data})[zlib.crc32(data) % 3]
+    several = {record: data, shared: data, state.ADMITTED: data, state.LIVE: data}
+    files = ({record: data}, {shared: data}, several)[zlib.crc32(data) % 3]
     for host in (Texts(files, HYBRID), Texts({**SYSTEMD, **files}, HYBRID), Texts({**SYSTEMD, **files}, UNIFIED)):
         for operation in ("prepare", "start", "stopped", "release"):
             with told():
@@ -187,6 +190,8 @@ def state_file(data: bytes) -> None:
     if found:
         again = state.Record.read(Texts({record: str(found).encode("utf-8", "surrogateescape")}, {}), UUID)
         assert again is not None and str(again) == str(found)
+    with told():
+        state.load(Texts({state.LIVE: data}, UNIFIED), [])
     with told():
         state.from_snapshot(data.decode("utf-8", "surrogateescape"), state.FORMAT + "\n")
 

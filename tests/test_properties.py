@@ -119,6 +119,12 @@ mounts = st.tuples(st.lists(mount_line, max_size=4), st.lists(placed, max_size=4
 )
 
 STATE_KEYS = [
+    "total",
+    "uuid",
+    "before",
+    "after",
+    "reserved_host_cpus\t\t0",
+    "hook_timeout\t10\t",
     "name",
     "memory",
     "group",

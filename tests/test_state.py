@@ -185,3 +185,17 @@ def test_what_we_keep_is_roots(host: Kernel) -> None:
     load(host)
     modes = {path: os.stat(host.root + path).st_mode & 0o777 for path in (state.DIRECTORY, state.VMS, state.SNAPSHOT)}
     assert modes == {state.DIRECTORY: 0o755, state.VMS: 0o700, state.SNAPSHOT: 0o600}
+
+
+def test_who_is_left_behind(host: Kernel) -> None:
+    """A record that is old, of a VM that libvirt has no status XML of."""
+    state.prepare_directory(host)
+    for number, name in enumerate(["running", "ended", "starting"]):
+        path = f"{state.VMS}/{number}"
+        host.put(path, f"{state.FORMAT}\nname {name}")
+        if name != "starting":
+            os.utime(host.root + path, (1, 1))
+    host.put(f"{state.VMS}/3", "damaged")
+    os.utime(f"{host.root}{state.VMS}/3", (1, 1))
+    host.put("/run/libvirt/qemu/running.xml", "<domstatus/>")
+    assert state.left_behind(host) == ["1", "3"]

@@ -60,6 +60,7 @@ def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:
         if config or host.exists(state.SHARED):
             manager = managers.choose(host, config, managers.daemon(host))
             manager.check_controllers()
+            manager.forget_left_behind(plan)
             manager.fence_parent(plan, [])
         return plan
 

@@ -49,6 +49,8 @@ class Manager:
         Raises Error where what is configured cannot be done.
         """
         plan = Plan(operation, transaction=operation not in CLEAN_UP)
+        if operation in ("prepare", "release"):
+            self.forget_left_behind(plan, domain.uuid)
         if operation in CLEAN_UP:
             record = state.Record.read(self.host, domain.uuid)
             if record:
@@ -85,6 +87,21 @@ class Manager:
         own.config = self.config.of(domain, CpuSet.parse(self.host.read("/sys/devices/system/cpu/present")))
         own.layout = own.config.cgroup_layout
         return own
+
+    def forget_left_behind(self, plan: Plan, but: str = "") -> None:
+        """What is left of VMs that are gone, where the hook was killed before it had cleaned up; not of the VM BUT."""
+        plan.add(*state.half_written(self.host))
+        for uuid in state.left_behind(self.host):
+            record = state.Record.read(self.host, uuid)
+            if uuid != but and record:
+                plan.add(*self.remains(record))
+                self.forget_record(plan, record)
+            elif uuid != but:
+                plan.add(state.forget(self.host, uuid))
+
+    def is_last(self, record: state.Record) -> bool:
+        """Whether no other VM runs or starts."""
+        return set(state.recorded(self.host)) - set(state.left_behind(self.host)) <= {record.uuid}
 
     def refit(self, plan: Plan, running: list[Domain], force: bool = False) -> None:
         """A changed reservation, for the VM parent and for the VMs that are RUNNING (from `threads.running`).

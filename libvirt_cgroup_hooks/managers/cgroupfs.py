@@ -75,7 +75,7 @@ class Cgroupfs(Manager):
                 plan.add(RemoveCgroup(path))
         if last:
             self.forget_record(plan, record)
-            if state.recorded(self.host) == [record.uuid]:
+            if self.is_last(record):
                 shared = state.Shared(self.host)
                 plan.add(*self.opened(shared, list(shared.before)))
                 plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))

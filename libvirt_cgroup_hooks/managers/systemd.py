@@ -12,6 +12,7 @@ from __future__ import annotations
 from .. import state, threads
 from ..cpuset import CpuSet
 from ..errors import Error, printable
+from ..host import NEW
 from ..plan import MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import placement, units
 from .base import Manager, groups_of
@@ -28,6 +29,7 @@ UNITS = "/run/systemd/system"
 CONTROL = ("/etc/systemd/system.control", "/run/systemd/system.control")  # where set-property keeps what it was told
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
 MACHINE = "machine.slice"
+VM_SCOPE = "machine-qemu"  # begins the name of each VM's scope
 # systemd looks for drop-ins in the directories that it remembers, and loading a transient scope does not make it look
 # again (247 to 257: unit_load_fragment returns before unit_file_build_name_map). Loading a unit that is not there does,
 # if the directory has changed since; two changes in one tick of the kernel's clock look like one, so its time is set.
@@ -102,8 +104,8 @@ class Systemd(Manager):
 
     def _sweep(self, plan: Plan, old: state.Record | None) -> None:
         """Drop-ins that no VM's record names: of VMs that ended without a release."""
-        found = [f"{UNITS}/{name}/{DROP_IN}" for name in self.host.names(UNITS) if name.endswith(".scope.d")]
-        found = [path for path in found if self.host.exists(path)]
+        names = [name for name in self.host.names(UNITS) if name.startswith(VM_SCOPE) and name.endswith(".scope.d")]
+        found = [f"{UNITS}/{name}/{DROP_IN}" for name in names if self._ours(f"{UNITS}/{name}")]
         records = [state.Record.read(self.host, uuid) for uuid in state.recorded(self.host)] if found else []
         known = {path for record in [*records, old] if record for path in record.files}
         for path in found:
@@ -256,9 +258,15 @@ class Systemd(Manager):
     def _drop_in(self, domain: Domain) -> str:
         return f"{UNITS}/{self._scope(domain)}.d/{DROP_IN}"
 
+    def _ours(self, directory: str) -> bool:
+        """Whether all in it is from us: an empty one, or half a file, is what one that was killed has left."""
+        return set(self.host.names(directory)) <= {DROP_IN, DROP_IN + NEW}
+
     def _remove_drop_in(self, path: str) -> list[Step]:
-        text = self.host.read_optional(path)
-        return [] if text is None else [Remove(path, text, mode=0o644), RemoveEmpty(path.rpartition("/")[0])]
+        texts = [(file, self.host.read_optional(file)) for file in (path, path + NEW)]
+        steps: list[Step] = [Remove(file, text, mode=0o644) for file, text in texts if text is not None]
+        directory = path.rpartition("/")[0]
+        return [*steps, RemoveEmpty(directory)] if self.host.exists(directory) else []
 
     # started, reconnect: systemd has put the VM somewhere
 
@@ -309,7 +317,7 @@ class Systemd(Manager):
             return
         plan.add(*self.remains(record))
         self.forget_record(plan, record)
-        if self._cpuset_v1 and state.recorded(self.host) == [record.uuid]:
+        if self._cpuset_v1 and self.is_last(record):
             shared = state.Shared(self.host)
             plan.add(*self.opened(shared, [name for name in shared.before if name.startswith("/")]))
             plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))

@@ -58,17 +58,23 @@ class V1:
         v1 takes no task into a cpuset without CPUs and memory nodes (ENOSPC).
         """
         directories = self.hierarchy.directories(path)
-        if not directories or self.exists(directories[-1]):
+        if not directories or (self.exists(directories[-1]) and not self._is_half_made(directories[-1])):
             return self.set_cpus(directories[-1], cpus) if directories and cpus and self.has_cpus else []
-        present = next((number for number in reversed(range(len(directories))) if self.exists(directories[number])), -1)
         steps: list[Step] = []
-        for directory in directories[present + 1 :]:
-            steps += self._make_one(directory, _parent(directory), cpus if directory == directories[-1] else None)
+        for directory in directories:
+            new = not self.exists(directory)
+            if new or self._is_half_made(directory):
+                steps += [MakeDirectory(directory)] if new else []
+                steps += self._fill(directory, _parent(directory), cpus if directory == directories[-1] else None)
         return steps
 
-    def _make_one(self, directory: str, parent: str, cpus: CpuSet | None) -> list[Step]:
+    def _is_half_made(self, directory: str) -> bool:
+        """A cpuset without CPUs or memory nodes: who made it was killed, or is just making it."""
+        return self.has_cpus and not all(self._value(f"{directory}/{name}") for name in ("cpuset.cpus", "cpuset.mems"))
+
+    def _fill(self, directory: str, parent: str, cpus: CpuSet | None) -> list[Step]:
         self._made.add(directory)
-        steps: list[Step] = [MakeDirectory(directory)]
+        steps: list[Step] = []
         if self.has_cpus:
             wanted = str(cpus) if cpus else self._value(f"{parent}/cpuset.cpus")
             steps.append(self._write(f"{directory}/cpuset.mems", self._value(f"{parent}/cpuset.mems")))

@@ -84,26 +84,33 @@ class V2:
         """The thread GROUPS below the VM cgroup PATH, each with its CPUs (None: all that the VM has)."""
         root = self.hierarchy.directory(path)
         steps: list[Step] = []
-        if root in self._made:
-            threaded = [f"+{name}" for name in THREADED if name in self._available]
-            steps.append(Write(f"{root}/cgroup.subtree_control", " ".join(threaded)))
+        threaded = [name for name in THREADED if name in self._available]
+        if not self._has_enabled(root, threaded):
+            steps.append(Write(f"{root}/cgroup.subtree_control", " ".join(f"+{name}" for name in threaded)))
         for group, cpus in groups.items():
             directory = f"{root}/{group}"
             if not self.exists(directory):
                 self._made.add(directory)
-                steps += [MakeDirectory(directory), Write(f"{directory}/cgroup.type", "threaded")]
+                steps.append(MakeDirectory(directory))
+            if directory in self._made or self.host.read(f"{directory}/cgroup.type").strip() != "threaded":
+                steps.append(Write(f"{directory}/cgroup.type", "threaded"))
             if self.has_cpus:
                 steps += self.set_cpus(directory, cpus)
         return steps
+
+    def _has_enabled(self, directory: str, names: list[str]) -> bool:
+        """Whether DIRECTORY is there with these controllers; one that was killed may have made it, and no more."""
+        found = "" if directory in self._made else self.host.read_optional(f"{directory}/cgroup.subtree_control") or ""
+        return set(names) <= set(found.split())
 
     def nest(self, path: str, processes: list[int]) -> list[Step]:
         """A first cgroup inside the one that holds PROCESSES, which move into it: a cgroup with processes cannot have
         controllers for its children."""
         outer, inner = (self.hierarchy.directory(one) for one in (path.rpartition("/")[0], path))
-        if self.exists(inner):
+        names = [name for name in THREADED if name in self._available]
+        if self.exists(inner) and self._has_enabled(outer, names):
             return []
         self._made.add(inner)
-        names = [name for name in THREADED if name in self._available]
         enable, disable = (" ".join(sign + name for name in names) for sign in "+-")
         back = f"{outer}/cgroup.procs"
         return [
@@ -194,8 +201,6 @@ class V2:
 
     def devices(self, old: str, new: str) -> list[Step]:
         """The BPF program that holds libvirt's list of devices goes along."""
-        if new not in self._made:
-            return []
         from ..bpf import CarryDevices
 
         return [CarryDevices(old, new)]
