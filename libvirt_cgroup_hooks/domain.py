@@ -8,6 +8,7 @@ import pyexpat
 from .cpuset import CpuSet
 from .errors import Error, printable
 
+STATUS = "/run/libvirt/qemu"  # libvirt's status XML of each running VM
 SETTINGS_URI = "urn:libvirt-cgroup-hooks:domain:1"  # of the element in <metadata> that has the VM's own settings
 NIL_UUID = "00000000-0000-0000-0000-000000000000"  # of XML that has none: libvirt gives it one when it is defined
 DEPTH = 256  # libxml2's own limit

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from . import __version__
 from .config import PATH, Config, inert, parse, resolve
+from .domain import STATUS
 from .errors import Error, printable
 from .host import NEW, Host, page_size
 from .plan import Remove, Replace, Step
-from .threads import STATUS
 from .topology import Topology, read_online
 
 TYPE_CHECKING = False
@@ -194,7 +194,10 @@ def left_behind(host: Host) -> list[str]:
     Between `prepare` and the moment libvirt writes its status XML, a VM that starts looks the same: hence GRACE. What is
     lost of one that takes longer is written again at `start` and `started`.
     """
-    old = [uuid for uuid in recorded(host) if host.age(f"{VMS}/{uuid}") > GRACE]
+    found = recorded(host)
+    if len(found) <= len([name for name in host.names(STATUS) if name.endswith(".xml")]):
+        return []  # the usual case costs the same however many VMs run
+    old = [uuid for uuid in found if host.age(f"{VMS}/{uuid}") > GRACE]
     records = [(uuid, Record.read(host, uuid)) for uuid in old]
     return [uuid for uuid, record in records if record is None or not host.exists(f"{STATUS}/{record.name}.xml")]
 

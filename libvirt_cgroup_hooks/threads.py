@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from .domain import Domain
     from .host import Host
 
-STATUS = "/run/libvirt/qemu"  # libvirt's status XML of each running VM
-
 
 class Thread:
     """`group` is "emulator", "vcpuN" or "iothreadN"; `cgroups` the path by hierarchy key, as /proc tells it."""
@@ -36,14 +34,14 @@ def status(host: Host, name: str) -> Domain | None:
 
     Raises Error where the file is not understood.
     """
-    text = host.read_optional(f"{STATUS}/{name}.xml")
+    text = host.read_optional(f"{domains.STATUS}/{name}.xml")
     found = domains.parse(text.encode("utf-8", "surrogateescape")) if text is not None else None
     return found if found and found.pid is not None else None
 
 
 def running(host: Host) -> list[Domain]:
     """Every VM that has a status XML and a living process, by id. Raises Error where one is not understood."""
-    names = [name.removesuffix(".xml") for name in host.names(STATUS) if name.endswith(".xml")]
+    names = [name.removesuffix(".xml") for name in host.names(domains.STATUS) if name.endswith(".xml")]
     found = [domain for domain in (status(host, name) for name in names) if domain and host.exists(f"/proc/{domain.pid}")]
     return sorted(found, key=lambda domain: domain.id or 0)
 
