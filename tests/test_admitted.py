@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -175,11 +174,11 @@ HOSTS = [(kind, name) for kind in (Counting, CountingMachined) for name in ("sma
 
 
 @pytest.fixture(params=HOSTS, ids=["cgroupfs-v1", "cgroupfs-v2", "systemd-v1", "systemd-v2"])
-def counting(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Counting]:
+def counting(tmp_path: Path, request: pytest.FixtureRequest) -> Counting:
     kind, name = request.param
-    host = kind(tmp_path, name, CONF)
+    host: Counting = kind(tmp_path, name, CONF)
     state.prepare_directory(host)
-    yield host
+    return host
 
 
 def numbered(number: int, memory: int = 1) -> Domain:
