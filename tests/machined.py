@@ -20,7 +20,10 @@ from .hosts import NO_LIMIT, Kernel, splits
 SERVICE = "/system.slice/libvirtd.service"
 BUS, ACTIVATION = "/run/dbus/system_bus_socket", "/usr/share/dbus-1/system-services/org.freedesktop.machine1.service"
 UNITS = "/run/systemd/system"
-FILES = {2: {"AllowedCPUs": "cpuset.cpus", "MemoryMax": "memory.max"}, 1: {"MemoryMax": "memory.limit_in_bytes"}}
+FILES = {
+    2: {"AllowedCPUs": "cpuset.cpus", "MemoryMax": "memory.max", "MemoryHigh": "memory.high"},
+    1: {"MemoryMax": "memory.limit_in_bytes"},
+}
 INNER = "<vcpu>2</vcpu><iothreads>1</iothreads><cputune><vcpupin vcpu='1' cpuset='1'/></cputune>"
 PID = 4200100
 
@@ -60,7 +63,7 @@ class Machined(Kernel):
 
     def set_properties(self, unit: str, properties: dict[str, str]) -> None:
         for name, value in properties.items():
-            if name == "MemoryMax" and not (value == "infinity" or value.isdigit()):
+            if name in ("MemoryMax", "MemoryHigh") and not (value == "infinity" or value.isdigit()):
                 raise Error(f"Failed to parse {name}= value '{value}'")
         for name, value in properties.items():
             self.put(f"/run/systemd/system.control/{unit}.d/50-{name}.conf", f"[Slice]\n{name}={value.replace(',', ' ')}")
