@@ -100,11 +100,22 @@ def cpus(host: Kernel, tid: int = PID) -> str:
 
 
 def states(host: Kernel) -> dict[str, str]:
-    """All files; but for locks, and for what systemd remembers it was told, which is never forgotten."""
+    """All files; but for locks, and for what systemd remembers it was told, which is never forgotten.
+
+    No limit of CPUs and all CPUs are the same: on v2 the kernel takes no empty list while there are processes.
+    """
     without = (state.LOCK[1:], f"{state.DIRECTORY[1:]}/reserve.lock", "run/systemd/system.control")
-    return {path: text for path, text in host.snapshot().items() if not path.startswith(without)}
+    found = {path: text for path, text in host.snapshot().items() if not path.startswith(without)}
+    return {
+        path: "0-3" if path.endswith("/cpuset.cpus") and not text.strip() else text.strip() for path, text in found.items()
+    }
 
 
 def vm(host: Kernel) -> Domain:
     """The VM that runs, as the hook is given it."""
     return threads.running(host)[0]
+
+
+def total(host: Kernel) -> int:
+    """Bytes of memory that HOST has."""
+    return int(host.get("/proc/meminfo").split()[1]) * 1024

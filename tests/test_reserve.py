@@ -106,10 +106,10 @@ def test_one_change_after_another(host: Kernel, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kept", "left"),
-    [("0,2", "1,3"), ("0-2", "3"), ("3", "0-2"), ("2-3", "0-1"), ("1", "0,2-3"), (2, "2-3"), ("auto", "1-3")],
+    [("0,2", "1,3"), ("0-2", "3"), ("3", "0-2"), ("2-3", "0-1"), ("1", "0,2-3"), (2, "2-3"), ("auto", "1-3"), (None, "0-3")],
 )
 @pytest.mark.parametrize("layout", ["/vms/$NAME", "native", "root"])
-def test_cpus_in_every_layout(tmp_path: Path, kind: str, layout: str, kept: Value, left: str) -> None:
+def test_cpus_in_every_layout(tmp_path: Path, kind: str, layout: str, kept: Value | None, left: str) -> None:
     """Within one plan each cpuset lies within its parent after every write: else the kernel refuses it."""
     text = f"reserved_host_cpus = '0-1'\ncgroup_layout = '{layout}'\n"
     host = reserving.made(tmp_path, kind, text)

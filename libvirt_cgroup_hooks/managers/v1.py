@@ -86,13 +86,16 @@ class V1:
             steps += self.make(f"{path}/{group}", cpus)
         return steps
 
-    def set_cpus(self, directory: str, wanted: CpuSet) -> list[Step]:
-        """An existing cpuset and those below it. The kernel wants each inside its parent after every single write.
+    def set_cpus(self, directory: str, wanted: CpuSet | None) -> list[Step]:
+        """An existing cpuset and those below it; None: all that its parent has.
+
+        The kernel wants each inside its parent after every single write.
 
         A child that had all of its parent's CPUs goes on having them; another keeps those that are left. One that would
         be left with none gets its parent's where `forced`, as on v2; else Error is raised.
         """
         present = CpuSet.parse(self._value(f"{directory}/cpuset.cpus"))
+        wanted = wanted or CpuSet.parse(self._value(f"{_parent(directory)}/cpuset.cpus"))
         if present == wanted:
             return []
         tree = self._tree(directory, present)
@@ -175,7 +178,7 @@ class V1:
         if file.endswith("/cpuset.cpus"):
             directory = file.rpartition("/")[0]
             parent = CpuSet.parse(self._value(f"{_parent(directory)}/cpuset.cpus"))
-            return self.set_cpus(directory, CpuSet.parse(value) & parent or parent)
+            return self.set_cpus(directory, CpuSet.parse(value) & parent)
         return [self._write(file, value)]
 
     def tuning(self, old: str, new: str, wanted: set[str]) -> list[Step]:
