@@ -119,7 +119,7 @@ class Systemd(Manager):
             steps += self._fence_cpuset(units.slice_path(unit), shared, fenced)
             steps += self._fence_unit(unit, units.slice_path(unit), self._properties(), shared, fenced)
         opened = self.opened(shared, [name for name in shared.before if name not in fenced])
-        plan.add(*shared.save(), *opened, *steps)
+        plan.add(*shared.save(), *steps, *opened)  # memory.high goes back once the limit is set
 
     def _parents(self, shared: state.Shared, domains: list[Domain]) -> list[str]:
         """The slices that are fenced: the VM parent, DOMAINS' own, and those of earlier layouts, where VMs may still run."""
