@@ -155,15 +155,24 @@ class V1:
         """Bytes."""
         return int(self.host.read_optional(f"{directory}/memory.usage_in_bytes") or 0)
 
+    def has_room(self, directory: str, limit: int) -> bool:
+        """Whether LIMIT bytes can be set: the kernel refuses them where they cannot, so that it is enough to use no more."""
+        return self.memory_in_use(directory) <= limit
+
     def reclaim(self, directory: str, limit: int) -> None:
         """One attempt to bring the use down to LIMIT bytes: the kernel makes it while it considers a new limit."""
         file = f"{directory}/memory.limit_in_bytes"
         old = self.host.read(file).strip()
         try:
             self.host.write(file, str(limit))
-            self.host.write(file, old)
         except Refused as error:
             if error.errno != EBUSY:
+                raise
+        finally:
+            try:
+                self.host.write(file, old)
+            except BaseException:  # Ctrl-C just now
+                self.host.write(file, old)
                 raise
 
     def before(self, file: str) -> str:
