@@ -125,6 +125,7 @@ class Systemd(Manager):
         """The slices that are fenced: the VM parent, DOMAINS' own, and those of earlier layouts, where VMs may still run."""
         units = [self.parent_slice(), *(self.of(domain).parent_slice() for domain in domains)]
         before = [name.partition(" ")[0] for name in shared.before if not name.startswith("/")]
+        before += [name.split("/")[-2] for name in shared.before if name.startswith("/") and self.host.exists(name)]
         return list(dict.fromkeys([*filter(None, units), *before]))
 
     def _properties(self) -> dict[str, str]:
