@@ -9,7 +9,6 @@ from . import managers, settings, state, threads, virconf
 from .config import PATH, parse
 from .errors import Error, printable
 from .fence import memory_of, pins_outside, size
-from .managers.limits import fits
 from .plan import Plan, Replace
 
 TYPE_CHECKING = False
@@ -155,7 +154,7 @@ class Change:
     def _settled(self, manager: Manager) -> list[bool]:
         limit = manager.fence.memory or 0
         return [
-            not tree.lowers(directory, limit) or fits(limit, tree.memory_in_use(directory))
+            not tree.lowers(directory, limit) or tree.has_room(directory, limit)
             for directory, tree in manager.memory_parents().items()
         ]
 

@@ -101,7 +101,7 @@ class Admitted:
         return self._total
 
     def _read(self) -> int:
-        values = {key: value for key, _, value in (line.partition(" ") for line in _read(self.host, ADMITTED))}
+        values = dict(line.partition(" ")[::2] for line in _read(self.host, ADMITTED))
         try:
             total, before, after = (int(values[key]) for key in ("total", "before", "after"))
         except (KeyError, ValueError):

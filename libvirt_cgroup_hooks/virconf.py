@@ -53,28 +53,32 @@ def edited(text: str, path: str, key: str, value: str | None) -> str:
     What was set is put into a comment where it stood alone on its line. A key that was not set goes below its
     commented-out sample, else to the end. Raises Error where TEXT is not understood.
     """
-    found = [statement for statement in parse(text, path) if statement.key == key]
+    statements = parse(text, path)
+    found = [statement for statement in statements if statement.key == key]
     if value is not None and found:
         return f"{text[: found[0].start]}{key} = {value}{text[found[0].end :]}"
     for statement in reversed(found):
         text = _without(text, statement)
-    return text if value is None else _inserted(text, key, f"{key} = {value}\n")
+    return text if value is None else _inserted(text, key, f"{key} = {value}", statements)
 
 
 def _without(text: str, statement: Statement) -> str:
     head, inside, tail = text[: statement.start], text[statement.start : statement.end], text[statement.end :]
     line, _, _ = tail.partition("\n")
-    if head.rpartition("\n")[2].strip(SPACE) or line.strip(SPACE)[:1] not in ("", "#") or "\n" in inside:
+    if head.rpartition("\n")[2].strip(SPACE) or line.strip(SPACE)[:1] not in ("", "#") or any(c in inside for c in EOL):
         return head + tail.lstrip(BLANK).removeprefix(";")
     return f"{head}#{inside}{tail}"
 
 
-def _inserted(text: str, key: str, line: str) -> str:
-    lines = text.splitlines(keepends=True)
-    for number, old in enumerate(lines):
-        if old.lstrip(BLANK + "#").partition("=")[0].strip(BLANK) == key and old.endswith("\n"):
-            return "".join([*lines[: number + 1], line, *lines[number + 1 :]])
-    return text + ("" if text.endswith("\n") or not text else "\n") + line
+def _inserted(text: str, key: str, setting: str, statements: list[Statement]) -> str:
+    newline = "\r\n" if "\r\n" in text else "\n"
+    at = 0
+    for line in text.splitlines(keepends=True):
+        at += len(line)
+        sample = line.lstrip(BLANK + "#").partition("=")[0].strip(BLANK) == key and line.endswith("\n")
+        if sample and not any(one.start < at <= one.end for one in statements):  # that is a string over several lines
+            return f"{text[:at]}{setting}{newline}{text[at:]}"
+    return text + ("" if text.endswith("\n") or not text else newline) + setting + newline
 
 
 class _Parser:

@@ -64,6 +64,8 @@ class Kernel(Host):
             (root / directory).mkdir(parents=True)
         super().__init__(str(root))
         self.written: list[str] = []
+        self.cold = 0  # bytes of the VMs' memory that can be reclaimed
+        self.at_once = 2**60  # bytes that one attempt reclaims
         self.hierarchies = detect(Host(self.root).read_optional).hierarchies
         if conf is not None:
             self.configure(conf)
@@ -131,6 +133,9 @@ class Kernel(Host):
             self.move(hierarchy, directory, int(value), whole=name == "cgroup.procs")
         elif name == "cgroup.subtree_control":
             self.enable(directory, value)
+        elif name == "memory.reclaim":
+            if self.reclaim(directory, "memory.current", int(value)) < int(value):
+                raise self.refused(directory, 11)  # EAGAIN
         else:
             self.check(hierarchy, directory, name, value)
             self.put(path, value.strip())
@@ -144,11 +149,25 @@ class Kernel(Host):
             below = [CpuSet.parse(self.get(f"{directory}/{child}/cpuset.cpus")) for child in self.directories(directory)]
             if not all(cpus <= new for cpus in below):
                 raise self.refused(directory, 16)  # EBUSY: a child has more
-        if name == "memory.limit_in_bytes" and 0 <= int(value) < int(self.get(f"{directory}/memory.usage_in_bytes")):
-            raise self.refused(directory, 16)
+        if name == "memory.limit_in_bytes" and self.excess(directory, "memory.usage_in_bytes", value):
+            raise self.refused(directory, 16)  # EBUSY: more cannot be reclaimed
+        if name in ("memory.high", "memory.max") and self.excess(directory, "memory.current", value):
+            assert name == "memory.high", f"the kernel would kill a VM in {directory}"
         if name == "cgroup.type" and value == "threaded" and self.get(f"{directory}/cgroup.type") == "domain":
             parent = directory.rpartition("/")[0]
             self.put(f"{parent}/cgroup.type", "domain threaded")
+
+    def excess(self, directory: str, usage: str, limit: str) -> int:
+        """Bytes that DIRECTORY still uses above LIMIT once the kernel has reclaimed for that."""
+        excess = int(self.get(f"{directory}/{usage}")) - int(limit) if limit.isdigit() else 0
+        return excess - self.reclaim(directory, usage, excess) if excess > 0 else 0
+
+    def reclaim(self, directory: str, usage: str, amount: int) -> int:
+        """Bytes of AMOUNT that were reclaimed."""
+        found = min(amount, self.cold, self.at_once)
+        self.cold -= found
+        self.put(f"{directory}/{usage}", str(int(self.get(f"{directory}/{usage}")) - found))
+        return found
 
     def enable(self, directory: str, value: str) -> None:
         enabled = self.get(f"{directory}/cgroup.subtree_control").split()
@@ -335,7 +354,7 @@ FILES_V1 = {
 FILES_V2 = {
     "cpuset": {"cpuset.cpus": "", "cpuset.mems": "", "cpuset.cpus.effective": "0-3"},
     "cpu": {"cpu.weight": "100", "cpu.max": "max 100000"},
-    "memory": {"memory.max": "max", "memory.high": "max", "memory.low": "0", "memory.current": "0"},
+    "memory": {"memory.max": "max", "memory.high": "max", "memory.low": "0", "memory.current": "0", "memory.reclaim": ""},
 }
 
 

@@ -16,7 +16,8 @@ from libvirt_cgroup_hooks.cli import main
 from libvirt_cgroup_hooks.domain import LIMIT
 
 from .hosts import DATA, UUID, Kernel, domain, run
-from .test_systemd import PID, SCOPE, UNIFIED_LIMIT, Machined
+from .machined import PID, Machined
+from .test_systemd import SCOPE, UNIFIED_LIMIT
 
 PACKAGING = Path(__file__).parent.parent / "packaging"
 CONF = "reserved_host_cpus = '0'\nreserved_host_mem = '512 MiB'\ncgroup_layout = '/vms/$NAME'\n"

@@ -1,27 +1,21 @@
-"""What is done on a host where systemd owns cgroups and machined makes VMs' scopes, v1 and v2, from prepare to release.
-
-`Machined` does what systemctl is asked for, by systemd's rules: a property goes to the kernel's file if the slice has a
-cgroup, and is remembered for when it has.
-"""
+"""What is done on a host where systemd owns cgroups and machined makes VMs' scopes, v1 and v2, from prepare to release."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import pytest
 
 from libvirt_cgroup_hooks import managers, state, threads
-from libvirt_cgroup_hooks.cgroups import Hierarchy
 from libvirt_cgroup_hooks.cpuset import CpuSet
-from libvirt_cgroup_hooks.domain import Domain, parse
+from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.managers.systemd import Systemd
 from libvirt_cgroup_hooks.managers.units import scope_unit
 from libvirt_cgroup_hooks.plan import Plan, Write
 
-from .hosts import NO_LIMIT, UUID, Kernel, domain, run, splits
+from .hosts import NO_LIMIT, UUID, domain, run
+from .machined import ACTIVATION, BUS, INNER, PID, SERVICE, UNITS, Machined
 
 CG = "/sys/fs/cgroup"
 MIB = 2**20
@@ -33,132 +27,12 @@ cgroup_layout = "/vms/$DRIVER-$NAME"
 CPUS = "reserved_host_cpus = '0'\n"
 SMALL_LIMIT = 2040212 * 1024 - 512 * MIB
 UNIFIED_LIMIT = 8135396 * 1024 - 512 * MIB
-SERVICE = "/system.slice/libvirtd.service"
-BUS, ACTIVATION = "/run/dbus/system_bus_socket", "/usr/share/dbus-1/system-services/org.freedesktop.machine1.service"
-UNITS = "/run/systemd/system"
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
 RECORD = f"/run/libvirt-cgroup-hooks/vms/{UUID}"
 OTHER = "0" * 8 + UUID[8:]
 U = UUID.replace("-", r"\x2d")
 SCOPE = r"machine-qemu\x2d3\x2dvm.scope"
 FILE = f"{UNITS}/{SCOPE}.d/{DROP_IN}"
-FILES = {2: {"AllowedCPUs": "cpuset.cpus", "MemoryMax": "memory.max"}, 1: {"MemoryMax": "memory.limit_in_bytes"}}
-INNER = "<vcpu>2</vcpu><iothreads>1</iothreads><cputune><vcpupin vcpu='1' cpuset='1'/></cputune>"
-PID = 4200100
-
-
-class Machined(Kernel):
-    """A recorded host, with systemd, machined, and the daemon in a service."""
-
-    def __init__(self, root: Path, name: str, conf: str | None = None) -> None:
-        super().__init__(root, name, conf)
-        for path in (BUS, ACTIVATION, f"{UNITS}/.keep", "/run/systemd/system.control/.keep"):
-            self.put(path, "")
-        self.daemon(SERVICE)
-
-    @property
-    def version(self) -> int:
-        return max(hierarchy.version for hierarchy in self.hierarchies)
-
-    def daemon(self, path: str) -> None:
-        keys = [hierarchy.key for hierarchy in self.hierarchies] + (["name=systemd"] if self.version == 1 else [])
-        lines = [f"{n}:{key}:{'/' if key == 'cpuset' else path}" for n, key in enumerate(keys)]  # systemd has no v1 cpuset
-        self.put("/proc/self/cgroup", "\n".join(lines))
-
-    # systemd
-
-    def run(self, command: list[str]) -> str:
-        program, verb, *arguments = command
-        assert program == "/bin/systemctl"
-        self.written.append(" ".join(command[1:]))
-        if verb == "set-property":
-            assert arguments[0] == "--runtime"
-            self.set_properties(arguments[1], dict(item.split("=", 1) for item in arguments[2:]))
-        return ""
-
-    def touch(self, path: str, time: int) -> None:
-        super().touch(path, time)
-        self.written.append(f"touch {path}")
-
-    def set_properties(self, unit: str, properties: dict[str, str]) -> None:
-        for name, value in properties.items():
-            if name == "MemoryMax" and not (value == "infinity" or value.isdigit()):
-                raise Error(f"Failed to parse {name}= value '{value}'")
-        for name, value in properties.items():
-            self.put(f"/run/systemd/system.control/{unit}.d/50-{name}.conf", f"[Slice]\n{name}={value.replace(',', ' ')}")
-            for hierarchy in self.hierarchies:
-                file = f"{hierarchy.directory('/' + unit)}/{FILES[hierarchy.version].get(name, '-')}"
-                if self.exists(file):
-                    self.write(file, value if value != "infinity" else "max" if hierarchy.version == 2 else NO_LIMIT)
-
-    def slice(self, unit: str, cpus: str = "", memory: str = "", used: str = "0") -> None:
-        """A slice below the root has its cgroup, with these limits."""
-        for hierarchy in self.hierarchies:
-            if hierarchy.version == 2:
-                self.enable(hierarchy.mount, "+cpu +cpuset +memory +io +pids")
-            elif "cpuset" in hierarchy.controllers:
-                continue
-            directory = hierarchy.directory(f"/{unit}")
-            self.make_directory(directory)
-            has_memory = hierarchy.version == 2 or "memory" in hierarchy.controllers
-            values = {FILES[hierarchy.version]["MemoryMax"]: memory, "memory.current": used, "memory.usage_in_bytes": used}
-            for name, value in {**(values if has_memory else {}), "cpuset.cpus": cpus}.items():
-                if value and self.exists(f"{directory}/{name}"):
-                    self.put(f"{directory}/{name}", value)
-
-    # libvirt
-
-    def starts(self, vm: Domain, parent: str, inner: str = INNER, groups: bool = True, helpers: int = 0) -> Domain:
-        """QEMU runs in the scope that systemd has made in the slice at PARENT; GROUPS: and libvirt has made its own."""
-        base = f"{parent}/{scope_unit(vm.name, 3)}"
-        numbers = {PID: ("qemu-system-x86", "emulator"), PID + 1: ("worker", "emulator")}
-        numbers.update((PID + 10 + n, (f"CPU {n}/KVM", f"vcpu{n}")) for n in vm.online_vcpus())
-        numbers.update((PID + 20 + n, (f"IO iothread{n}", f"iothread{n}")) for n in vm.iothread_numbers())
-        names = dict.fromkeys(group for _, group in numbers.values()) if groups else ()
-        for hierarchy in self.hierarchies:
-            self.scope(hierarchy, base, list(names))
-            self.pin(hierarchy, f"{base}/libvirt", vm)
-        for tid, (comm, group) in numbers.items():
-            at = f"{base}/libvirt/{group}" if groups else base
-            places = {h.key: at if splits(h) else base for h in self.hierarchies}
-            self.start_thread(PID, tid, comm, {**places, **({"name=systemd": base} if self.version == 1 else {})})
-        for helper in range(PID + 50, PID + 50 + helpers):
-            self.start_thread(helper, helper, "swtpm", {h.key: base for h in self.hierarchies})
-        text = f"<domain type='qemu' id='3'><name>{escape(vm.name)}</name><uuid>{vm.uuid}</uuid>{inner}</domain>"
-        vcpus = "".join(f"<vcpu id='{n}' pid='{PID + 10 + n}'/>" for n in vm.online_vcpus())
-        self.put(f"/run/libvirt/qemu/{vm.name}.xml", f"<domstatus pid='{PID}'><vcpus>{vcpus}</vcpus>{text}</domstatus>")
-        return parse(text.encode())
-
-    def scope(self, hierarchy: Hierarchy, base: str, groups: Sequence[str]) -> None:
-        inner = [f"{base}/libvirt", *(f"{base}/libvirt/{group}" for group in groups)] if groups else []
-        directories = hierarchy.directories(base)
-        for directory in [*directories, *map(hierarchy.directory, inner if splits(hierarchy) else [])]:
-            parent = directory.rpartition("/")[0]
-            if hierarchy.version == 2:
-                self.enable(parent, "+cpu +cpuset +memory" if directory in directories else "+cpu +cpuset")
-            self.make_directory(directory)
-            if "cpuset" in hierarchy.controllers and hierarchy.version == 1:
-                for name in ("cpuset.mems", "cpuset.cpus"):
-                    if not self.get(f"{directory}/{name}"):
-                        self.write(f"{directory}/{name}", self.get(f"{parent}/{name}"))
-
-    # the kernel
-
-    def enable(self, directory: str, value: str) -> None:
-        """Threaded controllers may be enabled beside processes where no cgroup below has any."""
-        hierarchy = self.hierarchy(directory)
-        assert hierarchy
-        threaded = all(word[1:] in ("cpu", "cpuset") for word in value.split())
-        below = [f"{directory}/{name}" for name in self.directories(directory)]
-        if threaded and self.exists(f"{directory}/cgroup.type") and not any(self.tasks(hierarchy, path) for path in below):
-            kind = self.get(f"{directory}/cgroup.type")
-            (Path(self.root) / f"{directory}/cgroup.type"[1:]).unlink()
-            super().enable(directory, value)
-            self.put(f"{directory}/cgroup.type", kind)
-            if self.tasks(hierarchy, directory):
-                self.put(f"{directory}/cgroup.type", "domain threaded")
-        else:
-            super().enable(directory, value)
 
 
 @pytest.fixture

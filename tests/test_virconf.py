@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from libvirt_cgroup_hooks.errors import Error
-from libvirt_cgroup_hooks.virconf import MAX_NESTING, parse
+from libvirt_cgroup_hooks.virconf import MAX_NESTING, edited, parse
 
 if TYPE_CHECKING:
     from libvirt_cgroup_hooks.virconf import Value
@@ -167,3 +167,75 @@ def test_lines_are_counted(newline: str) -> None:
 def test_where_a_statement_begins_and_ends() -> None:
     text = "# prose\n a = [ 1 ] # why\nb = 'x'"
     assert [text[s.start : s.end] for s in parse(text, PATH)] == ["a = [ 1 ]", "b = 'x'"]
+
+
+# editing
+
+
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [
+        # set: in place, whatever is beside it
+        ("key = 1\n", "key = NEW\n"),
+        ("key = 1", "key = NEW"),
+        ("a = 1\nkey = 'x' # why\nb = 2\n", "a = 1\nkey = NEW # why\nb = 2\n"),
+        ("  key=1# why", "  key = NEW# why"),
+        ("a = 1; key = 2; b = 3", "a = 1; key = NEW; b = 3"),
+        ("key = [ 'a',\n 'b', ] # why\nb = 2", "key = NEW # why\nb = 2"),
+        ('key = """a\n#b\n"""; b = 2\n', "key = NEW; b = 2\n"),
+        ("key = 1\r\nb = 2\r\n", "key = NEW\r\nb = 2\r\n"),
+        ("key = 1\rb = 2\r", "key = NEW\rb = 2\r"),
+        ("key = 1\nkey = 2\n", "key = NEW\nkey = 2\n"),  # the first one counts
+        ("#key = 1\nkey = 2\n", "#key = 1\nkey = NEW\n"),
+        # not set: below the sample
+        ("# prose\n#key = 1\n\n#b = 2\n", "# prose\n#key = 1\nkey = NEW\n\n#b = 2\n"),
+        ("## key = 1\na = 1", "## key = 1\nkey = NEW\na = 1"),
+        ("#key = 1\r\n#b = 2\r\n", "#key = 1\r\nkey = NEW\r\n#b = 2\r\n"),
+        ("#key = 1\n#key = 2\n", "#key = 1\nkey = NEW\n#key = 2\n"),
+        ("#b = 1\n# key is what counts\n#keys = 1\n", "#b = 1\n# key is what counts\n#keys = 1\nkey = NEW\n"),
+        ('a = """\n#key = 1\n"""\n', 'a = """\n#key = 1\n"""\nkey = NEW\n'),  # a string, no sample
+        ('a = [\'x\', """\nkey = 1\n"""]\n#key = 1\n', 'a = [\'x\', """\nkey = 1\n"""]\n#key = 1\nkey = NEW\n'),
+        # else to the end
+        ("", "key = NEW\n"),
+        ("a = 1\n", "a = 1\nkey = NEW\n"),
+        ("a = 1", "a = 1\nkey = NEW\n"),
+        ("a = 1;", "a = 1;\nkey = NEW\n"),
+        ("#key = 1", "#key = 1\nkey = NEW\n"),
+        ("# prose", "# prose\nkey = NEW\n"),
+        ("a = 1\r\n", "a = 1\r\nkey = NEW\r\n"),
+        ("a = 1\r\nb = 2", "a = 1\r\nb = 2\r\nkey = NEW\r\n"),
+    ],
+)
+def test_a_setting_is_set(text: str, after: str) -> None:
+    assert edited(text, PATH, "key", "NEW") == after
+
+
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [
+        ("", ""),
+        ("a = 1\n#key = 1", "a = 1\n#key = 1"),
+        ("a = 1\nkey = 2 # why\nb = 3\n", "a = 1\n#key = 2 # why\nb = 3\n"),
+        ("\tkey = 2", "\t#key = 2"),
+        ("key = 1\r\nb = 2\r\n", "#key = 1\r\nb = 2\r\n"),
+        ("key = 1\na = 1\nkey = 2\n", "#key = 1\na = 1\n#key = 2\n"),  # else the second would count
+        # on a line with others, or over several lines, a comment would take too much or too little
+        ("a = 1; key = 2; b = 3", "a = 1;  b = 3"),
+        ("a = 1; key = 2 # why", "a = 1; # why"),
+        ("key = 2; b = 3", " b = 3"),
+        ("key = 2;\nb = 3", "\nb = 3"),
+        ("key = 1; key = 2", " "),
+        ("a = 1\rkey = 2\rb = 3", "a = 1\r\rb = 3"),
+        ("key = [\n 'x'\n]\nb = 3", "\nb = 3"),
+        ("key = [\r 'x'\r]\r#b = 3", "\r#b = 3"),
+        ('key = """x\ny""" # why\n', "# why\n"),
+    ],
+)
+def test_a_setting_is_no_longer_set(text: str, after: str) -> None:
+    assert edited(text, PATH, "key", None) == after
+
+
+@pytest.mark.parametrize("value", ["1", None])
+def test_a_file_that_is_not_understood_is_not_edited(value: str | None) -> None:
+    with pytest.raises(Error, match=f'^{PATH}:2: "b" is not followed by "="'):
+        edited("key = 1\nb\n", PATH, "key", value)

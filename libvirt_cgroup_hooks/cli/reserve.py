@@ -63,9 +63,12 @@ def add(commands: Any) -> None:
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
     if not 0 < number < 86400:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f'"{printable(text)}" is not a number of seconds, above 0 and below 86400')
     return number
 
 

@@ -94,7 +94,7 @@ class Cgroupfs(Manager):
                 shared.made += [directory for directory in tree.hierarchy.directories(path) if not tree.exists(directory)]
                 steps += self._fenced(tree, path, shared.before, fenced)
         opened = self.opened(shared, [file for file in shared.before if file not in fenced])
-        plan.add(*shared.save(), *opened, *steps)
+        plan.add(*shared.save(), *steps, *opened)  # memory.high goes back once the limit is set
 
     def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
         steps: list[Step] = []
@@ -163,8 +163,11 @@ class Cgroupfs(Manager):
     def _make_place(self, plan: Plan, tree: Tree, path: str, domain: Domain, names: list[str], libvirt: str | None) -> None:
         """The VM cgroup with its thread groups, and what LIBVIRT, the directory of its own cgroup, has been tuned to."""
         directory = tree.hierarchy.directory(path)
-        carries = self.fence.cpus is not None and self.layout.parent is None and tree.has_cpus
+        carries = self.layout.parent is None and tree.has_cpus
+        was_there = tree.exists(directory)
         plan.add(*tree.make(path, self.fence.cpus if carries else None))
+        if carries and was_there and self.fence.cpus is None:  # what it carried before
+            plan.add(*tree.set_cpus(directory, None))
         groups = self.allowed_of(domain, names)
         plan.add(*tree.make_threads(path, groups))
         if libvirt is not None:

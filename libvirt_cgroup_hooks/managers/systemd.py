@@ -100,7 +100,7 @@ class Systemd(Manager):
 
     @property
     def reaches_into_vms(self) -> bool:
-        return self.config.has_sets or self._carries or self._cpuset_v1 is not None
+        return self.config.has_sets or self.parent_slice() is None or self._cpuset_v1 is not None
 
     def _sweep(self, plan: Plan, old: state.Record | None) -> None:
         """Drop-ins that no VM's record names: of VMs that ended without a release."""
@@ -120,12 +120,13 @@ class Systemd(Manager):
             steps += self._fence_cpuset(units.slice_path(unit), shared, fenced)
             steps += self._fence_unit(unit, units.slice_path(unit), self._properties(), shared, fenced)
         opened = self.opened(shared, [name for name in shared.before if name not in fenced])
-        plan.add(*shared.save(), *opened, *steps)
+        plan.add(*shared.save(), *steps, *opened)  # memory.high goes back once the limit is set
 
     def _parents(self, shared: state.Shared, domains: list[Domain]) -> list[str]:
         """The slices that are fenced: the VM parent, DOMAINS' own, and those of earlier layouts, where VMs may still run."""
         units = [self.parent_slice(), *(self.of(domain).parent_slice() for domain in domains)]
         before = [name.partition(" ")[0] for name in shared.before if not name.startswith("/")]
+        before += [name.split("/")[-2] for name in shared.before if name.startswith("/") and self.host.exists(name)]
         return list(dict.fromkeys([*filter(None, units), *before]))
 
     def _properties(self) -> dict[str, str]:
@@ -275,7 +276,7 @@ class Systemd(Manager):
         actual = self._systemd_path(found[0])
         if not self.layout.native and not _within(actual, expected):
             plan.warnings.append(f"systemd has put the VM in {printable(actual)}, not in {expected}; restart it to move it")
-        elif self._carries:
+        elif self.parent_slice() is None:
             self._fence_scope(plan, domain, expected)
         self.set_cpus_in_place(plan, domain, found)
         for tree in self.trees:
@@ -284,11 +285,16 @@ class Systemd(Manager):
                 self._make_groups(plan, domain, found, tree, expected if tree.hierarchy.version == 1 else at)
 
     def _fence_scope(self, plan: Plan, domain: Domain, path: str) -> None:
+        """The fence that the VM carries; where no CPUs are kept, it gets back those that it was without."""
         tree = self._cpuset_v1
         if tree and tree.exists(tree.hierarchy.directory(path)):
-            plan.add(*tree.make(path, self.fence.cpus))
+            plan.add(*tree.set_cpus(tree.hierarchy.directory(path), self.fence.cpus))
         elif not tree:
-            plan.add(*self._fence_unit(self._scope(domain), path, {"AllowedCPUs": str(self.fence.cpus)}, None, set()))
+            scope = self._scope(domain)
+            present = self._in_effect(scope, path, ["AllowedCPUs"]).get("AllowedCPUs")
+            wanted = str(self.fence.cpus) if self.fence.cpus is not None else self._all_cpus() if present else ""
+            if wanted:
+                plan.add(*self._fence_unit(scope, path, {"AllowedCPUs": wanted}, None, set()))
 
     def _systemd_path(self, thread: Thread) -> str:
         return thread.cgroups.get("name=systemd") or thread.cgroups.get("", "")

@@ -94,13 +94,16 @@ class V1:
             steps += self.make(f"{path}/{group}", cpus)
         return steps
 
-    def set_cpus(self, directory: str, wanted: CpuSet) -> list[Step]:
-        """An existing cpuset and those below it. The kernel wants each inside its parent after every single write.
+    def set_cpus(self, directory: str, wanted: CpuSet | None) -> list[Step]:
+        """An existing cpuset and those below it; None: all that its parent has.
+
+        The kernel wants each inside its parent after every single write.
 
         A child that had all of its parent's CPUs goes on having them; another keeps those that are left. One that would
         be left with none gets its parent's where `forced`, as on v2; else Error is raised.
         """
         present = CpuSet.parse(self._value(f"{directory}/cpuset.cpus"))
+        wanted = wanted or CpuSet.parse(self._value(f"{_parent(directory)}/cpuset.cpus"))
         if present == wanted:
             return []
         tree = self._tree(directory, present)
@@ -160,15 +163,24 @@ class V1:
         """Bytes."""
         return int(self.host.read_optional(f"{directory}/memory.usage_in_bytes") or 0)
 
+    def has_room(self, directory: str, limit: int) -> bool:
+        """Whether LIMIT bytes can be set: the kernel refuses them where they cannot, so that it is enough to use no more."""
+        return self.memory_in_use(directory) <= limit
+
     def reclaim(self, directory: str, limit: int) -> None:
         """One attempt to bring the use down to LIMIT bytes: the kernel makes it while it considers a new limit."""
         file = f"{directory}/memory.limit_in_bytes"
         old = self.host.read(file).strip()
         try:
             self.host.write(file, str(limit))
-            self.host.write(file, old)
         except Refused as error:
             if error.errno != EBUSY:
+                raise
+        finally:
+            try:
+                self.host.write(file, old)
+            except BaseException:  # Ctrl-C just now
+                self.host.write(file, old)
                 raise
 
     def before(self, file: str) -> str:
@@ -183,7 +195,7 @@ class V1:
         if file.endswith("/cpuset.cpus"):
             directory = file.rpartition("/")[0]
             parent = CpuSet.parse(self._value(f"{_parent(directory)}/cpuset.cpus"))
-            return self.set_cpus(directory, CpuSet.parse(value) & parent or parent)
+            return self.set_cpus(directory, CpuSet.parse(value) & parent)
         return [self._write(file, value)]
 
     def tuning(self, old: str, new: str, wanted: set[str]) -> list[Step]:

@@ -7,7 +7,7 @@ from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..host import ABSENT, EAGAIN, Refused
 from ..plan import MakeDirectory, Move, Step, Write
-from .limits import HaveRoom, over_limit, pressed
+from .limits import HaveRoom, fits, over_limit, pressed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,6 +166,10 @@ class V2:
     def memory_in_use(self, directory: str) -> int:
         """Bytes."""
         return int(self.host.read_optional(f"{directory}/memory.current") or 0)
+
+    def has_room(self, directory: str, limit: int) -> bool:
+        """Whether LIMIT bytes can be set."""
+        return fits(limit, self.memory_in_use(directory))
 
     def reclaim(self, directory: str, limit: int) -> None:
         """One attempt to bring the use down to LIMIT bytes. EAGAIN: there is nothing more to be had now."""
