@@ -6,8 +6,8 @@ from __future__ import annotations
 from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..host import EBUSY, Refused
-from ..plan import MakeDirectory, Step, Write
-from .limits import LowerLimit, over_limit
+from ..plan import MakeDirectory, Plan, Step, Write
+from .limits import LowerLimit, over_limit, pressed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,12 +153,13 @@ class V1:
         return int(self.host.read_optional(f"{directory}/memory.usage_in_bytes") or 0)
 
     def reclaim(self, directory: str, limit: int) -> None:
-        """One attempt to bring the use down to LIMIT bytes: the kernel makes it while it considers a new limit."""
+        """One attempt to bring the use well below LIMIT bytes: the kernel makes it while it considers a new limit."""
         file = f"{directory}/memory.limit_in_bytes"
         old = self.host.read(file).strip()
+        plan = Plan("reclaim")
+        plan.add(Write(file, str(pressed(limit)), old), Write(file, old))
         try:
-            self.host.write(file, str(limit))
-            self.host.write(file, old)
+            plan.run(self.host)
         except Refused as error:
             if error.errno != EBUSY:
                 raise
