@@ -261,7 +261,8 @@ class Plan:
             raise
 
     def _undo(self, made: list[Step], host: Host) -> None:
-        for step in reversed(made):
+        # CPUs of threads last: the kernel refuses those that are not in the thread's cpuset (EINVAL)
+        for step in sorted(reversed(made), key=lambda step: isinstance(step, Pin)):
             undo = step.undo()
             try:
                 if undo:
