@@ -17,6 +17,7 @@ from .domain import LIMIT, SETTINGS_URI, parse
 from .errors import Error, Refusal, printable
 from .host import Host
 from .managers.base import CLEAN_UP, ENFORCE
+from .plan import run_settled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,11 +90,7 @@ class _Run:
         with host.locked(state.LOCK):
             if self.operation in ENFORCE:  # whoever held the lock may have changed it
                 self.config = state.load(host, [], save=True)
-            plan = managers.plan(host, self.config, self.operation, domain)
-            try:
-                plan.run(host)
-            finally:
-                self.warnings += plan.warnings
+            run_settled(host, lambda: managers.plan(host, self.config, self.operation, domain), self.warnings)
 
     def failed(self, error: Error) -> int:
         text = printable(f"libvirt-cgroup-hooks: {error}")
