@@ -16,7 +16,7 @@ from .config import PATH, Config
 from .domain import LIMIT, SETTINGS_URI, parse
 from .errors import Error, Refusal, printable
 from .host import Host
-from .plan import CLEAN_UP, ENFORCE
+from .plan import CLEAN_UP, ENFORCE, run_settled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,11 +89,7 @@ class _Run:
         with host.locked(state.LOCK):
             if self.operation in ENFORCE:  # whoever held the lock may have changed it
                 self.config = state.load(host, [], save=True)
-            plan = managers.plan(host, self.config, self.operation, domain)
-            try:
-                plan.run(host)
-            finally:
-                self.warnings += plan.warnings
+            run_settled(host, lambda: managers.plan(host, self.config, self.operation, domain), self.warnings)
 
     def failed(self, error: Error) -> int:
         text = printable(f"libvirt-cgroup-hooks: {error}")

@@ -12,9 +12,14 @@ from .cpuset import CpuSet
 from .errors import Error, printable
 from .host import ABSENT, EBUSY, ENOTEMPTY, ESRCH, Host, Refused
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ENFORCE = ("prepare", "start", "started", "reconnect")  # operations
 CLEAN_UP = ("stopped", "release")
 SYSTEMCTL = "/bin/systemctl"  # also where /bin is not /usr/bin
+TRIES, PAUSE = 20, 0.05  # of a plan that others get in the way of; seconds
 
 
 class Step:
@@ -263,10 +268,32 @@ class Plan:
             raise
 
     def _undo(self, made: list[Step], host: Host) -> None:
-        for step in reversed(made):
+        made.reverse()
+        made.sort(key=lambda step: isinstance(step, Pin))  # last: the thread's cpuset has to have the CPUs (EINVAL)
+        for step in made:
             undo = step.undo()
             try:
                 if undo:
                     undo.run(host)
             except Error as error:
                 self.warnings.append(f"could not undo ({step}): {error}")
+
+
+def run_settled(host: Host, make: Callable[[], Plan], warnings: list[str]) -> Plan:
+    """Runs the plan that MAKE makes, and returns it; its warnings go to WARNINGS.
+
+    libvirt may make a cgroup meanwhile in a v1 cpuset that is to lose CPUs, which the kernel then refuses (EBUSY): the
+    plan is made anew.
+    """
+    for left in reversed(range(TRIES)):
+        plan = make()
+        try:
+            plan.run(host)
+            break
+        except Refused as error:
+            if error.errno != EBUSY or not left:
+                raise
+        finally:
+            warnings += plan.warnings
+        time.sleep(PAUSE)
+    return plan

@@ -13,7 +13,7 @@ from ..config import Config
 from ..domain import Domain
 from ..errors import Error, printable
 from ..host import Host
-from ..plan import Plan
+from ..plan import Plan, run_settled
 from . import add as add_command
 from .output import print_json
 
@@ -79,7 +79,5 @@ def _domain(host: Host, config: Config, domain: Domain, warnings: list[str]) -> 
 def _made(host: Host, make: Callable[[], Plan], warnings: list[str]) -> list[str]:
     state.prepare_directory(host)
     with host.locked(state.LOCK):
-        plan: Plan = make()
-        plan.run(host)
-    warnings += plan.warnings
+        plan = run_settled(host, make, warnings)
     return [str(step) for step in plan.steps]
