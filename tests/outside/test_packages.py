@@ -157,6 +157,7 @@ def check_nothing_is_left(host: Packaged) -> None:
     assert host.check("systemctl is-enabled libvirt-cgroup-hooks 2>&1 || :").strip() != "enabled"
 
 
+@pytest.mark.thorough
 def test_where_each_vm_carries_the_fence(host: Packaged) -> None:
     """A layout without a parent: the drop-in of each scope has the CPUs, and the place."""
     host.install("1")
@@ -171,6 +172,7 @@ def test_where_each_vm_carries_the_fence(host: Packaged) -> None:
     host.check("virsh destroy web")
 
 
+@pytest.mark.thorough
 def test_beside_another_hook(host: Packaged) -> None:
     host.check(f"mkdir -p {HOOKS} && cat >{HOOKS}/qemu <<'END'\n{FOREIGN}END")
     host.check(f"chmod 755 {HOOKS}/qemu && systemctl reload libvirtd")
