@@ -21,6 +21,8 @@ from .plan import CLEAN_UP, ENFORCE, run_settled
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
+
+    from .domain import Domain
 else:
     import _signal as signal  # what the signal module is made of, without the enum and collections that it loads
 
@@ -86,10 +88,23 @@ class _Run:
             state.prepare_directory(host)
         elif not state.Record.exists(host, domain.uuid):
             return
+        if self.operation == "reconnect" and self.settled(domain):
+            return
         with host.locked(state.LOCK):
             if self.operation in ENFORCE:  # whoever held the lock may have changed it
                 self.config = state.load(host, [], save=True)
             run_settled(host, lambda: managers.plan(host, self.config, self.operation, domain), self.warnings)
+
+    def settled(self, domain: Domain) -> bool:
+        """Whether a VM that the daemon finds running is as it should be; to see that, nobody has to wait for the lock.
+
+        A daemon that restarts runs the hook for all its VMs at once.
+        """
+        try:
+            plan = managers.plan(self.host, self.config, self.operation, domain)
+        except Error:  # of something that changes meanwhile, perhaps; with the lock it is told
+            return False
+        return not plan.steps and not plan.warnings
 
     def failed(self, error: Error) -> int:
         text = printable(f"libvirt-cgroup-hooks: {error}")

@@ -17,7 +17,7 @@ from libvirt_cgroup_hooks.errors import Error, Refusal
 from libvirt_cgroup_hooks.hook import _Run
 from libvirt_cgroup_hooks.settings import TABLE
 
-from .hosts import Kernel, domain_xml, recorded
+from .hosts import UUID, Kernel, domain, domain_xml, recorded
 
 SCRIPT = Path(__file__).parent.parent / "hooks/qemu"
 CONF = "reserved_host_cpus = '0'\ncgroup_layout = '/vms/$NAME'\n"
@@ -204,6 +204,22 @@ def test_a_bad_configuration_does_not_keep_a_vm_that_has_ended(tmp_path: Path, s
     assert _Run(host, "plain", "release").guarded() == 0
     assert host.cgroups() == []
     assert host.names("/run/libvirt-cgroup-hooks/vms") == []
+
+
+def test_a_settled_vm_is_seen_at_reconnect_without_the_lock(tmp_path: Path, stdin: int) -> None:
+    """All VMs are connected again at once when the daemon has restarted."""
+    host = Kernel(tmp_path, "small", CONF)
+    xml = tmp_path / "xml"
+    xml.write_text(f"<domain type='qemu' id='3'><name>vm</name><uuid>{UUID}</uuid></domain>")
+    host.start_vm(domain())
+    for operation, writes, locks in (("started", True, True), ("reconnect", False, False)):
+        (tmp_path / "run/libvirt-cgroup-hooks/lock").unlink(missing_ok=True)
+        host.written.clear()
+        with xml.open("rb") as file:
+            os.dup2(file.fileno(), 0)
+        made = _Run(host, "vm", operation)
+        assert (made.guarded(), made.warnings) == (0, [])
+        assert (bool(host.written), host.exists("/run/libvirt-cgroup-hooks/lock")) == (writes, locks)
 
 
 # the entrypoint

@@ -29,8 +29,9 @@ SECTIONS = {
         """\
 What libvirt gave to the hook while a VM started, replayed for that VM with another VM there, so the fence is in place: the
 case of every VM but the first. "Empty sh hook" is `#!/bin/sh` and `exit 0`, the least that any hook costs; "bare python3" is
-`python3 -I -c pass`, the interpreter's own start. `started` includes moving the VM where nobody owns cgroups, and there the
-kernel's share grows with threads and hierarchies (see the growth of threads).
+`python3 -I -c pass`, the interpreter's own start. Where nobody owns cgroups `started` moves the VM, and the first move
+after a pause waits for the kernel (an RCU grace period, longer where CPUs are busy): it has a row of its own, and is in the
+time of every `started` but that of `native`, not in its CPU time.
 """,
     ),
     "hyperfine": (

@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +122,7 @@ def latency(rounds: int) -> list[Row]:
     with VmHost() as host:
         empty = empty_hook(SCRATCH)
         rows += _idle(rounds * 3, empty)
+        rows += [] if host.systemd else [_kernel_move(rounds)]
         host.start("resident", LAYOUTS[0])
         for layout in LAYOUTS:
             say(f"layout {layout}")
@@ -152,6 +154,24 @@ def _idle(rounds: int, empty: list[str]) -> list[Row]:
     samples = in_turn({name: lambda command=command: run(command, xml).wall for name, command in commands.items()}, rounds)  # type: ignore[misc]
     base = {EMPTY: samples[EMPTY], BARE: samples[BARE]}
     return [measured(name, samples[name], base, None if name in base else NOTHING) for name in commands]
+
+
+def _kernel_move(rounds: int) -> Row:
+    """One write to cgroup.procs after a pause, in which the kernel forgets that processes are being moved."""
+    hierarchy = detect(Host().read_optional).hierarchies[-1]
+    place = Path(hierarchy.directory("/bench-move"))
+    place.mkdir()
+    took = []
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        for _ in range(rounds):
+            time.sleep(0.2)
+            begin = time.monotonic_ns()
+            (place / "cgroup.procs").write_text(str(child.pid))
+            took.append(float(time.monotonic_ns() - begin))
+            Path(hierarchy.directory(hierarchy.placement), "cgroup.procs").write_text(str(child.pid))
+        child.kill()
+    remove_tree(str(place))
+    return measured("the kernel alone: one process moved", took, {})
 
 
 # What others run

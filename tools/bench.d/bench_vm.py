@@ -95,16 +95,16 @@ os._exit(os.waitstatus_to_exitcode(status))
 IMPORT = "    from libvirt_cgroup_hooks.hook import main\n"
 TIMED_LOCK = f"""\
     import os, time
-    from libvirt_cgroup_hooks.host import Host
-    lock = Host.lock
-    def timed(self, path, *more):
+    from libvirt_cgroup_hooks.host import Lock
+    enter = Lock.__enter__
+    def timed(self):
         begin = time.monotonic_ns()
-        got = lock(self, path, *more)
+        got = enter(self)
         log = os.open("{LOG}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(log, f"lock {{time.monotonic_ns() - begin}} 0\\n".encode())
         os.close(log)
         return got
-    Host.lock = timed
+    Lock.__enter__ = timed
 """
 LOCK_GOAL = Goal("", 5)
 
@@ -194,14 +194,16 @@ def _storm_rows(title: str, log: list[list[str]], cpu: float, walls: list[float]
     waits = [int(wall) for operation, wall, _ in log if operation == "lock"]
     total = sum(used for _, used in runs)
     count = f"{len(runs)} runs"
-    return [
+    rows = [
         measured(f"{title}: until the last is there", walls, {WITHOUT: without}, unit="s"),
         Row(f"{title}: CPU of all hooks", "s", _single(total / 1e9), {"all CPU used": _single(total / cpu)}, None, count),
         measured(f"{title}: one hook", [wall for wall, _ in runs], {}),
         Row(f"{title}: the longest hook", "ms", _single(max(wall for wall, _ in runs) / 1e6)),
-        measured(f"{title}: waiting for the lock", waits, {}),
-        Row(f"{title}: the longest wait", "ms", _single(max(waits) / 1e6), goal=LOCK_GOAL),
     ]
+    if waits:
+        rows.append(measured(f"{title}: waiting for the lock", waits, {}, note=f"{len(waits)} times"))
+    longest = _single(max(waits, default=0) / 1e6)
+    return [*rows, Row(f"{title}: the longest wait", "ms", longest, goal=LOCK_GOAL)]
 
 
 def _single(value: float) -> Spread:
