@@ -19,7 +19,7 @@ from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.host import Host
 
 from .hosts import Kernel, domain, run
-from .test_systemd import Machined
+from .machined import Machined
 
 SOURCE = (Path(__file__).parent.parent / "hooks/qemu").read_text()
 VDSM = "#!/usr/bin/python3\nimport hooking\n"

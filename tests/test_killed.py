@@ -21,7 +21,7 @@ from libvirt_cgroup_hooks.managers.units import scope_unit
 from libvirt_cgroup_hooks.plan import Plan, RemoveCgroup
 
 from .hosts import UUID, Kernel, domain
-from .test_systemd import Machined
+from .machined import Machined
 
 CONF = "reserved_host_cpus = '0'\nreserved_host_mem = '512 MiB'\ncgroup_layout = '/vms/$NAME'\n"
 OWN_SLICE = CONF.replace("$NAME", "$UUID")

@@ -20,7 +20,8 @@ from libvirt_cgroup_hooks.cli.hookfile import DIRECTORY, HOOK, HOOK_D, ours
 from libvirt_cgroup_hooks.errors import Error
 
 from .hosts import Kernel, domain, run
-from .test_systemd import SMALL_LIMIT, UNIFIED_LIMIT, Machined
+from .machined import Machined
+from .test_systemd import SMALL_LIMIT, UNIFIED_LIMIT
 
 TEXT = (Path(__file__).parent.parent / "hooks/qemu").read_text(encoding="utf-8")
 FOREIGN = "#!/bin/sh\nexit 0\n"
