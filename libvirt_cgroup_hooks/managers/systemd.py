@@ -242,9 +242,7 @@ class Systemd(Manager):
         tree = self._cpuset_v1
         if tree and self._carries:
             record.groups = [tree.hierarchy.directory(units.slice_path(unit) if self.own_slice else scope)]
-        text = f"[Scope]\nSlice={unit}\n"
-        if self._carries and not tree:
-            text += f"AllowedCPUs={self.fence.cpus}\n"
+        text = self._drop_in_text(unit)
         self.save_record(plan, record, old)
         plan.add(MakeDirectory(path.rpartition("/")[0]))
         plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644), *REFRESH)
@@ -285,16 +283,26 @@ class Systemd(Manager):
                 self._make_groups(plan, domain, found, tree, expected if tree.hierarchy.version == 1 else at)
 
     def _fence_scope(self, plan: Plan, domain: Domain, path: str) -> None:
-        """The fence that the VM carries; where no CPUs are kept, it gets back those that it was without."""
+        """The fence that the VM carries; where no CPUs are kept any more, it gets back what our drop-in has taken.
+
+        The drop-in follows: systemd goes by it when it reloads.
+        """
         tree = self._cpuset_v1
         if tree and tree.exists(tree.hierarchy.directory(path)):
             plan.add(*tree.set_cpus(tree.hierarchy.directory(path), self.fence.cpus))
-        elif not tree:
-            scope = self._scope(domain)
-            present = self._in_effect(scope, path, ["AllowedCPUs"]).get("AllowedCPUs")
-            wanted = str(self.fence.cpus) if self.fence.cpus is not None else self._all_cpus() if present else ""
-            if wanted:
-                plan.add(*self._fence_unit(scope, path, {"AllowedCPUs": wanted}, None, set()))
+        unit, file = self.vm_slice(domain), self._drop_in(domain)
+        old = self.host.read_optional(file)
+        if tree or old is None or unit is None:
+            return
+        text = self._drop_in_text(unit)
+        plan.add(*([Replace(file, text, old, mode=0o644)] if text != old else []))
+        if self.fence.cpus is not None or "AllowedCPUs=" in old:
+            wanted = self._all_cpus() if self.fence.cpus is None else str(self.fence.cpus)
+            plan.add(*self._fence_unit(self._scope(domain), path, {"AllowedCPUs": wanted}, None, set()))
+
+    def _drop_in_text(self, unit: str) -> str:
+        carried = f"AllowedCPUs={self.fence.cpus}\n" if self._carries and not self._cpuset_v1 else ""
+        return f"[Scope]\nSlice={unit}\n{carried}"
 
     def _systemd_path(self, thread: Thread) -> str:
         return thread.cgroups.get("name=systemd") or thread.cgroups.get("", "")
