@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ENFORCE = ("prepare", "start", "started", "reconnect")
 CLEAN_UP = ("stopped", "release")
+PRESSURE = ("/memory.high", " MemoryHigh")  # how the names of such limits end
 
 
 class Manager:
@@ -182,14 +183,22 @@ class Manager:
 
     def relieve(self, plan: Plan) -> None:
         shared = state.Shared(self.host)
-        names = [name for name in shared.before if name.endswith(("/memory.high", " MemoryHigh"))]
-        opened = self.opened(shared, names)
+        opened = self.opened(shared, [name for name in shared.before if name.endswith(PRESSURE)])
         plan.add(*opened, *shared.save())
 
     def pressing(self, directory: str, tree: V2, new: str, old: str) -> tuple[str, Step]:
         """What is written, by the name under which it is put back, and the step that writes it."""
         file = f"{directory}/memory.high"
         return file, Write(file, new, old)
+
+    def open_others(self, shared: state.Shared, fenced: set[str]) -> tuple[list[Step], list[Step]]:
+        """Opens the limits of SHARED that are not FENCED now: (what goes first, what goes after the new limits).
+
+        The pressure goes last, since setting a memory limit puts back the memory.high that it has found.
+        """
+        others = [name for name in shared.before if name not in fenced]
+        opened = self.opened(shared, [name for name in others if not name.endswith(PRESSURE)])
+        return opened, self.opened(shared, [name for name in others if name.endswith(PRESSURE)])
 
     def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
         """Puts back what the limits NAMES of SHARED said before, and forgets them."""

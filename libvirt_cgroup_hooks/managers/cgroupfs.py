@@ -93,8 +93,8 @@ class Cgroupfs(Manager):
             for path in self._parents(tree, domains, shared):
                 shared.made += [directory for directory in tree.hierarchy.directories(path) if not tree.exists(directory)]
                 steps += self._fenced(tree, path, shared.before, fenced)
-        opened = self.opened(shared, [file for file in shared.before if file not in fenced])
-        plan.add(*shared.save(), *opened, *steps)
+        opened, relieved = self.open_others(shared, fenced)
+        plan.add(*shared.save(), *opened, *steps, *relieved)
 
     def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
         steps: list[Step] = []
