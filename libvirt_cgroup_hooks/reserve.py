@@ -10,7 +10,7 @@ from .config import PATH, parse
 from .errors import Error, printable
 from .fence import memory_of, pins_outside, size
 from .managers.limits import fits
-from .plan import Plan, Replace
+from .plan import Plan, Replace, run_settled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,17 +67,13 @@ class Change:
 
     def _run(self) -> Plan:
         with self.host.locked(state.LOCK):
-            plan = self.plan()
-            try:
-                plan.run(self.host)
-            finally:
-                self.warnings += plan.warnings
-            return plan
+            return run_settled(self.host, self.plan, self.warnings)
 
     # the plan
 
     def plan(self) -> Plan:
         """Raises Error for what cannot be right, on this host and with the VMs that run."""
+        self.warnings.clear()  # of an earlier attempt
         plan = Plan("reserve")
         old, new = self._text()
         if self.config:
