@@ -272,19 +272,19 @@ class Manager:
         return wanted or None
 
     def set_cpus_in_place(self, plan: Plan, domain: Domain, found: list[Thread]) -> None:
-        """The host-wide sets, in the thread groups that libvirt made, for threads that the XML does not pin.
+        """The configured sets, in the thread groups that libvirt made, for threads that the XML does not pin; where there
+        is none any more, all CPUs of the VM.
 
         On v1 pins as well, as far as the fence allows now: there it has cut what libvirt wrote.
         """
         pins = domain.pins()
-        v1 = [tree for tree in self.trees if tree.has_cpus and tree.hierarchy.version == 1]
-        for tree in [tree for tree in self.trees if tree.has_cpus] if self.config.has_sets else v1 if pins else ():
+        for tree in [tree for tree in self.trees if tree.has_cpus]:
             for group in groups_of(found):
-                cpus = self.allowed(domain, group)
-                ours = tree in v1 if group in pins else self.config.set_of(group)
                 place = next((t.cgroups[tree.hierarchy.key] for t in found if t.group == group), "")
-                if cpus and ours and place.endswith(f"/{group}"):
-                    plan.add(*tree.set_cpus(tree.hierarchy.directory(place), cpus))
+                directory, cpus = tree.hierarchy.directory(place), self.allowed(domain, group)
+                libvirts = tree.hierarchy.version == 2 if group in pins else domain.auto_placement and not cpus
+                if place.endswith(f"/{group}") and not libvirts:
+                    plan.add(*(tree.set_cpus(directory, cpus) if cpus else tree.open_cpus(directory)))
 
     # what virt-cgroup status shows
 

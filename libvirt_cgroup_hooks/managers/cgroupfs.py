@@ -163,8 +163,11 @@ class Cgroupfs(Manager):
     def _make_place(self, plan: Plan, tree: Tree, path: str, domain: Domain, names: list[str], libvirt: str | None) -> None:
         """The VM cgroup with its thread groups, and what LIBVIRT, the directory of its own cgroup, has been tuned to."""
         directory = tree.hierarchy.directory(path)
-        carries = self.fence.cpus is not None and self.layout.parent is None and tree.has_cpus
+        carries = self.layout.parent is None and tree.has_cpus
+        opens = carries and self.fence.cpus is None and tree.exists(directory)
         plan.add(*tree.make(path, self.fence.cpus if carries else None))
+        if opens:
+            plan.add(*tree.open_cpus(directory))
         groups = {group: self.allowed(domain, group) for group in names}
         plan.add(*tree.make_threads(path, groups))
         if libvirt is not None:

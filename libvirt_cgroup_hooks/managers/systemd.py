@@ -99,7 +99,7 @@ class Systemd(Manager):
 
     @property
     def reaches_into_vms(self) -> bool:
-        return self.config.has_sets or self._carries or self._cpuset_v1 is not None
+        return self.config.has_sets or self.parent_slice() is None or self._cpuset_v1 is not None
 
     def _sweep(self, plan: Plan, old: state.Record | None) -> None:
         """Drop-ins that no VM's record names: of VMs that ended without a release."""
@@ -268,7 +268,7 @@ class Systemd(Manager):
         actual = self._systemd_path(found[0])
         if not self.layout.native and not _within(actual, expected):
             plan.warnings.append(f"systemd has put the VM in {printable(actual)}, not in {expected}; restart it to move it")
-        elif self._carries:
+        elif self.parent_slice() is None:
             self._fence_scope(plan, domain, expected)
         self.set_cpus_in_place(plan, domain, found)
         for tree in self.trees:
@@ -277,11 +277,13 @@ class Systemd(Manager):
                 self._make_groups(plan, domain, found, tree, expected if tree.hierarchy.version == 1 else at)
 
     def _fence_scope(self, plan: Plan, domain: Domain, path: str) -> None:
-        tree = self._cpuset_v1
-        if tree and tree.exists(tree.hierarchy.directory(path)):
-            plan.add(*tree.make(path, self.fence.cpus))
-        elif not tree:
-            plan.add(*self._fence_unit(self._scope(domain), path, {"AllowedCPUs": str(self.fence.cpus)}, None, set()))
+        """The fence on the VM itself; where nothing is reserved any more, it is opened."""
+        tree, cpus, unit = self._cpuset_v1, self.fence.cpus, self._scope(domain)
+        if tree and tree.exists(directory := tree.hierarchy.directory(path)):
+            plan.add(*(tree.open_cpus(directory) if cpus is None else tree.set_cpus(directory, cpus)))
+        elif not tree and (cpus is not None or self._in_effect(unit, path, ["AllowedCPUs"]).get("AllowedCPUs")):
+            wanted = self._all_cpus() if cpus is None else str(cpus)
+            plan.add(*self._fence_unit(unit, path, {"AllowedCPUs": wanted}, None, set()))
 
     def _systemd_path(self, thread: Thread) -> str:
         return thread.cgroups.get("name=systemd") or thread.cgroups.get("", "")

@@ -116,6 +116,10 @@ class V1:
                 steps.append(self._write(f"{path}/cpuset.cpus", str(after[path]), path != directory))
         return steps
 
+    def open_cpus(self, directory: str) -> list[Step]:
+        """Gives an existing cpuset all that its parent has."""
+        return self.set_cpus(directory, CpuSet.parse(self._value(f"{_parent(directory)}/cpuset.cpus")))
+
     def _tree(self, directory: str, present: CpuSet) -> dict[str, tuple[CpuSet, bool]]:
         """(CPUs, whether it follows its parent) of DIRECTORY and all below it, parents first."""
         tree = {directory: (present, True)}

@@ -119,6 +119,10 @@ class V2:
         value = str(wanted) if wanted else self._all_cpus(directory) if old else ""
         return [] if old == value else [Write(f"{directory}/cpuset.cpus", value, old or self._all_cpus(directory))]
 
+    def open_cpus(self, directory: str) -> list[Step]:
+        """Gives an existing cpuset all that its parent has."""
+        return self.set_cpus(directory, None)
+
     def _all_cpus(self, directory: str) -> str:
         """What the parent of DIRECTORY may use."""
         return (self.host.read_optional(f"{directory.rpartition('/')[0]}/cpuset.cpus.effective") or "").strip()
