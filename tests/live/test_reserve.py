@@ -308,10 +308,10 @@ def fill(pid: int, file: Path) -> None:
 def test_wait_reclaims_the_page_cache(configure: Configure, tmp_path: Path) -> None:
     """A VM that has read its disk has left the image in the host's page cache, where it counts as the VM's memory."""
     configure(FENCED)
-    vm = start_guest("web", tmp_path / "web", reader(192), 256)
+    vm = start_guest("web", tmp_path / "web", reader(96), 128)
     parent = parent_directory()
-    used = wait_for_use(parent, 200)
-    limit = (used - 120 * MIB) & -4096
+    used = wait_for_use(parent, 96)
+    limit = (used - 60 * MIB) & -4096
     arguments = ["--memory", leaving(limit), "--live"]
     with nobody_is_killed(vm):
         assert "--wait" in refused(*arguments)
