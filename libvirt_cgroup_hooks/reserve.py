@@ -9,7 +9,7 @@ from . import managers, settings, state, threads, virconf
 from .config import PATH, parse
 from .errors import Error, printable
 from .fence import memory_of, pins_outside, size
-from .plan import Plan, Replace
+from .plan import Plan, Replace, run_settled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Change:
         self.config = config
         self.force = force
         self.warnings: list[str] = []
+        self._pressed = False
 
     def run(self, wait: float = 0, progress: Callable[[int, int], None] | None = None) -> Plan:
         """Makes the change, or none of it. Returns the plan that was run. Raises Error.
@@ -52,30 +53,26 @@ class Change:
         state.prepare_directory(host)
         with host.locked(LOCK):
             if self.live and wait:
-                with host.locked(state.LOCK):
-                    manager = self._manager()
-                    pressed = self._press(manager)
                 try:
+                    with host.locked(state.LOCK):
+                        manager = self._manager()
+                        self._press(manager)
                     self._reclaim(manager, wait, progress)
                     return self._run()
                 finally:
-                    if pressed:
+                    if self._pressed:
                         self._relieve()
             return self._run()
 
     def _run(self) -> Plan:
         with self.host.locked(state.LOCK):
-            plan = self.plan()
-            try:
-                plan.run(self.host)
-            finally:
-                self.warnings += plan.warnings
-            return plan
+            return run_settled(self.host, self.plan, self.warnings)
 
     # the plan
 
     def plan(self) -> Plan:
         """Raises Error for what cannot be right, on this host and with the VMs that run."""
+        self.warnings.clear()  # of an earlier attempt
         plan = Plan("reserve")
         old, new = self._text()
         if self.config:
@@ -141,15 +138,15 @@ class Change:
 
     # --wait
 
-    def _press(self, manager: Manager) -> bool:
-        """Whether there is something to reclaim; what runs is then kept from taking more."""
+    def _press(self, manager: Manager) -> None:
+        """Where there is something to reclaim, what runs is kept from taking more."""
         limit = manager.fence.memory
         if limit is None or all(self._settled(manager)):
-            return False
+            return
         plan = Plan("press")
         manager.press(plan)
+        self._pressed = True  # before it is: Ctrl-C may come in between
         plan.run(self.host)
-        return True
 
     def _settled(self, manager: Manager) -> list[bool]:
         limit = manager.fence.memory or 0

@@ -69,8 +69,6 @@ def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:
 
 def _domain(host: Host, config: Config, domain: Domain, warnings: list[str]) -> list[str]:
     def make() -> Plan:
-        if not managers.concerns(host, config, "reconnect") and not domain.settings:
-            return Plan("reconnect")
         return managers.plan(host, config, "reconnect", domain, managers.daemon(host))
 
     return _made(host, make, warnings)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Tree = Union[V1, V2]
     M = TypeVar("M", bound="Manager")
 
+PRESSURE = ("/memory.high", " MemoryHigh")  # how the names of such limits end
+
 
 class Manager:
     """Plans what the hook does on HOST at each operation. One serves one plan."""
@@ -195,8 +197,7 @@ class Manager:
 
     def relieve(self, plan: Plan) -> None:
         shared = state.Shared(self.host)
-        names = [name for name in shared.before if name.endswith(("/memory.high", " MemoryHigh"))]
-        opened = self.opened(shared, names)
+        opened = self.opened(shared, [name for name in shared.before if name.endswith(PRESSURE)])
         plan.add(*opened, *shared.save())
 
     def pressing(self, directory: str, tree: V2, new: str, old: str) -> tuple[str, Step]:
@@ -279,18 +280,21 @@ class Manager:
         return {group: (cpus if fence is None else cpus & fence) or None if cpus else None for group, cpus in wanted.items()}
 
     def set_cpus_in_place(self, plan: Plan, domain: Domain, found: list[Thread]) -> None:
-        """The host-wide sets, in the thread groups that libvirt made, for threads that the XML does not pin.
+        """The configured sets, in the thread groups that libvirt made, for threads that the XML does not pin; where there
+        is none any more, all CPUs of the VM.
 
         On v1 pins as well, as far as the fence allows now: there it has cut what libvirt wrote.
         """
         pins = domain.pins()
-        v1 = [tree for tree in self.trees if tree.has_cpus and tree.hierarchy.version == 1]
-        for tree in [tree for tree in self.trees if tree.has_cpus] if self.config.has_sets else v1 if pins else ():
+        everywhere = self.config.has_sets or plan.operation != "started"  # a VM that has just started has no earlier sets
+        for tree in [tree for tree in self.trees if tree.has_cpus]:
+            if not everywhere and (not pins or tree.hierarchy.version == 2):
+                continue
             places = {thread.group: thread.cgroups[tree.hierarchy.key] for thread in reversed(found)}
             for group, cpus in self.allowed_of(domain, groups_of(found)).items():
-                ours = tree in v1 if group in pins else self.config.set_of(group)
+                libvirts = tree.hierarchy.version == 2 if group in pins else domain.auto_placement and not cpus
                 place = places.get(group, "")
-                if cpus and ours and place.endswith(f"/{group}"):
+                if place.endswith(f"/{group}") and not libvirts:
                     plan.add(*tree.set_cpus(tree.hierarchy.directory(place), cpus))
 
     # what virt-cgroup status shows

@@ -164,10 +164,9 @@ class Cgroupfs(Manager):
         """The VM cgroup with its thread groups, and what LIBVIRT, the directory of its own cgroup, has been tuned to."""
         directory = tree.hierarchy.directory(path)
         carries = self.layout.parent is None and tree.has_cpus
-        was_there = tree.exists(directory)
+        opens = carries and self.fence.cpus is None and tree.exists(directory)
         plan.add(*tree.make(path, self.fence.cpus if carries else None))
-        if carries and was_there and self.fence.cpus is None:  # what it carried before
-            plan.add(*tree.set_cpus(directory, None))
+        plan.add(*(tree.set_cpus(directory, None) if opens else []))
         groups = self.allowed_of(domain, names)
         plan.add(*tree.make_threads(path, groups))
         if libvirt is not None:

@@ -1,0 +1,576 @@
+"""`virt-cgroup reserve` with VMs that run and use what they have: all of a change or nothing, and no VM is ever killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from libvirt_cgroup_hooks.host import Host
+from libvirt_cgroup_hooks.reserve import Change
+
+from .guests import reader, toucher
+from .harness import (
+    ALL_CPUS,
+    CONFIG,
+    LAST_CPU,
+    VM_CPUS,
+    Daemon,
+    all_cgroups,
+    cgroup_directory,
+    domain_xml,
+    running_vm,
+    start_vm,
+    virsh,
+    wait_for,
+)
+from .reserving import (
+    COMMAND,
+    LIVE,
+    MIB,
+    allowed,
+    assert_conform,
+    assert_same,
+    busy_time,
+    domains,
+    everything,
+    fail_at_each_step,
+    in_use,
+    interrupted,
+    leaving,
+    limit_of,
+    nobody_is_killed,
+    parent_directory,
+    refused,
+    reserve,
+    start_guest,
+    total_memory,
+    virt_cgroup,
+    wait_for_use,
+)
+
+if TYPE_CHECKING:
+    from libvirt_cgroup_hooks.virconf import Value
+
+Configure = Callable[[str], None]
+HAS_V1 = not cgroup_directory("cpu").joinpath("cgroup.controllers").exists()
+LAYOUT = 'cgroup_layout = "/vms/$DRIVER-$NAME"\n'
+FENCED = LAYOUT + 'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\n'
+WITHOUT_LAST = "0" if LAST_CPU == "1" else f"0-{int(LAST_CPU) - 1}"
+RESERVE_LAST = f"{LAST_CPU}-{LAST_CPU}"
+thorough = partial(pytest.param, marks=pytest.mark.thorough)
+
+
+@pytest.fixture(autouse=True)
+def no_live_change(daemon: Daemon) -> Any:
+    yield
+    LIVE.unlink(missing_ok=True)
+
+
+# growing and shrinking
+
+
+@pytest.mark.parametrize("layout", ["native", thorough("nested"), "root", "/vms/$DRIVER-$NAME"])
+def test_cpus_of_busy_vms(configure: Configure, tmp_path: Path, layout: str) -> None:
+    configure(f'cgroup_layout = "{layout}"\n')
+    busy = start_guest("busy", tmp_path / "busy", toucher(32))
+    start_vm("pinned", xml=domain_xml("pinned", vcpus=2, iothreads=1, vcpupin={1: LAST_CPU}))
+    with nobody_is_killed(busy):
+        for value, cpus in (("0-0", VM_CPUS), ("none", ALL_CPUS)):
+            reserve("--cpus", value, "--live")
+            assert allowed("busy") == {cpus}
+            assert allowed("pinned") == {cpus, LAST_CPU}
+            assert_conform("busy", "pinned")
+    before = busy_time(busy)
+    wait_for(lambda: busy_time(busy) > before, "the VM to go on")
+
+
+@pytest.mark.parametrize("layout", ["native", "/vms/$DRIVER-$NAME"])
+def test_memory_of_busy_vms(configure: Configure, tmp_path: Path, layout: str) -> None:
+    configure(f'cgroup_layout = "{layout}"\nreserved_host_mem = "1 GiB"\n')
+    vm = start_guest("web", tmp_path / "web", toucher(64))
+    parent = parent_directory()
+    used = wait_for_use(parent, 64)
+    with nobody_is_killed(vm):
+        for limit in (used + 300 * MIB, used + 100 * MIB, used + 400 * MIB, total_memory() - 512 * MIB, used + 100 * MIB):
+            limit -= limit % 4096
+            assert reserve("--memory", leaving(limit), "--live")["in_effect"]["memory_limit"] == limit
+            assert limit_of(parent) == str(limit)
+            assert_conform("web")
+        reserve("--memory", "none", "--live")
+        assert limit_of(parent) in ("max", str(2**63 - 4096))
+        assert_conform("web")
+
+
+def test_both_at_once_and_the_file(configure: Configure, tmp_path: Path) -> None:
+    configure("# mine\n" + LAYOUT)
+    vm = start_guest("web", tmp_path / "web", toucher(32))
+    with nobody_is_killed(vm):
+        found = reserve("--cpus", "0-0", "--memory", "2 GiB", "--live", "--config")
+    assert found["configured"] == found["live"] == found["in_effect"]
+    assert found["live"]["reserved_cpus"] == "0"
+    assert found["live"]["reserved_memory"] == 2 << 30
+    text = CONFIG.read_text()
+    assert text.startswith("# mine\n" + LAYOUT)
+    assert 'reserved_host_cpus = "0-0"\nreserved_host_mem = "2 GiB"\n' in text
+    assert not LIVE.exists()  # the file says all of it
+    assert_conform("web")
+    start_vm("next")
+    assert_conform("web", "next")
+
+
+def test_config_alone_leaves_what_runs(configure: Configure) -> None:
+    configure(FENCED)
+    start_vm("web")
+    before = everything()
+    reserve("--cpus", "none", "--config")
+    after = everything()
+    assert "reserved_host_cpus" not in "".join(line for line in after.pop(str(CONFIG)).splitlines() if line[:1] != "#")
+    del before[str(CONFIG)]
+    assert_same(after, before)
+    virt_cgroup("apply", "--all")
+    assert allowed("web") == {ALL_CPUS}
+
+
+# what is refused
+
+
+def test_pins_outside(configure: Configure) -> None:
+    configure(LAYOUT)
+    start_vm("a\N{SNOWMAN}", xml=domain_xml("a\N{SNOWMAN}", vcpus=2, vcpupin={1: LAST_CPU}))
+    start_vm("b", xml=domain_xml("b", emulatorpin=ALL_CPUS))
+    message = refused("--cpus", RESERVE_LAST, "--live")
+    assert f"vcpu1 to {LAST_CPU} (outside: {LAST_CPU})" in message
+    assert f"b (emulator to {ALL_CPUS} (outside: {LAST_CPU}))" in message
+    assert "or use --force" in message
+
+
+def test_pin_made_by_virsh_counts(configure: Configure) -> None:
+    configure(LAYOUT)
+    start_vm("web")
+    virsh("vcpupin", "web", "0", LAST_CPU, "--live")
+    assert f"web (vcpu0 to {LAST_CPU}" in refused("--cpus", RESERVE_LAST)
+
+
+def test_memory_in_use(configure: Configure, tmp_path: Path) -> None:
+    configure(LAYOUT)
+    large = start_guest("large", tmp_path / "large", toucher(96))
+    start_guest("small", tmp_path / "small", toucher(16, rounds=False))
+    wait_for_use(parent_directory(), 96 + 16)
+    with nobody_is_killed(large):
+        message = refused("--memory", leaving(64 * MIB), "--live")
+    assert "cannot lower the memory of all VMs to 64 MiB: 1" in message
+    assert message.index("large has 1") < message.index("small has ")
+    assert "--wait" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cpus", ALL_CPUS], f"reserved_host_cpus {ALL_CPUS} leaves no CPU for VMs"),
+        (["--cpus", "999"], "999"),
+        (["--cpus", "999-999"], "this host has no CPU 999"),
+        (["--memory", "9000 GiB"], "leaves no memory for VMs"),
+        (["--memory", "100%"], "--memory 100%: "),
+        (["--memory", "4"], "--memory 4: an amount of memory needs a unit"),
+        (["--memory", "0 MiB"], "--memory 0 MiB: the amount of memory is zero"),
+        (["--memory", "a lot"], "--memory a lot: "),
+        (["--memory", ""], "--memory"),
+        (["--cpus", ""], "--cpus"),
+        (["--cpus", "0"], "--cpus 0: the count of CPUs has to be 1 or more"),
+        (["--cpus", "x"], "--cpus x: "),
+        (["--cpus", "1-0"], "--cpus 1-0: "),
+        (["--cpus", "0-0", "--live", "--current"], "error: Options --current and --live are mutually exclusive"),
+        (["--cpus", "0-0", "--config", "--current"], "error: Options --current and --config are mutually exclusive"),
+        (["--wait"], "error: Option --cpus or --memory is required by option --wait"),
+        (["--force"], "error: Option --cpus or --memory is required by option --force"),
+        (["--cpus", "0-0", "--config", "--force"], "error: Option --live is required by option --force"),
+        (["--cpus", "0-0", "--config", "--wait", "3"], "error: Option --live is required by option --wait"),
+    ],
+)
+def test_what_cannot_be(configure: Configure, arguments: list[str], message: str) -> None:
+    configure(FENCED)
+    assert message in refused(*arguments)
+    if "--config" not in arguments:
+        assert message in refused(*arguments, "--config", *(["--live"] if arguments[0] in ("--wait", "--force") else []))
+
+
+def test_memory_without_a_parent(configure: Configure) -> None:
+    configure('cgroup_layout = "root"\n')
+    start_vm("web")
+    assert "no cgroup holds the VMs and nothing else" in refused("--memory", "1 GiB", "--live")
+
+
+# all or nothing
+
+
+CHANGES: dict[str, tuple[dict[str, Value | None], dict[str, Value | None]]] = {
+    "fewer CPUs": ({"reserved_host_cpus": None}, {"reserved_host_cpus": "0"}),
+    "more CPUs": ({"reserved_host_cpus": "0"}, {"reserved_host_cpus": None}),
+    "less memory": ({"reserved_host_mem": "1 GiB"}, {"reserved_host_mem": "small"}),
+    "all": (
+        {"reserved_host_cpus": "0", "reserved_host_mem": "1 GiB"},
+        {"reserved_host_cpus": RESERVE_LAST, "reserved_host_mem": "small"},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "half_made", "kind"),
+    [
+        ("all", False, "error"),
+        ("all", True, "ctrl-c"),
+        *(
+            thorough(change, half_made, kind)
+            for change in CHANGES
+            for half_made in (False, True)
+            for kind in ("error", "ctrl-c")
+            if change != "all" or half_made == (kind == "error")
+        ),
+    ],
+)
+def test_failure_at_each_step(configure: Configure, tmp_path: Path, change: str, half_made: bool, kind: str) -> None:
+    configure(LAYOUT)
+    vm = start_guest("busy", tmp_path / "busy", toucher(32))
+    start_vm("idle", xml=domain_xml("idle", vcpus=2, iothreads=1, emulatorpin=ALL_CPUS))
+    small = leaving(in_use(parent_directory()) + 100 * MIB & -4096)
+    first, second = ({key: small if one == "small" else one for key, one in part.items()} for part in CHANGES[change])
+
+    def make(host: Host) -> None:
+        attempt = Change(host, second, live=True, config=True, force=True)
+        try:
+            attempt.run()
+        finally:
+            assert not [text for text in attempt.warnings if "undo" in text]
+
+    def again() -> None:
+        Change(Host(), first, live=True, config=True, force=True).run()
+
+    with nobody_is_killed(vm):
+        assert fail_at_each_step(make, kind, half_made, again) > 3
+    assert_conform("busy", "idle")
+
+
+@pytest.mark.parametrize(
+    ("half_made", "kind"),
+    [(True, "ctrl-c"), thorough(True, "error"), thorough(False, "error"), thorough(False, "ctrl-c")],
+)
+def test_failure_at_each_step_of_a_wait(configure: Configure, tmp_path: Path, half_made: bool, kind: str) -> None:
+    configure(FENCED)
+    vm = start_guest("busy", tmp_path / "busy", toucher(32))
+    parent = parent_directory()
+    limit = (wait_for_use(parent, 32) + 40 * MIB) & -4096
+    filled = tmp_path / "filled"
+    with filled.open("wb") as file:
+        file.truncate(64 * MIB)
+
+    def make(host: Host) -> None:
+        attempt = Change(host, {"reserved_host_mem": leaving(limit)}, live=True, config=True)
+        try:
+            attempt.run(wait=30)
+        finally:
+            assert not [text for text in attempt.warnings if "undo" in text]
+
+    def again() -> None:
+        Change(Host(), {"reserved_host_mem": "1 GiB"}, live=True, config=True).run()
+        fill(vm.pid, filled)
+        assert in_use(parent) > limit
+
+    with nobody_is_killed(vm):
+        assert fail_at_each_step(make, kind, half_made, again) > 3
+    assert limit_of(parent) == str(limit)
+    assert_conform("busy")
+
+
+def fill(pid: int, file: Path) -> None:
+    """Has FILE in the page cache, charged to the memory cgroup of process PID."""
+    with file.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    key = "memory" if HAS_V1 else ""
+    lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    group = next(path for _, controllers, path in lines if controllers == key)
+    procs = cgroup_directory("memory", group) / "cgroup.procs"
+    script = f"echo $$ > '{procs}' && exec cat '{file}'"
+    subprocess.run(["sh", "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+# --wait
+
+
+def test_wait_reclaims_the_page_cache(configure: Configure, tmp_path: Path) -> None:
+    """A VM that has read its disk has left the image in the host's page cache, where it counts as the VM's memory."""
+    configure(FENCED)
+    vm = start_guest("web", tmp_path / "web", reader(96), 128)
+    parent = parent_directory()
+    used = wait_for_use(parent, 96)
+    limit = (used - 60 * MIB) & -4096
+    arguments = ["--memory", leaving(limit), "--live"]
+    with nobody_is_killed(vm):
+        assert "--wait" in refused(*arguments)
+        result = virt_cgroup("reserve", *arguments, "--wait", "60")
+    assert result.stderr.startswith("reclaiming: ")
+    assert " in use, " in result.stderr
+    assert limit_of(parent) == str(limit)
+    assert in_use(parent) <= limit
+    assert high_of(parent) == "max"
+    assert_conform("web")
+
+
+def high_of(directory: Path) -> str:
+    file = directory / "memory.high"
+    return file.read_text().strip() if file.exists() else "max"
+
+
+def test_wait_in_vain(configure: Configure, tmp_path: Path) -> None:
+    configure(FENCED)
+    vm = start_guest("web", tmp_path / "web", toucher(96))
+    wait_for_use(parent_directory(), 96)
+    with nobody_is_killed(vm):
+        message = refused("--memory", leaving(64 * MIB), "--live", "--config", "--wait", "2")
+    assert "after 2 seconds the VMs still use 1" in message
+    assert "64 MiB was to be their limit: web has 1" in message
+    assert "reclaiming: 1" in message
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, thorough(signal.SIGTERM), thorough(signal.SIGHUP)])
+def test_interrupted_wait(configure: Configure, tmp_path: Path, number: int) -> None:
+    configure(FENCED)
+    vm = start_guest("web", tmp_path / "web", toucher(96))
+    parent = parent_directory()
+    wait_for_use(parent, 96)
+    before = everything()
+    arguments = ["--memory", leaving(64 * MIB), "--live", "--config", "--wait", "100"]
+    with nobody_is_killed(vm):
+        result = interrupted(arguments, number)
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr.endswith("error: interrupted\n")
+    assert_same(everything(), before)
+
+
+# never a kill
+
+
+@pytest.mark.parametrize("wait", [[], thorough(["--wait", "1"])], ids=["at once", "wait"])
+def test_close_to_what_is_used(configure: Configure, tmp_path: Path, wait: list[str]) -> None:
+    """Limits just below and above what a VM uses that goes on touching all of it: refused, or made and the VM lives."""
+    configure(FENCED)
+    vm = start_guest("web", tmp_path / "web", toucher(64))
+    parent = parent_directory()
+    used = wait_for_use(parent, 64)
+    made = []
+    with nobody_is_killed(vm):
+        for more in (-32 * MIB, -1 * MIB, -4096, 0, 4096, 64 << 10, 1 * MIB, 4 * MIB, 8 * MIB, 16 * MIB, 64 * MIB):
+            limit = (used + more) & -4096
+            result = virt_cgroup("reserve", "--memory", leaving(limit), "--live", *wait, check=False)
+            assert limit_of(parent) == (str(limit) if result.returncode == 0 else limit_of(parent))
+            made.append(result.returncode == 0)
+            before = busy_time(vm)
+            wait_for(lambda before=before: busy_time(vm) > before, "the VM to go on")  # type: ignore[misc]
+            virsh("domstats", "web")
+            virsh("qemu-monitor-command", "web", "--hmp", "info qtree")
+            assert high_of(parent) == "max"
+    assert made[0] is False
+    assert made[-1] is True
+    assert_conform("web")
+
+
+@pytest.mark.thorough
+def test_while_the_vm_grows(configure: Configure, tmp_path: Path) -> None:
+    """The use goes up while the limit comes down; what the VM comes to use in all is below the limit."""
+    configure(FENCED)
+    start_guest("first", tmp_path / "first", toucher(128, rounds=False))
+    parent = parent_directory()
+    in_all = wait_for_use(parent, 128)
+    virsh("destroy", "first")
+    for attempt in range(3):
+        vm = start_guest(f"web{attempt}", tmp_path / "web", toucher(128))
+        with nobody_is_killed(vm):
+            reserve("--memory", leaving((in_all + 64 * MIB) & -4096), "--live", "--wait", "30")
+            wait_for_use(parent, 128)
+            assert_conform(vm.name)
+        virsh("destroy", vm.name)
+        reserve("--memory", "1 GiB", "--live")
+
+
+# several at once
+
+
+def test_two_changes_at_once(configure: Configure) -> None:
+    configure(FENCED)
+    for name in ("a", "b"):
+        start_vm(name, xml=domain_xml(name, vcpus=2))
+    changes = [("0-0", 2 << 30), (RESERVE_LAST, 3 << 30)]
+    for _ in range(3):
+        commands = [
+            [*COMMAND, "reserve", "--cpus", cpus, "--memory", f"{memory >> 30} GiB", "--live", "--config"]
+            for cpus, memory in changes
+        ]
+        processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+        assert [process.wait(60) for process in processes] == [0, 0]
+        found = reserve()
+        assert found["configured"] == found["live"] == found["in_effect"]
+        end = (found["live"]["reserved_cpus"], found["live"]["reserved_memory"])
+        assert end in [("0", 2 << 30), (LAST_CPU, 3 << 30)]
+        assert_conform("a", "b")
+
+
+def test_while_ten_vms_start(configure: Configure) -> None:
+    configure(FENCED)
+    names = [f"vm{number}" for number in range(10)]
+    with nobody_is_killed(), ThreadPoolExecutor(10) as pool:
+        started = [pool.submit(start_vm, name, xml=domain_xml(name, vcpus=2)) for name in names]
+        while not all(one.done() for one in started):
+            reserve("--cpus", RESERVE_LAST, "--memory", "2 GiB", "--live")
+            reserve("--cpus", "0-0", "--memory", "3 GiB", "--live", "--config")
+        vms = [one.result() for one in started]
+    assert all(vm.alive() for vm in vms)
+    assert_conform(*names)
+    assert {cpus for name in names for cpus in allowed(name)} == {VM_CPUS}
+
+
+# --force
+
+
+def test_force_shows_where_threads_end_up(configure: Configure) -> None:
+    configure(LAYOUT)
+    vm = start_vm("web", xml=domain_xml("web", vcpus=2, vcpupin={0: "0", 1: LAST_CPU}))
+    start_vm("other")
+    text = virt_cgroup("reserve", "--cpus", RESERVE_LAST, "--live", "--force").stdout
+    rows = text.partition("Pinned to CPUs that the host keeps:")[2].splitlines()[3:]
+    assert [row.split() for row in rows] == [["web", str(vm.vcpus[1]), "vcpu1", LAST_CPU, WITHOUT_LAST]]
+    assert vm.alive()
+    cpus = {row["group"]: row["cpus"] for row in domains()["web"]["threads"]}
+    assert (cpus["vcpu0"], cpus["vcpu1"]) == ("0", WITHOUT_LAST)
+    assert_conform("web", "other")
+    reserve("--cpus", "none", "--live")
+    cpus = {row["group"]: row["cpus"] for row in domains()["web"]["threads"]}
+    assert (cpus["vcpu0"], cpus["vcpu1"]) == ("0", LAST_CPU)  # the pin holds again
+    assert_conform("web", "other")
+
+
+# how long it lasts
+
+
+def test_live_stays_until_the_next_boot(daemon: Daemon, configure: Configure) -> None:
+    """It is kept in /run: a restart of the daemon does not end it, and VMs that start obey it."""
+    configure(FENCED)
+    start_vm("web")
+    found = reserve("--cpus", "none", "--live")
+    assert (found["configured"]["cpus"], found["live"]["cpus"]) == (VM_CPUS, None)
+    daemon.restart()
+    assert allowed("web") == {ALL_CPUS}
+    start_vm("next")
+    assert allowed("next") == {ALL_CPUS}
+    assert_conform("web", "next")
+    LIVE.unlink()  # as a boot does
+    virt_cgroup("apply", "--all")
+    assert allowed("web") == allowed("next") == {VM_CPUS}
+    assert_conform("web", "next")
+
+
+def test_config_stays(daemon: Daemon, configure: Configure) -> None:
+    configure(FENCED)
+    start_vm("web")
+    reserve("--cpus", RESERVE_LAST, "--config", "--live")
+    daemon.restart()
+    assert allowed("web") == {WITHOUT_LAST}
+    assert_conform("web")
+    LIVE.unlink(missing_ok=True)
+    assert_conform("web")
+
+
+def test_vm_that_starts_obeys_a_live_change(configure: Configure) -> None:
+    configure(LAYOUT)
+    reserve("--cpus", "0-0", "--memory", "2 GiB", "--live")
+    start_vm("web", xml=domain_xml("web", vcpus=2))
+    assert allowed("web") == {VM_CPUS}
+    assert limit_of(parent_directory()) == str((total_memory() - (2 << 30)) // 4096 * 4096)
+    pinned = virsh("create", "/dev/stdin", stdin=domain_xml("greedy", vcpupin={0: "0"}), check=False)
+    assert "kept for the host: vcpu0 to 0" in pinned.stderr
+    assert_conform("web")
+
+
+def test_an_edit_ends_the_live_change(configure: Configure) -> None:
+    configure(FENCED)
+    start_vm("web")
+    reserve("--cpus", "none", "--memory", "2 GiB", "--live")
+    configure(FENCED.replace('cpus = "0"', f'cpus = "{LAST_CPU}"'))
+    found = reserve()
+    assert found["live"]["reserved_cpus"] == LAST_CPU
+    assert found["live"]["reserved_memory"] == 2 << 30  # that line was not edited
+    start_vm("next")
+    assert allowed("web") == allowed("next") == {WITHOUT_LAST}
+    assert_conform("web", "next")
+
+
+# how much is written
+
+
+@pytest.mark.parametrize("count", [5, thorough(20)])
+def test_many_idle_vms(configure: Configure, count: int) -> None:
+    """On v2 one write to the VM parent and one to /machine, however many VMs; v1 wants each thread group written."""
+    configure(LAYOUT)
+    names = [f"vm{number}" for number in range(count)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(start_vm, names))
+    text = virt_cgroup("reserve", "--cpus", "0-0", "--live", "-v").stdout
+    lines = text.partition(" steps, ")[0].splitlines()[:-1]
+    writes = [line for line in lines if line.startswith("write ")]
+    assert f"{len(writes)} of them writes to cgroups" in text
+    if HAS_V1:
+        groups = [group for group in all_cgroups() if group.is_relative_to(cgroup_directory("cpuset", "/vms"))]
+        assert len([line for line in writes if "/vms" in line]) == len(groups) == 1 + count * 3
+    else:
+        assert len(writes) <= 2
+    assert_conform(*names)
+    text = virt_cgroup("reserve", "--cpus", "0-0", "--live", "-v").stdout
+    assert text.startswith("0 steps, 0 of them writes to cgroups\n")
+
+
+# a VM's own settings
+
+
+def define(name: str, *settings: str) -> None:
+    virsh("define", "/dev/stdin", stdin=domain_xml(name, vcpus=2))
+    virt_cgroup("domain", name, *(word for one in settings for word in ("--set", one)), "--config")
+
+
+def test_own_layout(configure: Configure) -> None:
+    configure(FENCED)
+    define("web", "layout=/vms/prod/$NAME")
+    virsh("start", "web")
+    start_vm("other")
+    assert running_vm("web").alive()
+    assert domains()["web"]["cgroup"] == "/vms/prod/web"
+    assert (cgroup_directory("cpuset", "/vms/prod") / "cpuset.cpus").read_text().strip() == VM_CPUS
+    assert allowed("web") == {VM_CPUS}
+    assert_conform("web", "other")
+    reserve("--cpus", RESERVE_LAST, "--live")
+    assert (cgroup_directory("cpuset", "/vms/prod") / "cpuset.cpus").read_text().strip() == WITHOUT_LAST
+    assert allowed("web") == {WITHOUT_LAST}
+    assert_conform("web", "other")
+
+
+@pytest.mark.parametrize("layout", ["native", "/vms/$DRIVER-$NAME"])
+def test_own_cpus_are_applied_live(configure: Configure, layout: str) -> None:
+    configure(f'cgroup_layout = "{layout}"\n')
+    start_vm("web", xml=domain_xml("web", vcpus=2))
+    start_vm("other", xml=domain_xml("other", vcpus=2))
+    virt_cgroup("domain", "web", "--set", f"vcpu_cpus={LAST_CPU}", "--live")
+    assert json.loads(virt_cgroup("apply", "web", "--json").stdout)["web"]
+    cpus = {row["group"]: row["cpus"] for row in domains()["web"]["threads"]}
+    assert cpus == {"emulator": ALL_CPUS, "vcpu0": LAST_CPU, "vcpu1": LAST_CPU}
+    assert allowed("other") == {ALL_CPUS}
+    assert_conform("web", "other")
+    virt_cgroup("domain", "web", "--unset", "vcpu_cpus", "--live")
+    virt_cgroup("apply", "web")
+    assert allowed("web") == {ALL_CPUS}
+    assert_conform("web", "other")
