@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..virconf import Value
 
 WAIT = 60  # seconds
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HELP = """\
 A bare number of CPUs is a count, which takes whole cores; CPU 4 alone is 4-4. "auto" is as in
 cgroup-hooks.conf, "none" reserves nothing. With no value the reservation is shown, and what is in effect.
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     if not host.real:
         raise Error("nothing can be changed below --root", "copy the file that you want to change")
     change = Change(host, wanted, arguments.live or not arguments.config, arguments.config, arguments.force)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # what was there is put back, as after Ctrl-C
+    for number in STOP:
         signal.signal(number, _interrupt)
     progress = _Progress()
     try:
@@ -93,6 +94,9 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
 
 
 def _interrupt(*_: object) -> None:
+    """What was there is put back, and a second Ctrl-C does not end that half-way."""
+    for number in STOP:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

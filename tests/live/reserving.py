@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -257,7 +258,9 @@ def interrupted(arguments: list[str], number: int) -> subprocess.CompletedProces
     assert process.stderr is not None
     try:
         first = process.stderr.readline()
-        process.send_signal(number)
+        for _ in range(3):  # as somebody who cannot wait
+            process.send_signal(number)
+            time.sleep(0.02)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
