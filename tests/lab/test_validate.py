@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from pathlib import Path
 
 from ..live.harness import domain_xml, wait_for
 from .host import HOOK, configure, fenced, run, start, virt_cgroup
@@ -60,7 +61,8 @@ def test_a_session_vm() -> None:
     run("install", "-d", "-o", USER, "/run/joe")
     as_user = ["runuser", "-u", USER, "--", "env", f"HOME=/home/{USER}", "XDG_RUNTIME_DIR=/run/joe", "virsh", "-c"]
     xml = domain_xml("own", machine="q35").replace("model='none'/>", "model='nec-xhci'/>", 1)
-    run(*as_user, "qemu:///session", "create", "/dev/stdin", stdin=xml)
+    Path("/run/joe/own.xml").write_text(xml)
+    run(*as_user, "qemu:///session", "create", "/run/joe/own.xml")
     try:
         found = not_passed()
     finally:
