@@ -140,7 +140,8 @@ class Shared:
     def save(self) -> list[Step]:
         """No step where nothing has changed."""
         lines = [f"made {path}" for path in self.made] + [f"limit {value} {path}" for path, value in self.before.items()]
-        return _saved(SHARED, _lines(lines), self._text, bool(lines))
+        old, self._text = self._text, _lines(lines) if lines else None
+        return _saved(SHARED, _lines(lines), old, bool(lines))
 
 
 class Live:

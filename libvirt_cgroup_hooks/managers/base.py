@@ -196,7 +196,9 @@ class Manager:
         plan.add(*shared.save(), *steps)
 
     def relieve(self, plan: Plan) -> None:
-        shared = state.Shared(self.host)
+        self._relieve(plan, state.Shared(self.host))
+
+    def _relieve(self, plan: Plan, shared: state.Shared) -> None:
         opened = self.opened(shared, [name for name in shared.before if name.endswith(PRESSURE)])
         plan.add(*opened, *shared.save())
 
@@ -204,6 +206,15 @@ class Manager:
         """What is written, by the name under which it is put back, and the step that writes it."""
         file = f"{directory}/memory.high"
         return file, Write(file, new, old)
+
+    def add_fence(self, plan: Plan, shared: state.Shared, fenced: set[str], steps: list[Step]) -> None:
+        """STEPS make the limits FENCED; others that SHARED remembers are opened.
+
+        The pressure goes last, since setting a memory limit puts back the memory.high that it has found.
+        """
+        opened = self.opened(shared, [name for name in shared.before if name not in fenced and not name.endswith(PRESSURE)])
+        plan.add(*shared.save(), *opened, *steps)
+        self._relieve(plan, shared)
 
     def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
         """Puts back what the limits NAMES of SHARED said before, and forgets them."""

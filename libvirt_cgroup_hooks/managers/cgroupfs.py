@@ -93,8 +93,7 @@ class Cgroupfs(Manager):
             for path in self._parents(tree, domains, shared):
                 shared.made += [directory for directory in tree.hierarchy.directories(path) if not tree.exists(directory)]
                 steps += self._fenced(tree, path, shared.before, fenced)
-        opened = self.opened(shared, [file for file in shared.before if file not in fenced])
-        plan.add(*shared.save(), *steps, *opened)  # memory.high goes back once the limit is set
+        self.add_fence(plan, shared, fenced, steps)
 
     def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
         steps: list[Step] = []

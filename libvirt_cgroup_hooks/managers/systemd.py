@@ -119,8 +119,7 @@ class Systemd(Manager):
         for unit in self._parents(shared, domains):
             steps += self._fence_cpuset(units.slice_path(unit), shared, fenced)
             steps += self._fence_unit(unit, units.slice_path(unit), self._properties(), shared, fenced)
-        opened = self.opened(shared, [name for name in shared.before if name not in fenced])
-        plan.add(*shared.save(), *steps, *opened)  # memory.high goes back once the limit is set
+        self.add_fence(plan, shared, fenced, steps)
 
     def _parents(self, shared: state.Shared, domains: list[Domain]) -> list[str]:
         """The slices that are fenced: the VM parent, DOMAINS' own, and those of earlier layouts, where VMs may still run."""
