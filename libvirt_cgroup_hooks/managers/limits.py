@@ -65,6 +65,7 @@ class LowerLimit(Write):
         try:
             super().run(host)
         except Refused as error:
-            if error.errno != EBUSY:
+            used = int(host.read(f"{self.directory}/memory.usage_in_bytes"))
+            if error.errno != EBUSY or used <= self.limit:
                 raise
-            raise over_limit(self.directory, self.limit, int(host.read(f"{self.directory}/memory.usage_in_bytes"))) from None
+            raise over_limit(self.directory, self.limit, used) from None
