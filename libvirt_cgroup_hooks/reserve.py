@@ -56,7 +56,7 @@ class Change:
                 try:
                     with host.locked(state.LOCK):
                         manager = self._manager()
-                        self._press(manager)
+                        self._press(manager, progress)
                     self._reclaim(manager, wait, progress)
                     return self._run()
                 finally:
@@ -138,11 +138,13 @@ class Change:
 
     # --wait
 
-    def _press(self, manager: Manager) -> None:
+    def _press(self, manager: Manager, progress: Callable[[int, int], None] | None) -> None:
         """Where there is something to reclaim, what runs is kept from taking more."""
         limit = manager.fence.memory
         if limit is None or all(self._settled(manager)):
             return
+        if progress:  # pressure alone may reclaim all, and take its time
+            progress(self._used(manager), limit)
         plan = Plan("press")
         manager.press(plan)
         self._pressed = True  # before it is: Ctrl-C may come in between
@@ -159,7 +161,7 @@ class Change:
         limit = manager.fence.memory or 0
         deadline = time.monotonic() + wait
         while not all(self._settled(manager)):
-            used = max(tree.memory_in_use(directory) for directory, tree in manager.memory_parents().items())
+            used = self._used(manager)
             if time.monotonic() > deadline:
                 raise Error(
                     f"after {wait:g} seconds the VMs still use {size(used)}, and {size(limit)} was to be their limit"
@@ -171,6 +173,10 @@ class Change:
             for directory, tree in manager.memory_parents().items():
                 tree.reclaim(directory, limit)
             time.sleep(PAUSE)
+
+    @staticmethod
+    def _used(manager: Manager) -> int:
+        return max(tree.memory_in_use(directory) for directory, tree in manager.memory_parents().items())
 
     def _relieve(self) -> None:
         with self.host.locked(state.LOCK):
