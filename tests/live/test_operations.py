@@ -39,7 +39,9 @@ HAS_V1 = not cgroup_directory("cpu").joinpath("cgroup.controllers").exists()
 
 def virt_cgroup(*arguments: str, stdin: str = "") -> str:
     command = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks", *arguments]
-    return subprocess.run(command, input=stdin, check=True, capture_output=True, text=True, timeout=60).stdout
+    done = subprocess.run(command, input=stdin, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def status(name: str) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""As live/test_killed.py, where systemd owns cgroups: the hook is killed at each call, or the systemctl that it waits for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from ..live.faults import counted, killed, points
+from ..live.harness import destroy_vm, running_vm, virsh, wait_for
+from .host import STATE, UNITS, configure, drop_ins, fenced, restart_libvirtd, start, status, virt_cgroup, xml
+
+OPERATIONS = ("prepare", "start", "started", "release", "reconnect")
+LAYOUTS = ("/vms/$NAME", "/vms/$DRIVER-$UUID")
+
+
+def life(operation: str) -> None:
+    result = virsh("create", "/dev/stdin", stdin=xml("web"), check=False)
+    if operation in ("prepare", "start"):
+        assert "Killed" in result.stderr, result.stderr
+        return
+    assert result.returncode == 0, result.stderr
+    vm = running_vm("web")
+    if operation == "reconnect":
+        restart_libvirtd()
+    assert vm.alive()
+    if operation in ("started", "reconnect"):
+        virt_cgroup("apply", "--all")
+        found = status()["domains"][0]
+        assert found["conforms"], found["problems"]
+    destroy_vm("web")
+
+
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_killed_at_each_call(operation: str, layout: str, every: int, record_property: Callable[[str, object], None]) -> None:
+    configure(fenced(layout, more='vcpu_cpus = "3-5"'))
+    start("web")
+    destroy_vm("web")
+    with counted(operation) as calls:
+        start("web")
+        if operation == "reconnect":
+            restart_libvirtd()
+        destroy_vm("web")
+    chosen = points(calls)[::every]
+    assert chosen
+    for call, nth in chosen:
+        with killed(operation, call, nth):
+            life(operation)
+        for path in (STATE / "vms").iterdir():
+            os.utime(path, (1, 1))  # as if it had begun to start long ago
+        start("db")
+        found = status()["domains"][0]
+        assert found["conforms"], (call, nth, found["problems"])
+        destroy_vm("db")
+        wait_for(lambda: not list(UNITS.glob("machine-qemu*")), f"nothing to be left: {call} {nth}", 10)
+        assert not drop_ins()
+        assert not list((STATE / "vms").iterdir())
+        assert not list(STATE.rglob("*.new"))
+    record_property("faults injected", len(chosen))

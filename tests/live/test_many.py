@@ -1,0 +1,121 @@
+"""Many VMs at once, and very many one after another: every one conforms, and nothing is left or grows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .harness import Daemon, all_cgroups, destroy_vm, domain_xml, start_vm, virsh, wait_for
+from .test_operations import FENCED, STATE, assert_nothing_left, left_since, status, virt_cgroup
+
+Configure = Callable[[str], None]
+Record = Callable[[str, object], None]
+WORKERS = 8
+
+
+@contextmanager
+def reserving() -> Iterator[list[int]]:
+    """Meanwhile the reservation is changed again and again; gives the exit statuses."""
+    statuses: list[int] = []
+    end = threading.Event()
+
+    def reserve() -> None:
+        while not end.is_set():
+            for memory in ("1 GiB", "900 MiB"):
+                command = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks", "reserve", "--memory", memory, "--live"]
+                statuses.append(subprocess.run(command, capture_output=True, check=False, timeout=120).returncode)
+            end.wait(0.5)
+
+    thread = threading.Thread(target=reserve)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        end.set()
+        thread.join()
+
+
+def tried(name: str) -> None:
+    """Starts the VM, however often the daemon dies meanwhile."""
+    for _ in range(60):
+        if virsh("create", "/dev/stdin", stdin=domain_xml(name), check=False).returncode == 0:
+            return
+        if name in virsh("list", "--name", check=False).stdout.split():
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"{name} does not start")
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.thorough)])
+def test_many_at_once_and_a_daemon_that_is_killed(
+    daemon: Daemon, configure: Configure, count: int, record_property: Record
+) -> None:
+    before = all_cgroups()
+    configure("hook_timeout = 60\n" + FENCED)
+    names = [f"vm{number}" for number in range(count)]
+    with reserving() as statuses, ThreadPoolExecutor(WORKERS) as pool:
+        running = [pool.submit(tried, name) for name in names]
+        wait_for(lambda: sum(one.done() for one in running) > count // 2, "half of the VMs to start", 300)
+        daemon.kill()
+        daemon.start()
+        for one in running:
+            one.result(600)
+    assert statuses and not any(statuses)
+    virt_cgroup("apply", "--all")
+    for name in names:
+        assert status(name)["conforms"], status(name)["problems"]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        stopping = [pool.submit(destroy_vm, name) for name in names]
+        wait_for(lambda: sum(one.done() for one in stopping) > count // 2, "half of the VMs to stop", 300)
+        daemon.kill()
+        daemon.start()
+        for one in stopping:
+            one.exception(600)
+    for name in virsh("list", "--name").stdout.split():
+        destroy_vm(name)
+    for path in (STATE / "vms").iterdir():
+        os.utime(path, (1, 1))
+    start_vm("last")
+    destroy_vm("last")
+    assert_nothing_left(before)
+    record_property("VMs at once", count)
+
+
+def daemon_size(daemon: Daemon) -> tuple[int, int]:
+    """(open descriptors, KiB of memory)"""
+    lines = Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
+    resident = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+    return len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())), resident
+
+
+def lives(name: str, count: int) -> None:
+    for _ in range(count):
+        start_vm(name)
+        destroy_vm(name)
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.thorough)])
+def test_start_and_stop_again_and_again(daemon: Daemon, configure: Configure, count: int, record_property: Record) -> None:
+    """Four VMs at a time. Ids go on, process ids come again."""
+    before = all_cgroups()
+    configure("hook_timeout = 60\n" + FENCED)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lives, ["warm1", "warm2", "warm3", "warm4"], [2] * 4))
+        descriptors, resident = daemon_size(daemon)
+        files = sorted(path.name for path in STATE.rglob("*"))
+        list(pool.map(lives, ["a", "b", "c", "d"], [count // 4] * 4))
+    now, size = daemon_size(daemon)
+    assert_nothing_left(before)
+    assert not left_since(before)
+    assert sorted(path.name for path in STATE.rglob("*")) == files
+    assert now <= descriptors + 2
+    assert size <= resident + 32 * 1024, "libvirtd itself grows"
+    record_property("cycles", count)
