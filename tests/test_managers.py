@@ -676,3 +676,19 @@ def test_a_group_that_others_made_keeps_its_limits(host: Kernel) -> None:
     do(host, "release", vm())
     after = states(host, "run/")
     assert {path: after[path].replace("-1", NO_LIMIT) if "limit_in" in path else after[path] for path in after} == before
+
+
+@pytest.mark.parametrize("kind", ["small", "unified"])
+def test_a_thread_that_is_removed_while_it_is_being_placed(tmp_path: Path, kind: str) -> None:
+    """libvirt takes away its group meanwhile; the others are placed all the same."""
+    host = Kernel(tmp_path, kind, "emulator_cpus = '0'\niothread_cpus = '1'\n")
+    subject = host.start_vm(vm(), INNER)
+    made = plan(host, "started", subject)
+    shutil.rmtree(f"{host.root}/proc/4200100/task/4200121")
+    for hierarchy in host.hierarchies:
+        host.remove_directory(hierarchy.directory("/machine/qemu-3-vm.libvirt-qemu/iothread1"))
+    run(host, made)
+    cpuset = next(h for h in host.hierarchies if "cpuset" in h.controllers)
+    directory = cpuset.directory("/machine/qemu-3-vm.libvirt-qemu")
+    assert host.get(f"{directory}/emulator/cpuset.cpus") == "0"
+    assert not host.exists(f"{directory}/iothread1")

@@ -294,8 +294,9 @@ class Manager:
             for group, cpus in self.allowed_of(domain, groups_of(found)).items():
                 libvirts = tree.hierarchy.version == 2 if group in pins else domain.auto_placement and not cpus
                 place = places.get(group, "")
-                if place.endswith(f"/{group}") and not libvirts:
-                    plan.add(*tree.set_cpus(tree.hierarchy.directory(place), cpus))
+                directory = tree.hierarchy.directory(place)
+                if place.endswith(f"/{group}") and not libvirts and self.host.exists(directory):
+                    plan.add(*map(_may_be_gone, tree.set_cpus(directory, cpus)))
 
     # what virt-cgroup status shows
 
@@ -345,6 +346,13 @@ def _trees(host: Host, cgroups: Cgroups) -> list[Tree]:
     from .v2 import V2
 
     return [V2(host, cgroups.unified)]
+
+
+def _may_be_gone(step: Step) -> Step:
+    """A thread group is libvirt's, which removes it with its thread."""
+    if isinstance(step, Write):
+        step.may_be_gone = True
+    return step
 
 
 def groups_of(found: list[Thread]) -> list[str]:
