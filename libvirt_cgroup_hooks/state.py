@@ -189,18 +189,25 @@ def recorded(host: Host) -> list[str]:
     return [name for name in host.names(VMS) if not name.endswith(NEW)]
 
 
-def left_behind(host: Host) -> list[str]:
+def left_behind(host: Host, running: set[str] | None = None) -> list[str]:
     """The UUIDs of recorded VMs that have ended, and whose `release` never came to its end.
+
+    A daemon that is killed while it stops a VM may leave the status XML, and forget the VM when it starts again: then
+    only RUNNING, the names of the VMs that have a process, tells.
 
     Between `prepare` and the moment libvirt writes its status XML, a VM that starts looks the same: hence GRACE. What is
     lost of one that takes longer is written again at `start` and `started`.
     """
     found = recorded(host)
-    if len(found) <= len([name for name in host.names(STATUS) if name.endswith(".xml")]):
+    if running is None and len(found) <= len([name for name in host.names(STATUS) if name.endswith(".xml")]):
         return []  # the usual case costs the same however many VMs run
     old = [uuid for uuid in found if host.age(f"{VMS}/{uuid}") > GRACE]
     records = [(uuid, Record.read(host, uuid)) for uuid in old]
-    return [uuid for uuid, record in records if record is None or not host.exists(f"{STATUS}/{record.name}.xml")]
+    return [uuid for uuid, record in records if record is None or not _runs(host, record.name, running)]
+
+
+def _runs(host: Host, name: str, running: set[str] | None) -> bool:
+    return host.exists(f"{STATUS}/{name}.xml") if running is None else name in running
 
 
 def forget(host: Host, uuid: str) -> Step:

@@ -199,3 +199,5 @@ def test_who_is_left_behind(host: Kernel) -> None:
     os.utime(f"{host.root}{state.VMS}/3", (1, 1))
     host.put("/run/libvirt/qemu/running.xml", "<domstatus/>")
     assert state.left_behind(host) == ["1", "3"]
+    assert state.left_behind(host, running={"running"}) == ["1", "3"]
+    assert state.left_behind(host, running=set()) == ["0", "1", "3"]

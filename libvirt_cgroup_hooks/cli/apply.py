@@ -60,7 +60,7 @@ def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:
         if config or host.exists(state.SHARED):
             manager = managers.choose(host, config, managers.daemon(host))
             manager.check_controllers()
-            manager.forget_left_behind(plan)
+            manager.forget_left_behind(plan, running={domain.name for domain in threads.running(host)})
             manager.fence_parent(plan, [])
         return plan
 

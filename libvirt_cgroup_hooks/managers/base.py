@@ -90,10 +90,13 @@ class Manager:
         own.layout = own.config.cgroup_layout
         return own
 
-    def forget_left_behind(self, plan: Plan, but: str = "") -> None:
-        """What is left of VMs that are gone, where the hook was killed before it had cleaned up; not of the VM BUT."""
+    def forget_left_behind(self, plan: Plan, but: str = "", running: set[str] | None = None) -> None:
+        """What is left of VMs that are gone, where the hook or the daemon was killed before it had cleaned up.
+
+        Not of the VM BUT; RUNNING is as for `state.left_behind`.
+        """
         plan.add(*state.half_written(self.host))
-        for uuid in state.left_behind(self.host):
+        for uuid in state.left_behind(self.host, running):
             record = state.Record.read(self.host, uuid)
             if uuid != but and record:
                 plan.add(*self.remains(record))

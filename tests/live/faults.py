@@ -13,7 +13,7 @@ from pathlib import Path
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
 PYTHON = "/usr/bin/python3"
-STAND_IN = Path("/run/python-with-faults")
+STAND_IN = HOOK.with_name("python-with-faults")  # /run may be mounted noexec
 TRACE = Path("/run/python-with-faults.trace")
 # Whatever changes something, or ends the run
 CALLS = (
@@ -35,14 +35,15 @@ CALLS = (
 def traced(operation: str, options: str) -> Iterator[None]:
     """At OPERATION, the hook runs below strace with OPTIONS."""
     text = HOOK.read_text()
-    assert PYTHON in text
+    assert f"\n{PYTHON} " in text
     STAND_IN.write_text(f'#!/bin/sh\n[ "$5" = {operation} ] && exec strace -qq {options} {PYTHON} "$@"\nexec {PYTHON} "$@"\n')
     STAND_IN.chmod(0o755)
     try:
-        HOOK.write_text(text.replace(f" {PYTHON} ", f" {STAND_IN} ").replace(f"\n{PYTHON} ", f"\n{STAND_IN} "))
+        HOOK.write_text(text.replace(f"\n{PYTHON} ", f"\n{STAND_IN} "))
         yield
     finally:
         HOOK.write_text(text)
+        STAND_IN.unlink()
 
 
 @contextlib.contextmanager
