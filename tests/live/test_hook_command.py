@@ -15,9 +15,12 @@ from .harness import (
     Vm,
     all_cgroups,
     cgroup_directory,
+    destroy_all_vms,
     destroy_vm,
+    qemu_processes,
     start_vm,
     threads,
+    wait_for,
 )
 from .test_operations import FENCED, STATE
 
@@ -40,6 +43,8 @@ def installed(daemon: Daemon) -> Iterator[None]:
         HOOK.write_text(text)
         HOOK.chmod(mode)
     daemon.restart()
+    destroy_all_vms()
+    wait_for(lambda: not qemu_processes(), "the VMs to end")
     for directory in sorted(all_cgroups(), reverse=True):  # of VMs that were moved, which nobody knows of any more
         if "vms" in directory.parts:
             directory.rmdir()

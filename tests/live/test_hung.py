@@ -58,7 +58,7 @@ def test_no_place_for_what_we_know(configure: Configure, config: str, options: s
 
 
 @pytest.mark.parametrize("config", [FENCED, WARN], ids=["refuse", "warn"])
-@pytest.mark.parametrize("errno", ["EBUSY", "ENOSPC"])
+@pytest.mark.parametrize("errno", ["EIO", "ENOSPC"])
 def test_the_kernel_refuses_a_write_at_prepare(configure: Configure, config: str, errno: str) -> None:
     before = all_cgroups()
     configure(config)
@@ -68,6 +68,13 @@ def test_the_kernel_refuses_a_write_at_prepare(configure: Configure, config: str
         start(config, "cannot write")
     destroy_vm("web")
     assert_nothing_left(before)
+
+
+def test_what_is_busy_once_is_planned_anew(configure: Configure) -> None:
+    configure(FENCED)
+    with refused("prepare", "write", "EBUSY", "4"):
+        start_vm("web", xml=XML)
+    assert status("web")["conforms"]
 
 
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.thorough)])
