@@ -260,7 +260,10 @@ def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config
     """TEXT as the configuration of HOST, with CHANGES made at run time. Raises Error."""
     parsed = parse(text, PATH, changes)
     warn += parsed.warnings
-    return resolve(parsed, Topology.read(host.read_optional), page_size())
+    try:
+        return resolve(parsed, Topology.read(host.read_optional), page_size())
+    except ValueError:
+        raise Error(f"cannot read {LIVE}: it is damaged", "remove it") from None
 
 
 def snapshot(stamp: str, config: Config) -> str:

@@ -32,8 +32,9 @@ class Memory:
         fields = {}
         for line in meminfo.splitlines():
             name, _, value = line.partition(":")
-            if value.split():
-                fields[name] = int(value.split()[0])
+            number = value.strip().partition(" ")[0]
+            if number.isascii() and number.isdigit():
+                fields[name] = int(number)
         if "MemTotal" not in fields:
             raise Error("/proc/meminfo has no MemTotal", "is /proc mounted?")
         # "Hugetlb" counts the pools of all sizes (since Linux 4.17); before it only the default size is told.

@@ -73,7 +73,7 @@ def test_a_damaged_file(host: Kernel, text: str, changes: dict[str, tuple[str, s
     assert Live(host).changes == changes
 
 
-@pytest.mark.parametrize("value", ["99", "x", "count", "count 99", "auto 1"])
+@pytest.mark.parametrize("value", ["99", "x", "count", "count 99", "count x", "auto 1"])
 def test_a_value_that_cannot_be_is_an_error(host: Kernel, value: str) -> None:
     change(host, {"reserved_host_cpus": ("0", value)})
     with pytest.raises(Error):

@@ -97,7 +97,7 @@ def test_what_cannot_be_read(files: dict[str, str], message: str) -> None:
         ("MemTotal:  1000 kB\n", 1000, 0),
         ("MemTotal:  1000 kB\nHugePages_Total:  2\nHugepagesize:  2048 kB\n", 1000, 4096),  # before Linux 4.17
         ("MemTotal:  1000 kB\nHugePages_Total:  2\nHugepagesize:  2048 kB\nHugetlb:  9000 kB\n", 1000, 9000),
-        ("MemFree: 5 kB\nMemTotal: 1 kB\nOdd:\n", 1, 0),
+        ("MemFree: 5 kB\nMemTotal: 1 kB\nOdd:\nOther: many kB\n", 1, 0),
     ],
 )
 def test_meminfo(text: str, total: int, hugetlb: int) -> None:

@@ -514,7 +514,7 @@ def test_an_edit_ends_the_live_change(configure: Configure) -> None:
 # how much is written
 
 
-@pytest.mark.parametrize("count", [5, thorough(20)])
+@pytest.mark.parametrize("count", [5, thorough(100)])
 def test_many_idle_vms(configure: Configure, count: int) -> None:
     """On v2 one write to the VM parent and one to /machine, however many VMs; v1 wants each thread group written."""
     configure(LAYOUT)
