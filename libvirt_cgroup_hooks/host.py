@@ -12,7 +12,7 @@ from .errors import Error, printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 else:
     import _signal as signal  # what the signal module is made of, without the enum and collections that it loads
 
@@ -182,35 +182,44 @@ class Host:
 
     def run(self, command: list[str]) -> str:
         """Run a program to its end and return what it printed. Raises Error where it fails; leaves no child behind."""
-        output, end = os.pipe()
+        pipe = list(os.pipe())
         try:
-            actions = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *((os.POSIX_SPAWN_DUP2, end, n) for n in (1, 2))]
-            self._spawn(command, actions)
-            os.close(end)
-            end = -1
-            text = _all(output).decode("utf-8", "replace").strip()
-            status = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
-            self._child = 0
+            self._spawn(command, pipe)
+            text = _all(pipe[0]).decode("utf-8", "replace").strip()
+            status = self._reap()
         except OSError as error:
             raise Refused(f"run {printable(' '.join(command))}", error) from None
         finally:
             self.end_child()  # there is one only if the deadline came first
-            for descriptor in (output, end):
-                if descriptor >= 0:
-                    os.close(descriptor)
+            for descriptor in pipe:
+                os.close(descriptor)
         if status:
             attempt = printable(" ".join(command))
             raise Error(f"cannot run {attempt}: exit status {status}", printable(text) or "it said nothing")
         return text
 
-    def _spawn(self, command: list[str], actions: Sequence[tuple[object, ...]]) -> None:
-        """The deadline must not come when there is a child already and its id is not known yet."""
+    # The deadline must not come between something that happens to a child and our taking note of it.
+
+    def _spawn(self, command: list[str], pipe: list[int]) -> None:
+        """The program gets the second end of PIPE, which is then no longer ours."""
+        actions = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *((os.POSIX_SPAWN_DUP2, pipe[1], n) for n in (1, 2))]
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
         try:
             environment = {"PATH": PATH, "LC_ALL": "C"}
             self._child = os.posix_spawn(command[0], command, environment, file_actions=actions, setsigmask=())
+            os.close(pipe.pop())
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+
+    def _reap(self) -> int:
+        os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+        try:
+            status = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+            self._child = 0
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+        return status
 
     def end_child(self) -> None:
         """Kills the program that `run` is waiting for, if any."""
