@@ -56,7 +56,7 @@ def killed(operation: str, call: str, number: int) -> Iterator[None]:
 @contextlib.contextmanager
 def refused(operation: str, call: str, errno: str, when: str) -> Iterator[None]:
     """At OPERATION, the kernel refuses the system call CALL with ERRNO, WHEN (as strace: "3", "3+")."""
-    with traced(operation, f"-o /dev/null -e trace={call} -e inject={call}:error={errno}:when={when}"):
+    with traced(operation, f"-o {TRACE} -e trace={call} -e inject={call}:error={errno}:when={when}"):
         yield
 
 
