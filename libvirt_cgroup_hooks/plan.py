@@ -283,7 +283,7 @@ def run_settled(host: Host, make: Callable[[], Plan], warnings: list[str]) -> Pl
     """Runs the plan that MAKE makes, and returns it; its warnings go to WARNINGS.
 
     libvirt may make a cgroup meanwhile in a v1 cpuset that is to lose CPUs, which the kernel then refuses (EBUSY): the
-    plan is made anew.
+    plan is made anew. Not one that cleans up: what is busy then has processes, and others wait for the lock.
     """
     for left in reversed(range(TRIES)):
         plan = make()
@@ -291,7 +291,7 @@ def run_settled(host: Host, make: Callable[[], Plan], warnings: list[str]) -> Pl
             plan.run(host)
             break
         except Refused as error:
-            if error.errno != EBUSY or not left:
+            if error.errno != EBUSY or not left or not plan.transaction:
                 raise
         finally:
             warnings += plan.warnings

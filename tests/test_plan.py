@@ -23,6 +23,7 @@ from libvirt_cgroup_hooks.plan import (
     Several,
     Step,
     Write,
+    run_settled,
 )
 
 from .hosts import Kernel
@@ -223,3 +224,48 @@ def test_files_are_as_before_when_a_plan_fails(host: Host) -> None:
     with pytest.raises(Refused, match='cannot write "x" to /g/none: No such file'):
         plan.run(host)
     assert tree(host) == before
+
+
+# what others get in the way of
+
+
+class Busy(Step):
+    """Refused as busy the first TIMES."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __str__(self) -> str:
+        return "busy"
+
+    def run(self, host: Host) -> None:
+        self.left -= 1
+        if self.left >= 0:
+            raise Refused("write", OSError(16, "Device or resource busy"))
+
+
+@pytest.mark.parametrize(
+    ("transaction", "times", "made"),
+    [
+        (True, 0, 1),
+        (True, 1, 2),
+        (True, 2, 3),
+        (False, 0, 1),
+        (False, 1, None),  # cleaning up: others wait for the lock
+    ],
+)
+def test_what_is_busy_is_planned_anew(host: Host, transaction: bool, times: int, made: int | None) -> None:
+    step, plans = Busy(times), []
+
+    def make() -> Plan:
+        plan = Plan("started", transaction)
+        plan.add(step)
+        plans.append(plan)
+        return plan
+
+    if made is None:
+        with pytest.raises(Refused):
+            run_settled(host, make, [])
+    else:
+        run_settled(host, make, [])
+    assert len(plans) == (made or 1)
