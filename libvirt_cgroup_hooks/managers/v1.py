@@ -117,14 +117,15 @@ class V1:
                         "stop or re-pin the VM it belongs to first",
                     )
                 after[path] = after[_parent(path)]
-        steps: list[Step] = []
+        writes: list[tuple[str, CpuSet]] = []
         if not wanted <= present:  # grow: parents first
-            for path, (cpus, follows) in tree.items():
-                if follows:
-                    steps.append(self._write(f"{path}/cpuset.cpus", str(cpus | wanted), path != directory))
-        for path in reversed(list(tree)):  # shrink: children first
-            if str(after[path]) != self._value(f"{path}/cpuset.cpus"):
-                steps.append(self._write(f"{path}/cpuset.cpus", str(after[path]), path != directory))
+            writes += ((path, cpus | wanted) for path, (cpus, follows) in tree.items() if follows)
+        writes += ((path, after[path]) for path in reversed(list(tree)))  # shrink: children first
+        steps: list[Step] = []
+        for path, cpus in writes:
+            step = self._write(f"{path}/cpuset.cpus", str(cpus), path != directory)
+            if step.value != step.old:
+                steps.append(SetCpus(step, [tree[path][0], tree[path][0] | wanted, after[path]]))
         return steps
 
     def _tree(self, directory: str, present: CpuSet) -> dict[str, tuple[CpuSet, bool]]:
@@ -133,8 +134,9 @@ class V1:
         for name in self.host.directories(directory):
             child = f"{directory}/{name}"
             text = self._planned.get(f"{child}/cpuset.cpus") or self.host.read_optional(f"{child}/cpuset.cpus")
-            if text is None:  # removed meanwhile
+            if not text or not text.strip():  # removed meanwhile, or just being made
                 continue
+            self._planned[f"{child}/cpuset.cpus"] = text.strip()  # it may yet be removed
             cpus = CpuSet.parse(text)
             below = self._tree(child, cpus)
             follows = cpus == present
@@ -237,6 +239,50 @@ class V1:
         step = Write(path, value, None if new else self._value(path), may_be_gone)
         self._planned[path] = value
         return step
+
+
+class SetCpus(Write):
+    """Sets the CPUs of a cpuset. What was made below it since the plan was made follows it.
+
+    libvirt makes a VM's cpusets as copies of what is above them, at any moment, and the kernel takes no CPU that one below
+    has (EBUSY).
+    """
+
+    TRIES = 20
+
+    def __init__(self, write: Write, passed: list[CpuSet]) -> None:
+        """PASSED: all that the cpuset has while the plan runs; a copy has one of these."""
+        super().__init__(write.path, write.value, write.old, write.may_be_gone)
+        self.passed = passed
+
+    def run(self, host: Host) -> None:
+        for attempt in range(1, self.TRIES + 1):
+            try:
+                if attempt > 1:
+                    self._take(host, _parent(self.path), CpuSet.parse(self.value))
+                super().run(host)
+                break
+            except Refused as error:
+                if error.errno != EBUSY or attempt == self.TRIES:
+                    raise
+
+    def _take(self, host: Host, directory: str, cpus: CpuSet) -> None:
+        """Leaves those below DIRECTORY no more than CPUS; one that would have none is left as it is."""
+        for name in host.directories(directory):
+            child = f"{directory}/{name}"
+            present = CpuSet.parse(host.read_optional(f"{child}/cpuset.cpus") or "")
+            left = cpus if present in self.passed else present & cpus
+            if left and not present <= cpus:
+                self._write(host, child, present | left)  # for those below to have what they get
+                self._take(host, child, left)
+                self._write(host, child, left)
+
+    def _write(self, host: Host, directory: str, cpus: CpuSet) -> None:
+        Write(f"{directory}/cpuset.cpus", str(cpus), may_be_gone=True).run(host)
+
+    def undo(self) -> Step | None:
+        undo = super().undo()
+        return SetCpus(undo, self.passed) if isinstance(undo, Write) else None
 
 
 def _parent(directory: str) -> str:

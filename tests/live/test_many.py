@@ -10,13 +10,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from .harness import Daemon, all_cgroups, destroy_vm, domain_xml, qemu_processes, start_vm, virsh, wait_for
-from .test_operations import FENCED, STATE, assert_nothing_left, left_since, status, virt_cgroup
+from libvirt_cgroup_hooks.host import Host
+from libvirt_cgroup_hooks.reserve import Change
+
+from .harness import (
+    LAST_CPU,
+    Daemon,
+    all_cgroups,
+    cgroup_directory,
+    destroy_vm,
+    domain_xml,
+    qemu_processes,
+    start_vm,
+    virsh,
+    wait_for,
+)
+from .test_operations import FENCED, HAS_V1, STATE, assert_nothing_left, left_since, status, virt_cgroup
 
 Configure = Callable[[str], None]
 Record = Callable[[str, object], None]
@@ -43,6 +57,35 @@ def reserving() -> Iterator[list[int]]:
     finally:
         end.set()
         thread.join()
+
+
+@contextmanager
+def copying(parent: Path) -> Iterator[list[str]]:
+    """Meanwhile cpusets are made below PARENT as libvirt makes a VM's, copies of what is above them; gives what each had."""
+    made: list[str] = []
+    end = threading.Event()
+
+    def copy(worker: int) -> None:
+        while not end.is_set():
+            child = parent / f"copy{worker}-{len(made)}"
+            for group in (child, child / "emulator"):
+                group.mkdir()
+                for name in ("cpuset.mems", "cpuset.cpus"):
+                    text = (group.parent / name).read_text()
+                    with suppress(OSError):  # it may have got less meanwhile
+                        (group / name).write_text(text)
+            made.append((child / "cpuset.cpus").read_text().strip())
+            (child / "emulator").rmdir()
+            child.rmdir()
+
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(copy, worker) for worker in range(3)]
+        try:
+            yield made
+        finally:
+            end.set()
+        for one in running:
+            one.result()
 
 
 def tried(name: str) -> None:
@@ -108,6 +151,21 @@ def test_many_at_once_and_a_daemon_that_is_killed(
     remove_libvirts_own(left_since(before))
     assert_nothing_left(before)
     record_property("VMs at once", count)
+
+
+@pytest.mark.skipif(not HAS_V1, reason="on cgroup v2 a cgroup may be configured for CPUs that its parent has not")
+@pytest.mark.parametrize("changes", [20, pytest.param(500, marks=pytest.mark.thorough)])
+def test_cpusets_that_are_made_while_the_reservation_changes(configure: Configure, changes: int) -> None:
+    configure(FENCED)
+    start_vm("web")
+    with copying(cgroup_directory("cpuset", "/machine")) as made:
+        for number in range(changes):
+            value = ["0-0", f"{LAST_CPU}-{LAST_CPU}"][number % 2]
+            change = Change(Host(), {"reserved_host_cpus": value}, live=True, config=False)
+            change.run()
+            assert not change.warnings
+    assert len(set(made)) > 1
+    assert status("web")["conforms"], status("web")["problems"]
 
 
 def remove_libvirts_own(left: set[Path]) -> None:
