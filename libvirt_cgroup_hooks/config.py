@@ -27,6 +27,7 @@ class Config:
     """The settings of one host, checked and with "auto" and counts of CPUs resolved."""
 
     __slots__ = (
+        "anew",
         "cgroup_layout",
         "emulator_cpus",
         "hook_timeout",
@@ -42,6 +43,7 @@ class Config:
 
     def __init__(self, values: dict[str, str]) -> None:
         """VALUES: canonical text by key, as `settings.TABLE` makes it; what is missing has its default."""
+        self.anew = False  # whether it was parsed, and not read from the snapshot
         self.values = {setting.key: values.get(setting.key, setting.default) for setting in settings.TABLE}
         self.reserved_host_cpus = self._cpus("reserved_host_cpus")
         self.reserved_host_mem = self.values["reserved_host_mem"]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import signal
 
     from .domain import Domain
+    from .plan import Plan
 else:
     import _signal as signal  # what the signal module is made of, without the enum and collections that it loads
 
@@ -90,10 +91,27 @@ class _Run:
             return
         if self.operation == "reconnect" and self.settled(domain):
             return
-        with host.locked(state.LOCK):
-            if self.operation in ENFORCE:  # whoever held the lock may have changed it
-                self.config = state.load(host, [], save=True)
-            run_settled(host, lambda: managers.plan(host, self.config, self.operation, domain), self.warnings)
+        counted = self.operation == "prepare" and self.config.memory_admission
+        if self.operation == "release" or counted or self.config.anew or not self.work(domain, shared=True):
+            self.work(domain)
+
+    def work(self, domain: Domain, shared: bool = False) -> bool:
+        """False where SHARED is not enough: hooks of other VMs may be at work then, and what VMs share is to be changed."""
+
+        def make() -> Plan:
+            plan = managers.plan(self.host, self.config, self.operation, domain)
+            if shared and plan.exclusive:
+                raise _Exclusive
+            return plan
+
+        try:
+            with self.host.locked(state.LOCK, shared):
+                if self.operation in ENFORCE:  # whoever held the lock may have changed it
+                    self.config = state.load(self.host, [], save=not shared)
+                run_settled(self.host, make, self.warnings)
+            return True
+        except _Exclusive:
+            return False
 
     def settled(self, domain: Domain) -> bool:
         """Whether a VM that the daemon finds running is as it should be; to see that, nobody has to wait for the lock.
@@ -129,6 +147,10 @@ class _Run:
             os._exit(status)
         self.late = True
         raise error
+
+
+class _Exclusive(Exception):
+    """A plan that needs the lock for itself."""
 
 
 def _standard_input() -> bytes:

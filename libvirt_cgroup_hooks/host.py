@@ -165,9 +165,9 @@ class Host:
         except OSError as error:
             raise Refused(f"touch {printable(path)}", error) from None
 
-    def locked(self, path: str) -> Lock:
-        """A `with` block that has the exclusive lock on PATH, and waits for it. Raises Refused."""
-        return Lock(self.root, path)
+    def locked(self, path: str, shared: bool = False) -> Lock:
+        """A `with` block that has the lock on PATH, alone or SHARED with others, and waits for it. Raises Refused."""
+        return Lock(self.root, path, shared)
 
     def resolved(self, path: str) -> str:
         """PATH with symbolic links followed, so that replacing it replaces what they lead to."""
@@ -253,20 +253,30 @@ class Host:
 
 
 class Lock:
-    """Ends with the block, or with the process."""
+    """Ends with the block, or with the process.
 
-    def __init__(self, root: str, path: str) -> None:
+    The kernel lets those who share pass somebody who waits to be alone, for ever if they are many: all queue at PATH.turn.
+    """
+
+    def __init__(self, root: str, path: str, shared: bool) -> None:
         self.root = root
         self.path = path
+        self.shared = shared
 
     def __enter__(self) -> None:
         import fcntl
 
         try:
-            self.descriptor = os.open(self.root + self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+            turn = self._open(f"{self.path}.turn")
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            self.descriptor = self._open(self.path)
+            fcntl.flock(self.descriptor, fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX)
+            os.close(turn)
         except OSError as error:
             raise Refused(f"lock {printable(self.path)}", error) from None
+
+    def _open(self, path: str) -> int:
+        return os.open(self.root + path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)

@@ -23,6 +23,8 @@ TRIES, PAUSE = 20, 0.05  # of a plan that others get in the way of; seconds
 
 
 class Step:
+    path = ""  # of what it changes, where that is a file or a directory
+
     def run(self, host: Host) -> None:
         raise NotImplementedError
 
@@ -241,11 +243,15 @@ class Remove(Step):
 
 
 class Plan:
-    """Steps in order, and warnings for the log. What cleans up is no transaction: it goes as far as it can."""
+    """Steps in order, and warnings for the log. What cleans up is no transaction: it goes as far as it can.
+
+    `exclusive`: something is touched that is not one VM's own, so nobody else may be at work meanwhile.
+    """
 
     def __init__(self, operation: str, transaction: bool = True) -> None:
         self.operation = operation
         self.transaction = transaction
+        self.exclusive = False
         self.steps: list[Step] = []
         self.warnings: list[str] = []
 
@@ -253,7 +259,18 @@ class Plan:
         return "\n".join(map(str, self.steps))
 
     def add(self, *steps: Step) -> None:
+        """What is one VM's own."""
         self.steps += steps
+
+    def add_shared(self, *steps: Step) -> None:
+        """What VMs share."""
+        self.exclusive = self.exclusive or bool(steps)
+        self.steps += steps
+
+    def add_below(self, top: str, *steps: Step) -> None:
+        """TOP and what is below it is one VM's own; STEPS may reach further up."""
+        own = all(f"{step.path}/".startswith(f"{top}/") for step in steps)
+        (self.add if own else self.add_shared)(*steps)
 
     def run(self, host: Host) -> None:
         """All steps, or none: where one fails, those made are undone in reverse and the error goes on."""

@@ -250,6 +250,7 @@ def load(host: Host, warn: list[str], save: bool = False) -> Config:
     if inert(text) and not changes:
         return Config({})
     config = compiled(host, text, changes, warn)
+    config.anew = True
     if save and config:
         prepare_directory(host)
         host.replace(SNAPSHOT, snapshot(stamp, config))

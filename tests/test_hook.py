@@ -139,7 +139,7 @@ def test_the_hook_makes_the_steps_that_the_command_shows(
     shown.make_directory("/run/libvirt-cgroup-hooks/vms")
     plan.run(shown)
     assert shown.written == done.written
-    own = {"run/libvirt-cgroup-hooks/config", "run/libvirt-cgroup-hooks/lock"}
+    own = {f"run/libvirt-cgroup-hooks/{name}" for name in ("config", "lock", "lock.turn")}
     assert {path: text for path, text in done.snapshot().items() if path not in own} == shown.snapshot()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,35 @@ def test_the_lock_is_exclusive(host: Host) -> None:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(second)
+
+
+def test_a_lock_can_be_shared_but_nobody_passes_those_who_wait(host: Host) -> None:
+    import fcntl
+
+    with host.locked("/a/lock", shared=True), host.locked("/a/lock", shared=True):
+        second = os.open(host.root + "/a/lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        waits = threading.Thread(target=lambda: host.locked("/a/lock").__enter__())
+        waits.start()
+        turn = os.open(host.root + "/a/lock.turn", os.O_RDWR)
+        while waits.is_alive() and not taken(turn):
+            pass
+        assert waits.is_alive()
+    waits.join(10)
+    assert not taken(turn)
+    assert taken(second)
+
+
+def taken(descriptor: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
 
 
 def test_what_counts_as_absent() -> None:

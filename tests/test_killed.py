@@ -38,8 +38,9 @@ class Killed(Exception):
 class Script:
     """A VM's life on one host, with libvirt's part of it."""
 
-    def __init__(self, host: Kernel) -> None:
+    def __init__(self, host: Kernel, name: str = "vm") -> None:
         self.host = host
+        self.name = name
         state.prepare_directory(host)
 
     def plan(self, operation: str, vm: Domain) -> Plan:
@@ -64,7 +65,7 @@ class Script:
 
     def live(self, uuid: str, kill: str = "", steps: int = 0) -> bool:
         """From prepare to release, with the hook killed after STEPS of KILL; whether there were so many."""
-        vm = domain("vm", INNER, uuid=uuid, id=3)
+        vm = domain(self.name, INNER, uuid=uuid, id=3)
         through = True
         for operation in OPERATIONS:
             if operation == "started":

@@ -95,14 +95,14 @@ class Manager:
 
         Not of the VM BUT; RUNNING is as for `state.left_behind`.
         """
-        plan.add(*state.half_written(self.host))
+        plan.add_shared(*state.half_written(self.host))
         for uuid in state.left_behind(self.host, running):
             record = state.Record.read(self.host, uuid)
             if uuid != but and record:
-                plan.add(*self.remains(record))
+                plan.add_shared(*self.remains(record))
                 self.forget_record(plan, record)
             elif uuid != but:
-                plan.add(state.forget(self.host, uuid))
+                plan.add_shared(state.forget(self.host, uuid))
 
     def is_last(self, record: state.Record) -> bool:
         """Whether no other VM runs or starts."""
@@ -203,7 +203,7 @@ class Manager:
 
     def _relieve(self, plan: Plan, shared: state.Shared) -> None:
         opened = self.opened(shared, [name for name in shared.before if name.endswith(PRESSURE)])
-        plan.add(*opened, *shared.save())
+        plan.add_shared(*opened, *shared.save())
 
     def pressing(self, directory: str, tree: V2, new: str, old: str) -> tuple[str, Step]:
         """What is written, by the name under which it is put back, and the step that writes it."""
@@ -216,7 +216,7 @@ class Manager:
         The pressure goes last, since setting a memory limit puts back the memory.high that it has found.
         """
         opened = self.opened(shared, [name for name in shared.before if name not in fenced and not name.endswith(PRESSURE)])
-        plan.add(*shared.save(), *opened, *steps)
+        plan.add_shared(*shared.save(), *opened, *steps)
         self._relieve(plan, shared)
 
     def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
@@ -273,10 +273,11 @@ class Manager:
 
     def save_record(self, plan: Plan, record: state.Record, old: state.Record | None) -> None:
         begin = self.config.memory_admission
-        plan.add(*self.admitted.change(record.uuid, old.memory if old else 0, record.memory, begin), *record.save(old))
+        plan.add_shared(*self.admitted.change(record.uuid, old.memory if old else 0, record.memory, begin))
+        plan.add(*record.save(old))
 
     def forget_record(self, plan: Plan, record: state.Record) -> None:
-        plan.add(*self.admitted.change(record.uuid, record.memory, 0, begin=False), record.forget())
+        plan.add_shared(*self.admitted.change(record.uuid, record.memory, 0, begin=False), record.forget())
 
     def remains(self, record: state.Record) -> list[Step]:
         return [RemoveCgroup(path) for path in record.groups if self.host.exists(path)]

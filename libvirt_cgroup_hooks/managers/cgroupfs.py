@@ -77,10 +77,10 @@ class Cgroupfs(Manager):
             self.forget_record(plan, record)
             if self.is_last(record):
                 shared = state.Shared(self.host)
-                plan.add(*self.opened(shared, list(shared.before)))
-                plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))
+                plan.add_shared(*self.opened(shared, list(shared.before)))
+                plan.add_shared(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))
                 shared.made = []
-                plan.add(*shared.save())
+                plan.add_shared(*shared.save())
 
     # the VM parent
 
@@ -164,7 +164,8 @@ class Cgroupfs(Manager):
         directory = tree.hierarchy.directory(path)
         carries = self.layout.parent is None and tree.has_cpus
         opens = carries and self.fence.cpus is None and tree.exists(directory)
-        plan.add(*tree.make(path, self.fence.cpus if carries else None))
+        top = tree.hierarchy.directory(self.layout.vm_top(domain, self.base(tree)))
+        plan.add_below(top, *tree.make(path, self.fence.cpus if carries else None))
         plan.add(*(tree.set_cpus(directory, None) if opens else []))
         groups = self.allowed_of(domain, names)
         plan.add(*tree.make_threads(path, groups))

@@ -110,7 +110,7 @@ class Systemd(Manager):
         known = {path for record in [*records, old] if record for path in record.files}
         for path in found:
             if path not in known:
-                plan.add(*self._remove_drop_in(path))
+                plan.add_shared(*self._remove_drop_in(path))
 
     def fence_parent(self, plan: Plan, domains: list[Domain]) -> None:
         shared = state.Shared(self.host)
@@ -246,7 +246,7 @@ class Systemd(Manager):
         plan.add(MakeDirectory(path.rpartition("/")[0]))
         plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644), *REFRESH)
         if tree and self._carries:
-            plan.add(*tree.make(scope, self.fence.cpus))
+            plan.add_below(record.groups[0], *tree.make(scope, self.fence.cpus))
 
     @property
     def _carries(self) -> bool:
@@ -314,7 +314,8 @@ class Systemd(Manager):
             record, old = self.record(domain)
             record.groups = list(dict.fromkeys([*record.groups, tree.hierarchy.directory(scope)]))
             self.save_record(plan, record, old)
-            plan.add(*tree.make(scope, self.fence.cpus), *tree.make_threads(scope, groups))
+            plan.add_below(tree.hierarchy.directory(scope), *tree.make(scope, self.fence.cpus))
+            plan.add(*tree.make_threads(scope, groups))
             plan.add(*placement.move(tree, scope, found[0].tid, found, {}))
         elif tree.version == 2 and self.config.has_sets:
             path = f"{scope}/{NESTED}"  # libvirt's own name for it keeps the VM recognised
@@ -332,10 +333,10 @@ class Systemd(Manager):
         self.forget_record(plan, record)
         if self._cpuset_v1 and self.is_last(record):
             shared = state.Shared(self.host)
-            plan.add(*self.opened(shared, [name for name in shared.before if name.startswith("/")]))
-            plan.add(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))
+            plan.add_shared(*self.opened(shared, [name for name in shared.before if name.startswith("/")]))
+            plan.add_shared(*(RemoveEmpty(path) for path in sorted(shared.made, reverse=True)))
             shared.made = []
-            plan.add(*shared.save())
+            plan.add_shared(*shared.save())
 
     def remains(self, record: state.Record) -> list[Step]:
         steps = super().remains(record)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from .harness import PRIVATE_HOST, Daemon, configure, destroy_all_vms, qemu_processes, wait_for
+from .reserving import LIVE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,6 +33,7 @@ def daemon(session_daemon: Daemon) -> Iterator[Daemon]:
         session_daemon.start()
     yield session_daemon
     configure(None)
+    LIVE.unlink(missing_ok=True)
     clean_up(session_daemon)
 
 
