@@ -15,6 +15,7 @@ from libvirt_cgroup_hooks.cli.checks.subject import FAIL, NOTE, PASS, WARN
 from libvirt_cgroup_hooks.cli.hookfile import DIRECTORY, HOOK, HOOK_D
 from libvirt_cgroup_hooks.errors import Error
 
+from .conftest import Command
 from .hosts import Kernel, domain
 from .machined import Machined
 from .operations import CG, SMALL_LIMIT, UNIFIED_LIMIT
@@ -199,16 +200,15 @@ def test_a_kernel_that_says_what_none_does(host: Kernel) -> None:
 # the command
 
 
-def command(capsys: pytest.CaptureFixture[str], host: Kernel, *arguments: str) -> tuple[int, list[str]]:
-    status = main(["--root", host.root, "validate", *arguments])
-    out, err = capsys.readouterr()
+def answer(command: Command, host: Kernel, *arguments: str) -> tuple[int, list[str]]:
+    status, out, err = command("--root", host.root, "validate", *arguments)
     assert err == ""
     return status, out.splitlines()
 
 
-def test_the_form(capsys: pytest.CaptureFixture[str], host: Kernel) -> None:
+def test_the_form(command: Command, host: Kernel) -> None:
     install(host, mode=0o644)
-    status, lines = command(capsys, host)
+    status, lines = answer(command, host)
     assert status == 1
     assert "  HOST: Checking for the manager of cgroups                                  : PASS" in lines
     assert (
@@ -216,22 +216,22 @@ def test_the_form(capsys: pytest.CaptureFixture[str], host: Kernel) -> None:
         f"(libvirt passes over {HOOK}: chmod 755 {HOOK})"
     ) in lines
     assert len({line.index(": ", 10) for line in lines}) == 1
-    assert command(capsys, host, "-q") == (1, [line for line in lines if "PASS" not in line])
+    assert answer(command, host, "-q") == (1, [line for line in lines if "PASS" not in line])
 
 
-def test_only_failures_have_an_exit_status(capsys: pytest.CaptureFixture[str], host: Kernel) -> None:
-    assert command(capsys, host, "--quiet") == (0, [])
+def test_only_failures_have_an_exit_status(command: Command, host: Kernel) -> None:
+    assert answer(command, host, "--quiet") == (0, [])
     process(host)
-    status, lines = command(capsys, host, "--quiet")
+    status, lines = answer(command, host, "--quiet")
     assert (status, len(lines)) == (0, 1)
     assert "WARN" in lines[0]
     no_hook(host)
-    assert command(capsys, host, "--quiet")[0] == 1
+    assert answer(command, host, "--quiet")[0] == 1
 
 
-def test_json(capsys: pytest.CaptureFixture[str], host: Kernel) -> None:
+def test_json(command: Command, host: Kernel) -> None:
     no_hook(host)
-    status, lines = command(capsys, host, "--json")
+    status, lines = answer(command, host, "--json")
     rows: list[dict[str, Any]] = json.loads("\n".join(lines))
     assert status == 1
     assert {"area": "HOST", "check": MANAGER, "result": PASS, "message": None, "remedy": None} in rows
@@ -242,22 +242,22 @@ def test_json(capsys: pytest.CaptureFixture[str], host: Kernel) -> None:
         "message": f"neither {HOOK} nor {HOOK_D} is the hook of this package",
         "remedy": "run virt-cgroup hook install",
     } in rows
-    assert [row["check"] for row in json.loads("\n".join(command(capsys, host, "--json", "-q")[1]))] == [THE_HOOK]
+    assert [row["check"] for row in json.loads("\n".join(answer(command, host, "--json", "-q")[1]))] == [THE_HOOK]
 
 
-def test_colour_is_for_terminals(capsys: pytest.CaptureFixture[str], host: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colour_is_for_terminals(command: Command, host: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     no_hook(host)
-    assert "\033" not in "".join(command(capsys, host)[1])
+    assert "\033" not in "".join(answer(command, host)[1])
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    lines = command(capsys, host)[1]
+    lines = answer(command, host)[1]
     assert any(line.endswith(": \033[32mPASS\033[0m") for line in lines)
     assert any(": \033[31mFAIL\033[0m (neither " in line for line in lines)
 
 
-def test_no_control_characters(capsys: pytest.CaptureFixture[str], host: Kernel) -> None:
+def test_no_control_characters(command: Command, host: Kernel) -> None:
     process(host, "/x\x1b[31m", "qemu:\x1b[0m")
     install(host, f"{DIRECTORY}/\x1b~")
-    _, lines = command(capsys, host)
+    _, lines = answer(command, host)
     assert r"(qemu:\x1b[0m) of user 1000 is in /x\x1b[31m" in "".join(lines)
     assert all(line.isprintable() for line in lines)
 
@@ -270,10 +270,9 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "none"])
-def test_a_root_with_nothing_in_it(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
-    assert main(["--root", str(tmp_path / name), "validate"]) == 1
-    out, err = capsys.readouterr()
-    assert err == ""
+def test_a_root_with_nothing_in_it(command: Command, tmp_path: Path, name: str) -> None:
+    status, out, err = command("--root", tmp_path / name, "validate")
+    assert (status, err) == (1, "")
     assert "FAIL (neither " in out
 
 

@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 
 from libvirt_cgroup_hooks.host import Host
-from libvirt_cgroup_hooks.reserve import Change
 
 from ..live.guests import disk, toucher
 from ..live.harness import Vm, virsh, wait_for
 from ..live.reserving import (
-    LIVE,
     MIB,
     allowed,
     assert_conform,
@@ -29,6 +27,7 @@ from ..live.reserving import (
     interrupted,
     leaving,
     limit_of,
+    make_change,
     nobody_is_killed,
     parent_directory,
     refused,
@@ -43,12 +42,6 @@ IMAGES = Path("/var/lib/libvirt/images")
 LAYOUT = "/vms/$NAME"
 ALL, FENCE = "0-7", "2-7"
 OPEN = f'cgroup_layout = "{LAYOUT}"\n'
-
-
-@pytest.fixture(autouse=True)
-def no_live_change(clean: None) -> Iterator[None]:
-    yield
-    LIVE.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -127,14 +120,10 @@ def test_failure_at_each_step(change: str, half_made: bool, kind: str) -> None:
     first, second = ({key: small if one == "small" else one for key, one in part.items()} for part in CHANGES[change])
 
     def make(host: Host) -> None:
-        attempt = Change(host, second, live=True, config=True, force=True)
-        try:
-            attempt.run()
-        finally:
-            assert not [text for text in attempt.warnings if "undo" in text]
+        make_change(host, second, force=True)
 
     def again() -> None:
-        Change(Host(), first, live=True, config=True, force=True).run()
+        make_change(Host(), first, force=True)
 
     with nobody_is_killed(vm):
         assert fail_at_each_step(make, kind, half_made, again) > 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .harness import PRIVATE_HOST, Daemon, configure, destroy_all_vms, qemu_processes, wait_for
+from .harness import LIVE, PRIVATE_HOST, Daemon, configure, destroy_all_vms, qemu_processes, wait_for
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,6 +31,7 @@ def daemon(session_daemon: Daemon) -> Iterator[Daemon]:
     if not session_daemon.running:
         session_daemon.start()
     yield session_daemon
+    LIVE.unlink(missing_ok=True)
     configure(None)
     clean_up(session_daemon)
 

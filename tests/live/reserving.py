@@ -8,14 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.host import Host
+from libvirt_cgroup_hooks.reserve import Change
 
 from .guests import disk
 from .harness import (
     CONFIG,
+    LAST_CPU,
+    LIVE,
+    STATE,
     Vm,
     all_cgroups,
     cgroup_directory,
@@ -27,14 +31,17 @@ from .harness import (
     wait_for,
 )
 
+if TYPE_CHECKING:
+    from libvirt_cgroup_hooks.virconf import Value
+
 MIB = 1 << 20
 COMMAND = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks"]
-STATE = Path("/run/libvirt-cgroup-hooks")
-LIVE = STATE / "live"
 SHOWN_FILES = (
     *("cpuset.cpus", "cpuset.mems", "memory.limit_in_bytes", "memory.max", "memory.high"),
     *("cgroup.subtree_control", "cgroup.type"),
 )
+WITHOUT_LAST = "0" if LAST_CPU == "1" else f"0-{int(LAST_CPU) - 1}"
+RESERVE_LAST = f"{LAST_CPU}-{LAST_CPU}"
 OURS = (CONFIG, LIVE, STATE / "shared", STATE / "admitted")
 
 
@@ -225,6 +232,15 @@ class FailingHost(Host):
     def run(self, *arguments: Any) -> str:
         result: str = self._effect(super().run, *arguments)
         return result
+
+
+def make_change(host: Host, wanted: dict[str, Value | None], force: bool = False, wait: float = 0) -> None:
+    """As `reserve --live --config` does; if it fails, each of its steps could be undone."""
+    attempt = Change(host, wanted, live=True, config=True, force=force)
+    try:
+        attempt.run(wait)
+    finally:
+        assert not [text for text in attempt.warnings if "undo" in text]
 
 
 FAILURES: dict[str, Callable[[], BaseException]] = {"error": lambda: Error("it fails"), "ctrl-c": KeyboardInterrupt}

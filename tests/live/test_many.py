@@ -15,10 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Daemon, all_cgroups, destroy_vm, domain_xml, qemu_processes, start_vm, virsh, wait_for
-from .test_operations import FENCED, STATE, assert_nothing_left, left_since, status, virt_cgroup
+from .harness import (
+    FENCED,
+    STATE,
+    Configure,
+    Daemon,
+    all_cgroups,
+    destroy_vm,
+    domain_xml,
+    qemu_processes,
+    start_vm,
+    virsh,
+    wait_for,
+)
+from .test_operations import assert_nothing_left, left_since, status, virt_cgroup
 
-Configure = Callable[[str], None]
 Record = Callable[[str, object], None]
 WORKERS = 8
 
