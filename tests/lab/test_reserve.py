@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from libvirt_cgroup_hooks.host import Host
-
 from ..live.guests import disk, toucher
 from ..live.harness import Vm, virsh, wait_for
 from ..live.reserving import (
@@ -22,12 +20,11 @@ from ..live.reserving import (
     busy_time,
     domains,
     everything,
-    fail_at_each_step,
+    fail_at_each_step_between,
     in_use,
     interrupted,
     leaving,
     limit_of,
-    make_change,
     nobody_is_killed,
     parent_directory,
     refused,
@@ -118,15 +115,8 @@ def test_failure_at_each_step(change: str, half_made: bool, kind: str) -> None:
     used = wait_for_use(parent_directory(), 48)
     small = leaving((used + 50 * MIB) & -4096)  # so near that memory.high has to go first
     first, second = ({key: small if one == "small" else one for key, one in part.items()} for part in CHANGES[change])
-
-    def make(host: Host) -> None:
-        make_change(host, second, force=True)
-
-    def again() -> None:
-        make_change(Host(), first, force=True)
-
     with nobody_is_killed(vm):
-        assert fail_at_each_step(make, kind, half_made, again) > 3
+        assert fail_at_each_step_between(first, second, kind, half_made) > 3
     assert_conform("web")
 
 

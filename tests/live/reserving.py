@@ -34,6 +34,8 @@ from .harness import (
 if TYPE_CHECKING:
     from libvirt_cgroup_hooks.virconf import Value
 
+    Wanted = dict[str, Value | None]
+
 MIB = 1 << 20
 COMMAND = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks"]
 SHOWN_FILES = (
@@ -234,7 +236,7 @@ class FailingHost(Host):
         return result
 
 
-def make_change(host: Host, wanted: dict[str, Value | None], force: bool = False, wait: float = 0) -> None:
+def make_change(host: Host, wanted: Wanted, force: bool = False, wait: float = 0) -> None:
     """As `reserve --live --config` does; if it fails, each of its steps could be undone."""
     attempt = Change(host, wanted, live=True, config=True, force=force)
     try:
@@ -265,6 +267,18 @@ def fail_at_each_step(make: Callable[[Host], None], kind: str, half_made: bool, 
             assert_same(everything(), before)
         if host.count < at:
             return at - 1
+
+
+def fail_at_each_step_between(first: Wanted, second: Wanted, kind: str, half_made: bool) -> int:
+    """The same for the change to SECOND on a host that has FIRST."""
+
+    def make(host: Host) -> None:
+        make_change(host, second, force=True)
+
+    def again() -> None:
+        make_change(Host(), first, force=True)
+
+    return fail_at_each_step(make, kind, half_made, again)
 
 
 def interrupted(arguments: list[str], number: int) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ from .reserving import (
     RESERVE_LAST,
     assert_conform,
     fail_at_each_step,
+    fail_at_each_step_between,
     in_use,
     leaving,
     limit_of,
@@ -64,15 +65,8 @@ def test_failure_at_each_step(configure: Configure, tmp_path: Path, change: str,
     start_vm("idle", xml=domain_xml("idle", vcpus=2, iothreads=1, emulatorpin=ALL_CPUS))
     small = leaving(in_use(parent_directory()) + 100 * MIB & -4096)
     first, second = ({key: small if one == "small" else one for key, one in part.items()} for part in CHANGES[change])
-
-    def make(host: Host) -> None:
-        make_change(host, second, force=True)
-
-    def again() -> None:
-        make_change(Host(), first, force=True)
-
     with nobody_is_killed(vm):
-        assert fail_at_each_step(make, kind, half_made, again) > 3
+        assert fail_at_each_step_between(first, second, kind, half_made) > 3
     assert_conform("busy", "idle")
 
 
