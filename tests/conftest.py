@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from libvirt_cgroup_hooks.cli import main
+
+from .operations import CONF
+
 HERE = Path(__file__).parent
 REAL = ("/dev/cgroup", "/etc/", "/proc/", "/run/", "/sys/", "/var/run/")
 FILE_EVENTS = frozenset("open os.chmod os.listdir os.mkdir os.remove os.rename os.rmdir os.scandir".split())
 PROGRAM_EVENTS = frozenset("os.exec os.fork os.forkpty os.posix_spawn os.system subprocess.Popen".split())
+Command = Callable[..., tuple[int, str, str]]
 DECLARED = "runs_programs: the test may start programs"
 
 
@@ -66,3 +71,36 @@ def nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     BAN.active = True
     yield
     BAN.active = False
+
+
+# what a test module calls HOST, by the usual configuration
+
+
+@pytest.fixture
+def v1(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    return request.module.HOST(tmp_path, "small", CONF)
+
+
+@pytest.fixture
+def v2(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    return request.module.HOST(tmp_path, "unified", CONF)
+
+
+@pytest.fixture(params=["small", "unified"])
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    return request.module.HOST(tmp_path, request.param, CONF)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The exit status, standard output and standard error of virt-cgroup on 80 columns; no traceback in either."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return status, out, err
+
+    return call

@@ -20,6 +20,7 @@ from libvirt_cgroup_hooks.topology import Topology
 DATA = Path(__file__).parent / "data"
 PAGE = 4096
 CONF = "/etc/libvirt/cgroup-hooks.conf"
+PID = 4200100
 
 
 def recorded(name: str) -> Host:
@@ -240,7 +241,7 @@ class Kernel(Host):
 
     # libvirt
 
-    def start_vm(self, vm: Domain, inner: str = "", pid: int = 4200100, helpers: int = 0) -> Domain:
+    def start_vm(self, vm: Domain, inner: str = "", pid: int = PID, helpers: int = 0) -> Domain:
         """What libvirt has done when `started` comes: its cgroups, the threads of QEMU in them, and the status XML.
 
         Returns VM with an id, as the hook is given it.
@@ -328,10 +329,14 @@ class Kernel(Host):
         found = sorted("/" + str(path.relative_to(self.root)) for path in top.rglob("*") if path.is_dir())
         return [path for path in found if path not in mounts]
 
-    def snapshot(self) -> dict[str, str]:
-        """Every file and what it says."""
-        files = sorted(path for path in Path(self.root).rglob("*") if path.is_file())
-        return {str(path.relative_to(self.root)): path.read_text(encoding="utf-8") for path in files}
+    def snapshot(self, *without: str) -> dict[str, str]:
+        """Every file but those whose paths begin WITHOUT, and what it says."""
+        files = {str(path.relative_to(self.root)): path for path in sorted(Path(self.root).rglob("*")) if path.is_file()}
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items() if not name.startswith(without)}
+
+
+def cpus(host: Kernel, directory: str) -> str:
+    return host.get(f"/sys/fs/cgroup/{directory}/cpuset.cpus")
 
 
 def splits(hierarchy: Hierarchy) -> bool:

@@ -10,22 +10,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from libvirt_cgroup_hooks import managers
 from libvirt_cgroup_hooks.cgroups import Hierarchy
 from libvirt_cgroup_hooks.domain import Domain, parse
 from libvirt_cgroup_hooks.errors import Error
+from libvirt_cgroup_hooks.managers.systemd import Systemd
 from libvirt_cgroup_hooks.managers.units import scope_unit
 
-from .hosts import NO_LIMIT, Kernel, splits
+from .hosts import NO_LIMIT, PID, UUID, Kernel, splits
+from .operations import INNER
 
 SERVICE = "/system.slice/libvirtd.service"
 BUS, ACTIVATION = "/run/dbus/system_bus_socket", "/usr/share/dbus-1/system-services/org.freedesktop.machine1.service"
 UNITS = "/run/systemd/system"
+DROP_IN = "50-libvirt-cgroup-hooks.conf"
+U = UUID.replace("-", r"\x2d")  # in the names of units
+SCOPE = r"machine-qemu\x2d3\x2dvm.scope"
 FILES = {
     2: {"AllowedCPUs": "cpuset.cpus", "MemoryMax": "memory.max", "MemoryHigh": "memory.high"},
     1: {"MemoryMax": "memory.limit_in_bytes"},
 }
-INNER = "<vcpu>2</vcpu><iothreads>1</iothreads><cputune><vcpupin vcpu='1' cpuset='1'/></cputune>"
-PID = 4200100
 
 
 class Machined(Kernel):
@@ -140,3 +144,13 @@ class Machined(Kernel):
                 self.put(f"{directory}/cgroup.type", "domain threaded")
         else:
             super().enable(directory, value)
+
+
+def systemd(host: Machined) -> Systemd:
+    chosen = managers.choose(host, host.config())
+    assert isinstance(chosen, Systemd)
+    return chosen
+
+
+def layout(host: Machined, text: str, more: str = "") -> None:
+    host.configure(f"{more}cgroup_layout = '{text}'\n")

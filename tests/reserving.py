@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from libvirt_cgroup_hooks import managers, state, threads
-from libvirt_cgroup_hooks.bpf import CarryDevices
+from libvirt_cgroup_hooks import state, threads
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
 
-from .hosts import Kernel, domain, run
+from .hosts import PID, Kernel, domain
 from .machined import Machined
+from .operations import CG, do, started
 
-CG = "/sys/fs/cgroup"
-MIB, GIB = 2**20, 2**30
-PID = 4200100
+GIB = 2**30
 INNER = "<vcpu>2</vcpu><iothreads>1</iothreads><memory unit='MiB'>256</memory>"
 CONF = """\
 # what the host keeps
@@ -45,17 +43,10 @@ def made(root: Path, kind: str, conf: str | None = CONF) -> Kernel:
     return prepared(host(root, name, conf))
 
 
-def do(host: Kernel, operation: str, subject: Domain) -> list[str]:
-    plan = managers.plan(host, host.config(), operation, subject)
-    plan.steps = [step for step in plan.steps if not isinstance(step, CarryDevices)]  # it needs a real kernel
-    return run(host, plan)
-
-
 def start(host: Kernel, inner: str = INNER, layout: str = "/vms/$NAME") -> Domain:
     """A VM that runs where LAYOUT says, and that the hook has seen starting."""
     subject = domain(inner=inner, id=3)
-    do(host, "prepare", subject)
-    do(host, "start", subject)
+    started(host, subject)
     subject = host.starts(subject, SLICES[layout], inner) if isinstance(host, Machined) else host.start_vm(subject, inner)
     do(host, "started", subject)
     return subject
@@ -105,9 +96,9 @@ def states(host: Kernel) -> dict[str, str]:
     No limit of CPUs and all CPUs are the same: on v2 the kernel takes no empty list while there are processes.
     """
     without = (state.LOCK[1:], f"{state.DIRECTORY[1:]}/reserve.lock", "run/systemd/system.control")
-    found = {path: text for path, text in host.snapshot().items() if not path.startswith(without)}
     return {
-        path: "0-3" if path.endswith("/cpuset.cpus") and not text.strip() else text.strip() for path, text in found.items()
+        path: "0-3" if path.endswith("/cpuset.cpus") and not text.strip() else text.strip()
+        for path, text in host.snapshot(*without).items()
     }
 
 

@@ -5,43 +5,23 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from libvirt_cgroup_hooks import __version__, managers, settings
+from libvirt_cgroup_hooks import __version__, settings
 from libvirt_cgroup_hooks.cli import main
 from libvirt_cgroup_hooks.domain import LIMIT
 
-from .hosts import DATA, UUID, Kernel, domain, run
-from .machined import PID, Machined
-from .test_systemd import SCOPE, UNIFIED_LIMIT
+from .conftest import Command
+from .hosts import DATA, Kernel, recorded
+from .machined import Machined
+from .operations import NAMED as CONF
+from .operations import UNIFIED_LIMIT
 
 PACKAGING = Path(__file__).parent.parent / "packaging"
-CONF = "reserved_host_cpus = '0'\nreserved_host_mem = '512 MiB'\ncgroup_layout = '/vms/$NAME'\n"
 PLAIN = str(DATA / "domains/plain.xml")
-RUNNING = "<vcpu>1</vcpu>"
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """The exit status, standard output and standard error of a command; nothing of a traceback in either."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = main(arguments)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return status, out, err
-
-    return call
-
-
-def recorded(name: str) -> str:
-    return str(DATA / "hosts" / name)
 
 
 def shown(command: Command, *arguments: str) -> Any:
@@ -102,7 +82,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [["--root", "{}", "host"], ["host", "--root", "{}"]])
 def test_the_root_goes_before_or_after_the_command(command: Command, arguments: list[str]) -> None:
-    assert command(*(word.format(recorded("small")) for word in arguments))[0] == 0
+    assert command(*(word.format(recorded("small").root) for word in arguments))[0] == 0
 
 
 # host
@@ -126,7 +106,7 @@ def test_host_as_json(
     cores: int | None,
     nodes: int | None,
 ) -> None:
-    found = shown(command, "--root", recorded(name), "host")
+    found = shown(command, "--root", recorded(name).root, "host")
     assert set(found) == {"manager", "controllers", "unified", "cpus", "memory", "cores", "nodes", "hugepages"}
     assert (found["manager"], found["cpus"], found["memory"]) == ("cgroupfs", cpus, memory)
     assert found["unified"] == unified
@@ -136,7 +116,7 @@ def test_host_as_json(
 
 
 def test_controllers_v1(command: Command) -> None:
-    found = shown(command, "--root", recorded("small"), "host")["controllers"]
+    found = shown(command, "--root", recorded("small").root, "host")["controllers"]
     assert found == {
         name: {"version": 1, "mount": f"/sys/fs/cgroup/{name}", "placement": "/"}
         for name in ("cpu", "cpuset", "memory", "devices")
@@ -154,7 +134,7 @@ def test_controllers_v2(command: Command, machined: Machined) -> None:
 
 
 def test_host_as_text(command: Command) -> None:
-    status, out, err = command("--root", recorded("small"), "host")
+    status, out, err = command("--root", recorded("small").root, "host")
     assert (status, err) == (0, "")
     assert out.splitlines() == [
         "Manager:        cgroupfs",
@@ -192,8 +172,8 @@ def test_a_copy_that_has_cgroup_files_only(command: Command, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["small", "unified", "desktop", "twonode"])
 @pytest.mark.parametrize("operation", ["prepare", "start", "started", "stopped", "release", "reconnect", "migrate"])
 def test_nothing_configured_needs_no_step(command: Command, name: str, operation: str) -> None:
-    assert command("--root", recorded(name), "plan", operation, PLAIN) == (0, "", "")
-    assert shown(command, "--root", recorded(name), "plan", operation, PLAIN) == {
+    assert command("--root", recorded(name).root, "plan", operation, PLAIN) == (0, "", "")
+    assert shown(command, "--root", recorded(name).root, "plan", operation, PLAIN) == {
         "operation": operation,
         "domain": "plain",
         "steps": [],
@@ -318,134 +298,6 @@ def test_what_cannot_be_enforced(command: Command, host: Kernel) -> None:
     status, out, err = command("--root", host.root, "plan", "prepare", PLAIN)
     assert (status, out) == (1, "")
     assert err == "error: cannot keep CPUs for the host: there is no cpuset controller: mount or enable it\n"
-
-
-# status
-
-
-def test_status_with_nothing_configured(command: Command) -> None:
-    status, out, err = command("--root", recorded("unified"), "status")
-    assert (status, err) == (0, "")
-    assert out.splitlines() == [
-        "Manager:        cgroupfs",
-        "Layout:         native",
-        "Reserved:       CPUs none, memory none",
-        "VM parent:      /machine",
-        "CPUs:           - in effect, no limit wanted",
-        "Memory:         no limit in effect, no limit wanted, - in use",
-        "",
-        "The VM parent is made when the first VM starts.",
-        "",
-        " Id   Name   Layout   Cgroup   Conforms",
-        "-" * 41,
-    ]
-
-
-def test_status_as_json(command: Command, host: Kernel) -> None:
-    found = shown(command, "--root", host.root, "status")
-    assert found == {
-        "manager": "cgroupfs",
-        "layout": "/vms/$NAME",
-        "reservation": {"cpus": "0", "memory": 512 * 2**20},
-        "fence": {"cpus": "1-3", "memory_limit": UNIFIED_LIMIT},
-        "parent": {"path": "/vms", "cpus": None, "memory_limit": None, "memory_current": None},
-        "domains": [],
-    }
-
-
-def test_status_without_a_parent(command: Command, host: Kernel) -> None:
-    host.configure("reserved_host_cpus = '0'\ncgroup_layout = 'uuid'")
-    assert shown(command, "--root", host.root, "status")["parent"]["path"] is None
-    assert "VM parent:      none: each VM carries the CPU fence" in command("--root", host.root, "status")[1]
-
-
-def allow(host: Kernel, tid: int, cpus: str) -> None:
-    host.put(f"/proc/{PID}/task/{tid}/status", f"Name:\tx\nCpus_allowed_list:\t{cpus}")
-
-
-@pytest.mark.parametrize("cpus", ["1-3", "0-3"])
-def test_status_of_a_vm(command: Command, machined: Machined, cpus: str) -> None:
-    machined.slice("vms.slice", "1-3", str(UNIFIED_LIMIT), "4096")
-    machined.put("/sys/fs/cgroup/vms.slice/cpuset.cpus.effective", "1-3")
-    machined.starts(domain("vm", RUNNING), "/vms.slice", RUNNING)
-    allow(machined, PID, "1-3")
-    allow(machined, PID + 10, cpus)
-    found = shown(command, "--root", machined.root, "status")
-    assert found["manager"] == "systemd"
-    assert found["parent"] == {
-        "path": "/vms.slice",
-        "cpus": "1-3",
-        "memory_limit": UNIFIED_LIMIT,
-        "memory_current": 4096,
-    }
-    text = f"thread {PID + 10} (vcpu0): it may use CPUs 0-3, not only 1-3"
-    assert len(found["domains"]) == 1
-    vm = found["domains"][0]
-    threads = vm.pop("threads")
-    assert vm == {
-        "name": "vm",
-        "uuid": UUID,
-        "id": 3,
-        "pid": PID,
-        "layout": "/vms/$NAME",
-        "cgroup": f"/vms.slice/{SCOPE}",
-        "conforms": cpus == "1-3",
-        "problems": [] if cpus == "1-3" else [text],
-        "notes": [],
-    }
-    base = f"/vms.slice/{SCOPE}/libvirt"
-    assert threads[0] == {
-        "tid": PID,
-        "comm": "qemu-system-x86",
-        "group": "emulator",
-        "cgroup": f"{base}/emulator",
-        "cpus": "1-3",
-    }
-    assert [(row["group"], row["comm"], row["cpus"]) for row in threads[1:]] == [
-        ("emulator", "worker", ""),
-        ("vcpu0", "CPU 0/KVM", cpus),
-    ]
-    status, out, err = command("--root", machined.root, "status")
-    assert (status, err) == (0, "")
-    rows = [line.split() for line in out.splitlines()]
-    assert ["3", "vm", "/vms/$NAME", f"/vms.slice/{SCOPE}", "yes" if cpus == "1-3" else "no"] in rows
-    assert (f"problem: {text}" in out.splitlines()) == (cpus != "1-3")
-    assert "CPUs:           1-3 in effect, 1-3 wanted" in out
-
-
-def test_status_shows_no_control_characters(command: Command, machined: Machined) -> None:
-    machined.starts(domain("a\u009bb", RUNNING), "/vms.slice", RUNNING)
-    machined.put(f"/proc/{PID}/task/{PID}/comm", "x\x1b[31m")
-    status, out, _ = command("--root", machined.root, "status")
-    assert status == 0
-    assert r"a\x9bb:" in out.splitlines()
-    assert r"x\x1b[31m" in out
-    assert not [c for c in out if not c.isprintable() and c != "\n"]
-
-
-def test_a_vm_elsewhere_does_not_conform(command: Command, machined: Machined) -> None:
-    machined.starts(domain("vm", RUNNING), "/machine.slice", RUNNING)
-    vm = shown(command, "--root", machined.root, "status")["domains"][0]
-    assert vm["conforms"] is False
-    assert vm["problems"][0] == (
-        f"thread {PID} (emulator): it is in cgroup /machine.slice/{SCOPE}/libvirt/emulator, not in /vms.slice/{SCOPE}"
-    )
-
-
-def test_status_after_the_hook(command: Command, host: Kernel) -> None:
-    subject = domain("vm", RUNNING)
-    run(host, managers.plan(host, host.config(), "prepare", subject))
-    assert "The VM parent is made" not in command("--root", host.root, "status")[1]
-    found = shown(command, "--root", host.root, "status")["parent"]
-    assert (found["path"], found["memory_limit"]) == ("/vms", UNIFIED_LIMIT)
-
-
-@pytest.mark.parametrize("text", ["<domstatus", "<domstatus pid='x'><domain/></domstatus>"])
-def test_a_status_file_that_is_not_understood(command: Command, host: Kernel, text: str) -> None:
-    host.put("/run/libvirt/qemu/vm.xml", text)
-    status, out, err = command("--root", host.root, "status")
-    assert (status, out) == (1, "")
-    assert err.startswith("error: the domain XML ")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from libvirt_cgroup_hooks.cli import main
 from . import reserving
 from .hosts import CONF as PATH
 from .hosts import Kernel
-from .reserving import MIB
+from .operations import MIB
 from .test_reserve import change
 
 

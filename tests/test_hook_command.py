@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import managers, state
+from libvirt_cgroup_hooks import state
 from libvirt_cgroup_hooks.cli import hook, main
 from libvirt_cgroup_hooks.cli.hookfile import HOOK, HOOK_D, shipped_file
 from libvirt_cgroup_hooks.cli.leave import leave
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.host import Host
 
-from .hosts import Kernel, domain, run
+from .hosts import Kernel, domain
 from .machined import Machined
+from .operations import do
 
 SOURCE = (Path(__file__).parent.parent / "hooks/qemu").read_text()
 VDSM = "#!/usr/bin/python3\nimport hooking\n"
@@ -215,9 +216,9 @@ def started(host: Kernel, vm_starts: Callable[[], object]) -> None:
     with host.locked(state.LOCK):
         pass
     for operation in ("prepare", "start"):
-        run(host, managers.plan(host, host.config(), operation, vm))
+        do(host, operation, vm)
     vm_starts()
-    run(host, managers.plan(host, host.config(), "started", vm))
+    do(host, "started", vm)
 
 
 def test_leaving_a_host_of_systemd(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_leaving_a_host_that_nobody_owns(tmp_path: Path, kind: str, layout: str)
     host = Kernel(tmp_path, kind, CONF.format(layout))
     before = host.cgroups()
     state.prepare_directory(host)
-    run(host, managers.plan(host, host.config(), "prepare", domain(id=3)))
+    do(host, "prepare", domain(id=3))
     assert host.cgroups() != before
     leave(host)
     assert host.cgroups() == before

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from libvirt_cgroup_hooks import managers, state
-from libvirt_cgroup_hooks.bpf import CarryDevices
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.managers.systemd import UNITS
 from libvirt_cgroup_hooks.managers.units import scope_unit
@@ -22,12 +21,11 @@ from libvirt_cgroup_hooks.plan import Plan, RemoveCgroup
 
 from .hosts import UUID, Kernel, domain
 from .machined import Machined
+from .operations import INNER, OTHER, plan
+from .operations import NAMED as CONF
 
-CONF = "reserved_host_cpus = '0'\nreserved_host_mem = '512 MiB'\ncgroup_layout = '/vms/$NAME'\n"
 OWN_SLICE = CONF.replace("$NAME", "$UUID")
 CARRIED = "reserved_host_cpus = '0'\ncgroup_layout = 'root'\n"
-INNER = "<vcpu>2</vcpu><iothreads>1</iothreads><cputune><vcpupin vcpu='1' cpuset='1'/></cputune>"
-OTHER = "0" * 8 + UUID[8:]
 OPERATIONS = ("prepare", "start", "started", "stopped", "release")
 
 
@@ -44,9 +42,7 @@ class Script:
         state.prepare_directory(host)
 
     def plan(self, operation: str, vm: Domain) -> Plan:
-        made = managers.plan(self.host, self.host.config(), operation, vm)
-        made.steps = [step for step in made.steps if not isinstance(step, CarryDevices)]  # needs a real kernel
-        return made
+        return plan(self.host, operation, vm)
 
     def hook(self, operation: str, vm: Domain, steps: int | None = None) -> bool:
         """Whether all steps were made; with STEPS, it is killed after so many, and what is being written stays half."""

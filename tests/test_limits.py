@@ -15,14 +15,12 @@ from libvirt_cgroup_hooks.managers.v2 import V2
 
 from .hosts import NO_LIMIT, Kernel, domain, run
 from .machined import Machined
+from .operations import CG, MIB, SMALL_LIMIT, UNIFIED_LIMIT, do
 from .test_plan import planned
 
-CG = "/sys/fs/cgroup"
-MIB, GIB = 2**20, 2**30
+GIB = 2**30
 HIGH = pressed(GIB)
 CONF = "reserved_host_mem = '512 MiB'\ncgroup_layout = '/vms/$NAME'\n"
-SMALL_LIMIT = 2040212 * 1024 - 512 * MIB
-UNIFIED_LIMIT = 8135396 * 1024 - 512 * MIB
 
 
 @pytest.mark.parametrize(
@@ -226,8 +224,7 @@ def test_reclaiming_on_v1_leaves_the_limit(old: Kernel, cold: int, left: int) ->
 
 
 def calls(host: Machined) -> list[str]:
-    made = managers.plan(host, host.config(), "prepare", domain(id=3))
-    return [line.replace("set-property --runtime ", "") for line in run(host, made)]
+    return [line.replace("set-property --runtime ", "") for line in do(host, "prepare", domain(id=3))]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from libvirt_cgroup_hooks.errors import Refusal
 from libvirt_cgroup_hooks.reserve import Change
 
 from . import reserving
-from .hosts import domain
-from .reserving import CG, CONF, INNER, KINDS, PID
+from .hosts import PID, domain
+from .operations import CG
+from .reserving import CONF, INNER, KINDS
 
 CPUS = "reserved_host_cpus = '0'\ncgroup_layout = '/vms/$NAME'\n"
 

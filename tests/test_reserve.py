@@ -14,8 +14,9 @@ from libvirt_cgroup_hooks.reserve import Change, canonical, literal
 
 from . import reserving
 from .hosts import CONF as PATH
-from .hosts import Kernel
-from .reserving import CONF, GIB, INNER, KINDS, MIB, PID, file, says, start, states, use
+from .hosts import PID, Kernel
+from .operations import MIB, do
+from .reserving import CONF, GIB, INNER, KINDS, file, says, start, states, use
 
 if TYPE_CHECKING:
     from libvirt_cgroup_hooks.virconf import Value
@@ -78,7 +79,7 @@ def test_none_opens_the_fence_until_the_next_boot(host: Kernel, kind: str) -> No
     assert not says(host, "limit").isdigit() or int(says(host, "limit")) > 2**60
     assert conf(host) == CONF
     before = states(host)
-    reserving.do(host, "reconnect", reserving.vm(host))
+    do(host, "reconnect", reserving.vm(host))
     assert states(host) == before  # the hook knows of it
     change(host, "live", cpus="0", mem="512 MiB").run()
     assert (reserving.cpus(host), says(host, "limit")) == ("1-3", str(total(kind) - 512 * MIB))

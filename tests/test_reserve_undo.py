@@ -13,9 +13,10 @@ from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.reserve import Change
 
 from . import reserving
-from .hosts import Kernel
+from .hosts import PID, Kernel
 from .machined import Machined
-from .reserving import CONF, GIB, INNER, KINDS, MIB, PID, file, says, states, use
+from .operations import MIB
+from .reserving import CONF, GIB, INNER, KINDS, file, says, states, use
 
 
 class Frail(Kernel):

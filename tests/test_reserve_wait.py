@@ -13,7 +13,8 @@ from libvirt_cgroup_hooks.reserve import Change
 
 from . import reserving
 from .hosts import Kernel, run
-from .reserving import GIB, KINDS, MIB, file, says, states, total, use
+from .operations import CG, MIB, do
+from .reserving import GIB, KINDS, file, says, states, total, use
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def test_interrupted(host: Kernel) -> None:
         told.append(used)
         if len(told) == 1:  # before anything is pressed
             return
-        assert (high(host) == "max") == host.exists(f"{reserving.CG}/memory")
+        assert (high(host) == "max") == host.exists(f"{CG}/memory")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -95,6 +96,6 @@ def test_killed_in_the_middle(tmp_path: Path, kind: str, before: str) -> None:
     managers.choose(host, config).press(plan)
     run(host, plan)
     assert high(host) not in ("max", before)
-    reserving.do(host, "reconnect", reserving.vm(host))
+    do(host, "reconnect", reserving.vm(host))
     assert high(host) == before
     assert "igh" not in host.get(state.SHARED)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ..live.harness import CONFIG, destroy_all_vms, virsh, wait_for
-from .host import HOOK, STATE, drop_ins, run
+from ..live.harness import CONFIG, LIVE, STATE, destroy_all_vms, virsh, wait_for
+from .host import HOOK, drop_ins, run
 
 SOURCE = Path(__file__).resolve().parents[2] / "hooks/qemu"
 
@@ -26,6 +26,7 @@ def lab_host() -> None:
 def clean() -> Iterator[None]:
     """No VM and no configuration after each test, and nothing left of the VMs."""
     yield
+    LIVE.unlink(missing_ok=True)
     destroy_all_vms()
     CONFIG.unlink(missing_ok=True)
     assert not drop_ins()

@@ -10,7 +10,6 @@ from typing import Any
 from ..live.harness import CONFIG, Vm, domain_xml, running_vm, virsh, wait_for
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
-STATE = Path("/run/libvirt-cgroup-hooks")
 UNITS = Path("/run/systemd/system")
 CGROUP = Path("/sys/fs/cgroup")
 V2 = (CGROUP / "cgroup.controllers").exists()

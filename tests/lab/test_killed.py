@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from ..live.faults import counted, killed, points
-from ..live.harness import destroy_vm, running_vm, virsh, wait_for
-from .host import STATE, UNITS, configure, drop_ins, fenced, restart_libvirtd, start, status, virt_cgroup, xml
+from ..live.harness import STATE, destroy_vm, running_vm, virsh, wait_for
+from .host import UNITS, configure, drop_ins, fenced, restart_libvirtd, start, status, virt_cgroup, xml
 
 OPERATIONS = ("prepare", "start", "started", "release", "reconnect")
 LAYOUTS = ("/vms/$NAME", "/vms/$DRIVER-$UUID")

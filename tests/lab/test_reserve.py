@@ -10,13 +10,9 @@ from typing import Any
 
 import pytest
 
-from libvirt_cgroup_hooks.host import Host
-from libvirt_cgroup_hooks.reserve import Change
-
 from ..live.guests import disk, toucher
 from ..live.harness import Vm, virsh, wait_for
 from ..live.reserving import (
-    LIVE,
     MIB,
     allowed,
     assert_conform,
@@ -24,7 +20,7 @@ from ..live.reserving import (
     busy_time,
     domains,
     everything,
-    fail_at_each_step,
+    fail_at_each_step_between,
     in_use,
     interrupted,
     leaving,
@@ -43,12 +39,6 @@ IMAGES = Path("/var/lib/libvirt/images")
 LAYOUT = "/vms/$NAME"
 ALL, FENCE = "0-7", "2-7"
 OPEN = f'cgroup_layout = "{LAYOUT}"\n'
-
-
-@pytest.fixture(autouse=True)
-def no_live_change(clean: None) -> Iterator[None]:
-    yield
-    LIVE.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -125,19 +115,8 @@ def test_failure_at_each_step(change: str, half_made: bool, kind: str) -> None:
     used = wait_for_use(parent_directory(), 48)
     small = leaving((used + 50 * MIB) & -4096)  # so near that memory.high has to go first
     first, second = ({key: small if one == "small" else one for key, one in part.items()} for part in CHANGES[change])
-
-    def make(host: Host) -> None:
-        attempt = Change(host, second, live=True, config=True, force=True)
-        try:
-            attempt.run()
-        finally:
-            assert not [text for text in attempt.warnings if "undo" in text]
-
-    def again() -> None:
-        Change(Host(), first, live=True, config=True, force=True).run()
-
     with nobody_is_killed(vm):
-        assert fail_at_each_step(make, kind, half_made, again) > 3
+        assert fail_at_each_step_between(first, second, kind, half_made) > 3
     assert_conform("web")
 
 

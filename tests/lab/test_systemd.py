@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ..live.harness import running_vm, virsh, wait_for
+from ..live.harness import STATE, running_vm, virsh, wait_for
 from .host import (
     HOOK,
-    STATE,
     UNITS,
     V2,
     configure,

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from .harness import PRIVATE_HOST, Daemon, configure, destroy_all_vms, qemu_processes, wait_for
-from .reserving import LIVE
+from .harness import LIVE, PRIVATE_HOST, Daemon, configure, destroy_all_vms, qemu_processes, wait_for
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,8 +31,8 @@ def daemon(session_daemon: Daemon) -> Iterator[Daemon]:
     if not session_daemon.running:
         session_daemon.start()
     yield session_daemon
-    configure(None)
     LIVE.unlink(missing_ok=True)
+    configure(None)
     clean_up(session_daemon)
 
 

@@ -18,7 +18,12 @@ PID_FILE = Path("/run/libvirtd.pid")
 ALL_CPUS = Path("/sys/devices/system/cpu/online").read_text().strip()
 LAST_CPU = ALL_CPUS.rpartition("-")[2]
 VM_CPUS = "1" if LAST_CPU == "1" else f"1-{LAST_CPU}"  # with CPU 0 kept for the host
+STATE = Path("/run/libvirt-cgroup-hooks")
+LIVE = STATE / "live"
 STATUS_DIRECTORY = Path("/run/libvirt/qemu")
+LAYOUT = 'cgroup_layout = "/vms/$DRIVER-$NAME"\n'
+FENCED = LAYOUT + 'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\n'
+Configure = Callable[[str], None]
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
@@ -269,6 +274,9 @@ def cgroup_directory(controller: str, group: str = "/") -> Path:
     root = next((point for name, point in mounts.items() if controller in name.split(",")), mounts.get("unified"))
     assert root is not None, f"no hierarchy carries {controller}"
     return root / group.lstrip("/")
+
+
+HAS_V1 = not cgroup_directory("cpu").joinpath("cgroup.controllers").exists()
 
 
 def all_cgroups() -> set[Path]:

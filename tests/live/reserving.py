@@ -8,14 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.host import Host
+from libvirt_cgroup_hooks.reserve import Change
 
 from .guests import disk
 from .harness import (
     CONFIG,
+    LAST_CPU,
+    LIVE,
+    STATE,
     Vm,
     all_cgroups,
     cgroup_directory,
@@ -27,14 +31,19 @@ from .harness import (
     wait_for,
 )
 
+if TYPE_CHECKING:
+    from libvirt_cgroup_hooks.virconf import Value
+
+    Wanted = dict[str, Value | None]
+
 MIB = 1 << 20
 COMMAND = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks"]
-STATE = Path("/run/libvirt-cgroup-hooks")
-LIVE = STATE / "live"
 SHOWN_FILES = (
     *("cpuset.cpus", "cpuset.mems", "memory.limit_in_bytes", "memory.max", "memory.high"),
     *("cgroup.subtree_control", "cgroup.type"),
 )
+WITHOUT_LAST = "0" if LAST_CPU == "1" else f"0-{int(LAST_CPU) - 1}"
+RESERVE_LAST = f"{LAST_CPU}-{LAST_CPU}"
 OURS = (CONFIG, LIVE, STATE / "shared", STATE / "admitted")
 
 
@@ -227,6 +236,15 @@ class FailingHost(Host):
         return result
 
 
+def make_change(host: Host, wanted: Wanted, force: bool = False, wait: float = 0) -> None:
+    """As `reserve --live --config` does; if it fails, each of its steps could be undone."""
+    attempt = Change(host, wanted, live=True, config=True, force=force)
+    try:
+        attempt.run(wait)
+    finally:
+        assert not [text for text in attempt.warnings if "undo" in text]
+
+
 FAILURES: dict[str, Callable[[], BaseException]] = {"error": lambda: Error("it fails"), "ctrl-c": KeyboardInterrupt}
 
 
@@ -249,6 +267,18 @@ def fail_at_each_step(make: Callable[[Host], None], kind: str, half_made: bool, 
             assert_same(everything(), before)
         if host.count < at:
             return at - 1
+
+
+def fail_at_each_step_between(first: Wanted, second: Wanted, kind: str, half_made: bool) -> int:
+    """The same for the change to SECOND on a host that has FIRST."""
+
+    def make(host: Host) -> None:
+        make_change(host, second, force=True)
+
+    def again() -> None:
+        make_change(Host(), first, force=True)
+
+    return fail_at_each_step(make, kind, half_made, again)
 
 
 def interrupted(arguments: list[str], number: int) -> subprocess.CompletedProcess[str]:

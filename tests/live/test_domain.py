@@ -5,16 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import subprocess
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from libvirt_cgroup_hooks.domain import SETTINGS_URI, parse
 
-from .harness import Daemon, domain_xml, start_vm, virsh
+from .harness import Configure, Daemon, domain_xml, start_vm, virsh
 
-Configure = Callable[[str], None]
 OTHERS = "<metadata><a:b xmlns:a='urn:other'><foo:c/><layout>mine</layout></a:b></metadata>"
 NAMES = ["web", "-x", "a b", "7", "a'b\"c\\d", "💩", "a&<b", "$NAME", "x" * 190]
 

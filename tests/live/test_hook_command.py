@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .harness import (
     ALL_CPUS,
+    FENCED,
+    STATE,
     VM_CPUS,
+    Configure,
     Daemon,
     Vm,
     all_cgroups,
@@ -22,11 +25,9 @@ from .harness import (
     threads,
     wait_for,
 )
-from .test_operations import FENCED, STATE
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
 HOOK_D = Path("/etc/libvirt/hooks/qemu.d/50-cgroup-hooks")
-Configure = Callable[[str], None]
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from .faults import counted, refused, traced
-from .harness import Daemon, all_cgroups, destroy_vm, domain_xml, running_vm, start_vm, virsh
-from .test_operations import FENCED, STATE, assert_nothing_left, status, virt_cgroup
+from .harness import FENCED, STATE, Configure, Daemon, all_cgroups, destroy_vm, domain_xml, running_vm, start_vm, virsh
+from .test_operations import assert_nothing_left, status, virt_cgroup
 
-Configure = Callable[[str], None]
 XML = domain_xml("web", vcpus=2, iothreads=1)
 WARN = 'on_error = "warn"\n' + FENCED
 TIMEOUT = 4

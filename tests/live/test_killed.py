@@ -13,8 +13,8 @@ from collections.abc import Callable
 import pytest
 
 from .faults import counted, killed, points
-from .harness import Daemon, all_cgroups, destroy_vm, domain_xml, running_vm, start_vm, virsh
-from .test_operations import FENCED, STATE, assert_nothing_left, left_since, status, virt_cgroup
+from .harness import FENCED, STATE, Daemon, all_cgroups, destroy_vm, domain_xml, running_vm, start_vm, virsh
+from .test_operations import assert_nothing_left, left_since, status, virt_cgroup
 
 OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect")
 XML = domain_xml("web", vcpus=2, iothreads=1, vcpupin={1: "1"})

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from .harness import (
+    STATE,
     VM_CPUS,
     Daemon,
     Vm,
@@ -20,7 +21,6 @@ from .harness import (
 )
 
 UUID = "6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab"
-STATE = Path("/run/libvirt-cgroup-hooks")
 LAYOUTS = {
     "legacy": "/libvirt/qemu/web",
     "nested": "/qemu/web",

@@ -19,7 +19,11 @@ from libvirt_cgroup_hooks.host import Host
 from libvirt_cgroup_hooks.reserve import Change
 
 from .harness import (
+    FENCED,
+    HAS_V1,
     LAST_CPU,
+    STATE,
+    Configure,
     Daemon,
     all_cgroups,
     cgroup_directory,
@@ -30,9 +34,8 @@ from .harness import (
     virsh,
     wait_for,
 )
-from .test_operations import FENCED, HAS_V1, STATE, assert_nothing_left, left_since, status, virt_cgroup
+from .test_operations import assert_nothing_left, left_since, status, virt_cgroup
 
-Configure = Callable[[str], None]
 Record = Callable[[str, object], None]
 WORKERS = 8
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,11 @@ import pytest
 
 from .harness import (
     ALL_CPUS,
+    FENCED,
+    HAS_V1,
+    STATE,
     VM_CPUS,
+    Configure,
     Daemon,
     all_cgroups,
     cgroup_directory,
@@ -30,11 +33,7 @@ from .harness import (
     wait_for,
 )
 
-Configure = Callable[[str], None]
-STATE = Path("/run/libvirt-cgroup-hooks")
 HOOK = "/etc/libvirt/hooks/qemu"
-FENCED = 'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\ncgroup_layout = "/vms/$DRIVER-$NAME"\n'
-HAS_V1 = not cgroup_directory("cpu").joinpath("cgroup.controllers").exists()
 
 
 def virt_cgroup(*arguments: str, stdin: str = "") -> str:

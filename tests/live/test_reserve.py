@@ -1,28 +1,26 @@
-"""`virt-cgroup reserve` with VMs that run and use what they have: all of a change or nothing, and no VM is ever killed."""
+"""`virt-cgroup reserve` with VMs that run and use what they have: what it changes, what it refuses, and how long it lasts."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from libvirt_cgroup_hooks.host import Host
-from libvirt_cgroup_hooks.reserve import Change
-
-from .guests import reader, toucher
+from .guests import toucher
 from .harness import (
     ALL_CPUS,
     CONFIG,
+    FENCED,
+    HAS_V1,
     LAST_CPU,
+    LAYOUT,
+    LIVE,
     VM_CPUS,
+    Configure,
     Daemon,
     all_cgroups,
     cgroup_directory,
@@ -34,17 +32,15 @@ from .harness import (
 )
 from .reserving import (
     COMMAND,
-    LIVE,
     MIB,
+    RESERVE_LAST,
+    WITHOUT_LAST,
     allowed,
     assert_conform,
     assert_same,
     busy_time,
     domains,
     everything,
-    fail_at_each_step,
-    in_use,
-    interrupted,
     leaving,
     limit_of,
     nobody_is_killed,
@@ -57,22 +53,7 @@ from .reserving import (
     wait_for_use,
 )
 
-if TYPE_CHECKING:
-    from libvirt_cgroup_hooks.virconf import Value
-
-Configure = Callable[[str], None]
-HAS_V1 = not cgroup_directory("cpu").joinpath("cgroup.controllers").exists()
-LAYOUT = 'cgroup_layout = "/vms/$DRIVER-$NAME"\n'
-FENCED = LAYOUT + 'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\n'
-WITHOUT_LAST = "0" if LAST_CPU == "1" else f"0-{int(LAST_CPU) - 1}"
-RESERVE_LAST = f"{LAST_CPU}-{LAST_CPU}"
 thorough = partial(pytest.param, marks=pytest.mark.thorough)
-
-
-@pytest.fixture(autouse=True)
-def no_live_change(daemon: Daemon) -> Any:
-    yield
-    LIVE.unlink(missing_ok=True)
 
 
 # growing and shrinking
@@ -207,197 +188,6 @@ def test_memory_without_a_parent(configure: Configure) -> None:
     configure('cgroup_layout = "root"\n')
     start_vm("web")
     assert "no cgroup holds the VMs and nothing else" in refused("--memory", "1 GiB", "--live")
-
-
-# all or nothing
-
-
-CHANGES: dict[str, tuple[dict[str, Value | None], dict[str, Value | None]]] = {
-    "fewer CPUs": ({"reserved_host_cpus": None}, {"reserved_host_cpus": "0"}),
-    "more CPUs": ({"reserved_host_cpus": "0"}, {"reserved_host_cpus": None}),
-    "less memory": ({"reserved_host_mem": "1 GiB"}, {"reserved_host_mem": "small"}),
-    "all": (
-        {"reserved_host_cpus": "0", "reserved_host_mem": "1 GiB"},
-        {"reserved_host_cpus": RESERVE_LAST, "reserved_host_mem": "small"},
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("change", "half_made", "kind"),
-    [
-        ("all", False, "error"),
-        ("all", True, "ctrl-c"),
-        *(
-            thorough(change, half_made, kind)
-            for change in CHANGES
-            for half_made in (False, True)
-            for kind in ("error", "ctrl-c")
-            if change != "all" or half_made == (kind == "error")
-        ),
-    ],
-)
-def test_failure_at_each_step(configure: Configure, tmp_path: Path, change: str, half_made: bool, kind: str) -> None:
-    configure(LAYOUT)
-    vm = start_guest("busy", tmp_path / "busy", toucher(32))
-    start_vm("idle", xml=domain_xml("idle", vcpus=2, iothreads=1, emulatorpin=ALL_CPUS))
-    small = leaving(in_use(parent_directory()) + 100 * MIB & -4096)
-    first, second = ({key: small if one == "small" else one for key, one in part.items()} for part in CHANGES[change])
-
-    def make(host: Host) -> None:
-        attempt = Change(host, second, live=True, config=True, force=True)
-        try:
-            attempt.run()
-        finally:
-            assert not [text for text in attempt.warnings if "undo" in text]
-
-    def again() -> None:
-        Change(Host(), first, live=True, config=True, force=True).run()
-
-    with nobody_is_killed(vm):
-        assert fail_at_each_step(make, kind, half_made, again) > 3
-    assert_conform("busy", "idle")
-
-
-@pytest.mark.parametrize(
-    ("half_made", "kind"),
-    [(True, "ctrl-c"), thorough(True, "error"), thorough(False, "error"), thorough(False, "ctrl-c")],
-)
-def test_failure_at_each_step_of_a_wait(configure: Configure, tmp_path: Path, half_made: bool, kind: str) -> None:
-    configure(FENCED)
-    vm = start_guest("busy", tmp_path / "busy", toucher(32))
-    parent = parent_directory()
-    limit = (wait_for_use(parent, 32) + 40 * MIB) & -4096
-    filled = tmp_path / "filled"
-    with filled.open("wb") as file:
-        file.truncate(64 * MIB)
-
-    def make(host: Host) -> None:
-        attempt = Change(host, {"reserved_host_mem": leaving(limit)}, live=True, config=True)
-        try:
-            attempt.run(wait=30)
-        finally:
-            assert not [text for text in attempt.warnings if "undo" in text]
-
-    def again() -> None:
-        Change(Host(), {"reserved_host_mem": "1 GiB"}, live=True, config=True).run()
-        fill(vm.pid, filled)
-        assert in_use(parent) > limit
-
-    with nobody_is_killed(vm):
-        assert fail_at_each_step(make, kind, half_made, again) > 3
-    assert limit_of(parent) == str(limit)
-    assert_conform("busy")
-
-
-def fill(pid: int, file: Path) -> None:
-    """Has FILE in the page cache, charged to the memory cgroup of process PID."""
-    with file.open("rb") as opened:
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    key = "memory" if HAS_V1 else ""
-    lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
-    group = next(path for _, controllers, path in lines if controllers == key)
-    procs = cgroup_directory("memory", group) / "cgroup.procs"
-    script = f"echo $$ > '{procs}' && exec cat '{file}'"
-    subprocess.run(["sh", "-c", script], check=True, stdout=subprocess.DEVNULL)
-
-
-# --wait
-
-
-def test_wait_reclaims_the_page_cache(configure: Configure, tmp_path: Path) -> None:
-    """A VM that has read its disk has left the image in the host's page cache, where it counts as the VM's memory."""
-    configure(FENCED)
-    vm = start_guest("web", tmp_path / "web", reader(96), 128)
-    parent = parent_directory()
-    used = wait_for_use(parent, 96)
-    limit = (used - 60 * MIB) & -4096
-    arguments = ["--memory", leaving(limit), "--live"]
-    with nobody_is_killed(vm):
-        assert "--wait" in refused(*arguments)
-        result = virt_cgroup("reserve", *arguments, "--wait", "60")
-    assert result.stderr.startswith("reclaiming: ")
-    assert " in use, " in result.stderr
-    assert limit_of(parent) == str(limit)
-    assert in_use(parent) <= limit
-    assert high_of(parent) == "max"
-    assert_conform("web")
-
-
-def high_of(directory: Path) -> str:
-    file = directory / "memory.high"
-    return file.read_text().strip() if file.exists() else "max"
-
-
-def test_wait_in_vain(configure: Configure, tmp_path: Path) -> None:
-    configure(FENCED)
-    vm = start_guest("web", tmp_path / "web", toucher(96))
-    wait_for_use(parent_directory(), 96)
-    with nobody_is_killed(vm):
-        message = refused("--memory", leaving(64 * MIB), "--live", "--config", "--wait", "2")
-    assert "after 2 seconds the VMs still use 1" in message
-    assert "64 MiB was to be their limit: web has 1" in message
-    assert "reclaiming: 1" in message
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, thorough(signal.SIGTERM), thorough(signal.SIGHUP)])
-def test_interrupted_wait(configure: Configure, tmp_path: Path, number: int) -> None:
-    configure(FENCED)
-    vm = start_guest("web", tmp_path / "web", toucher(96))
-    parent = parent_directory()
-    wait_for_use(parent, 96)
-    before = everything()
-    arguments = ["--memory", leaving(64 * MIB), "--live", "--config", "--wait", "100"]
-    with nobody_is_killed(vm):
-        result = interrupted(arguments, number)
-    assert (result.returncode, result.stdout) == (130, "")
-    assert result.stderr.endswith("error: interrupted\n")
-    assert_same(everything(), before)
-
-
-# never a kill
-
-
-@pytest.mark.parametrize("wait", [[], thorough(["--wait", "1"])], ids=["at once", "wait"])
-def test_close_to_what_is_used(configure: Configure, tmp_path: Path, wait: list[str]) -> None:
-    """Limits just below and above what a VM uses that goes on touching all of it: refused, or made and the VM lives."""
-    configure(FENCED)
-    vm = start_guest("web", tmp_path / "web", toucher(64))
-    parent = parent_directory()
-    used = wait_for_use(parent, 64)
-    made = []
-    with nobody_is_killed(vm):
-        for more in (-32 * MIB, -1 * MIB, -4096, 0, 4096, 64 << 10, 1 * MIB, 4 * MIB, 8 * MIB, 16 * MIB, 64 * MIB):
-            limit = (used + more) & -4096
-            result = virt_cgroup("reserve", "--memory", leaving(limit), "--live", *wait, check=False)
-            assert limit_of(parent) == (str(limit) if result.returncode == 0 else limit_of(parent))
-            made.append(result.returncode == 0)
-            before = busy_time(vm)
-            wait_for(lambda before=before: busy_time(vm) > before, "the VM to go on")  # type: ignore[misc]
-            virsh("domstats", "web")
-            virsh("qemu-monitor-command", "web", "--hmp", "info qtree")
-            assert high_of(parent) == "max"
-    assert made[0] is False
-    assert made[-1] is True
-    assert_conform("web")
-
-
-@pytest.mark.thorough
-def test_while_the_vm_grows(configure: Configure, tmp_path: Path) -> None:
-    """The use goes up while the limit comes down; what the VM comes to use in all is below the limit."""
-    configure(FENCED)
-    start_guest("first", tmp_path / "first", toucher(128, rounds=False))
-    parent = parent_directory()
-    in_all = wait_for_use(parent, 128)
-    virsh("destroy", "first")
-    for attempt in range(3):
-        vm = start_guest(f"web{attempt}", tmp_path / "web", toucher(128))
-        with nobody_is_killed(vm):
-            reserve("--memory", leaving((in_all + 64 * MIB) & -4096), "--live", "--wait", "30")
-            wait_for_use(parent, 128)
-            assert_conform(vm.name)
-        virsh("destroy", vm.name)
-        reserve("--memory", "1 GiB", "--live")
 
 
 # several at once

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .harness import CONFIG, all_cgroups, destroy_vm, domain_xml, start_vm
-from .test_operations import FENCED, HOOK, STATE, assert_nothing_left
+from .harness import CONFIG, FENCED, STATE, Configure, all_cgroups, destroy_vm, domain_xml, start_vm
+from .test_operations import HOOK, assert_nothing_left
 
-Configure = Callable[[str], None]
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
 OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect", "migrate", "restore", "attach")
 SECRET = "hunter2-of-the-console"  # noqa: S105

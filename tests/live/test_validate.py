@@ -6,14 +6,13 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .harness import ALL_CPUS, VM_CPUS, Daemon, cgroup_directory, start_vm, wait_for
+from .harness import ALL_CPUS, VM_CPUS, Configure, Daemon, cgroup_directory, start_vm, wait_for
 
-Configure = Callable[[str], None]
 HOOK = Path("/etc/libvirt/hooks/qemu")
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
 PARENT = "/vms"
