@@ -12,7 +12,8 @@ from libvirt_cgroup_hooks.managers.systemd import UNITS
 from libvirt_cgroup_hooks.plan import MakeDirectory, Plan, Systemctl, Write
 
 from .hosts import UUID, Kernel, run
-from .test_killed import CARRIED, KINDS, OTHER, Script
+from .operations import OTHER
+from .test_killed import CARRIED, KINDS, Script
 from .test_plan import planned
 
 THIRD = "1" * 8 + UUID[8:]
