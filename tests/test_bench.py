@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from .hosts import DATA
 
 sys.path.insert(0, str(DATA.parents[1] / "tools" / "bench.d"))
 
-from bench_document import keep, kept, text
+from bench_document import EMULATED, keep, kept, text
 from bench_stats import Spread, growth, interval, quantile, quartiles, ratio, slope
 from bench_table import Goal, Row, Table, from_json, markdown, measured, shown
 
@@ -108,5 +109,21 @@ def test_document_has_the_machines_and_the_commands_and_no_section_without_a_res
     assert "|  | The machine of the run, on a private host | Lab host 13 |\n" in document
     assert "| kernel | 6.12 | 6.12 |\n" in document
     assert document.index("(`tools/bench latency`, 2026-01-31)") < document.index("(`tools/bench --lab 13 latency`")
-    assert "0 of 2 are met. Missed:\n\n- Lab host 13, latency: prepare\n- The machine" in document
+    assert "0 of 2 are met. Missed:\n\n- latency, Lab host 13: prepare\n- latency, The machine" in document
     assert "What nesting costs" not in document
+
+
+def test_document_says_of_an_emulated_host_that_only_its_ratios_count() -> None:
+    title = "Lab host 13, emulated: ratios only"
+    emulated = replace(table("13"), machine={**MACHINE, "CPU": "8 x QEMU TCG CPU version 2.5+"})
+    document = text([table(), emulated])
+    assert f"| {title} |\n" in document
+    assert f"{title} (`tools/bench --lab 13 latency`" in document
+    assert EMULATED in document
+    assert "emulated" not in text([table(), table("13")])
+
+
+def test_document_gives_the_range_of_the_loads_by_number() -> None:
+    loads = ["9.4 1.0 1.0", "21.6 1.0 1.0", "8.9 1.0 1.0"]
+    tables = [replace(table(name=name), machine={"load": load}) for name, load in zip(("latency", "start", "storm"), loads)]
+    assert "| load | 8.9 1.0 1.0 to 21.6 1.0 1.0 |\n" in text(tables)

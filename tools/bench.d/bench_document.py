@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ ratios, with its 95 % interval (order statistics). A wide interval says that the
 that is so, trust the ratio of CPU times, which does not count waiting for others. A goal is what was aimed at before
 anything was measured, and it is judged by the median.
 """
+EMULATED = """
+An emulated host is QEMU without the CPU's help (TCG): ten to fifty times slower than the machine below it, and not evenly so,
+since code is translated when it first runs. Of its figures only the ratios say something, and those roughly.
+"""
 
 SECTIONS = {
     "latency": (
@@ -31,7 +36,8 @@ What libvirt gave to the hook while a VM started, replayed for that VM with anot
 case of every VM but the first. "Empty sh hook" is `#!/bin/sh` and `exit 0`, the least that any hook costs; "bare python3" is
 `python3 -I -c pass`, the interpreter's own start. Where nobody owns cgroups `started` moves the VM, and the first move
 after a pause waits for the kernel (an RCU grace period, longer where CPUs are busy): it has a row of its own, and is in the
-time of every `started` but that of `native`, not in its CPU time.
+time of every `started` but that of `native`, not in its CPU time. Where systemd does, nothing is moved; `start` alone runs a
+program, `systemctl`, whose time and CPU time are in the figure, and `release` of `uuid` is without stopping the VM's slice.
 """,
     ),
     "hyperfine": (
@@ -45,8 +51,9 @@ input. The baseline is one median, so the ratios have no rounds.
         "What others do in its place",
         """\
 For the same job, keeping CPUs for the host: the dispatcher of PassthroughPOST/VFIO-Tools, written anew from what it is
-documented to do, with a script for `prepare` in it; vfio-isolate from PyPI. Neither places threads, checks pins or memory,
-or puts anything back; where the script is a bare write, it is less than anyone would run.
+documented to do, with a script for `prepare` in it; vfio-isolate from PyPI, but not on a lab host, which has no network.
+Neither places threads, checks pins or memory, or puts anything back. The script is `systemctl set-property` where systemd
+owns cgroups; elsewhere it is a bare write, which is less than anyone would run.
 """,
     ),
     "start": (
@@ -60,9 +67,12 @@ three runs of the hook that a start has.
     "storm": (
         "Many at once",
         """\
-VMs started by as many `virsh start` at once, and twice as many connected again after a restart of the daemon. Each hook is
-run by a probe that takes its time, and which itself costs an interpreter: times are longer than without it. With more VMs
-than CPUs, a hook mostly waits for a CPU.
+VMs started by as many `virsh start` at once, of which libvirtd takes 20 at a time, and twice as many connected again after a
+restart of the daemon. Without the hook there is no fence, and VMs have all CPUs: with two that is twice as many, and counts
+for more than what the hooks do, which the row of CPU time shows. Each hook is run by a probe that takes its time, a shell
+script, which costs a few milliseconds itself; `hook_timeout` is set so high that it ends none. With more VMs than CPUs, a
+hook mostly waits for a CPU, and so does the one that has the lock. A VM that is where it should be takes no lock when it is
+connected again.
 """,
     ),
     "threads": (
@@ -91,8 +101,10 @@ files and does nothing with them.
         """\
 The 2012 thread on libvir-list gives the speed of deep nesting as the reason for flat layouts. Here the same work runs in
 cgroups of depth 0 (the root of the host, or of the private host) to 10, with the controller that could matter at every level,
-and without it while all other controllers are there. The figure is CPU time, start of the program included. "Each level" is
-the slope over all depths, one for each round, and its 95 % interval; where that includes 0, the cost is too small to see.
+and without it while all other controllers are there; on cgroup v2 the first level has it in either case, as the root gives it
+to all. A lab host has no perf: `perf bench` is missing there. The figure is CPU time, start of the program included. "Each
+level" is the slope over all depths, one for each round, and its 95 % interval; where that includes 0, the cost is too small
+to see.
 """,
     ),
     "layouts": (
@@ -146,28 +158,40 @@ def text(tables: Sequence[Table]) -> str:
 
 
 def _goals(tables: Sequence[Table]) -> str:
-    rows = [(table, row, row.goal) for table in tables for row in table.rows if row.goal]
-    missed = [f"- {_title(table.host)}, {table.name}: {row.case}\n" for table, row, goal in rows if not goal.met(row)]
-    return f"## The goals\n\n{len(rows) - len(missed)} of {len(rows)} are met. Missed:\n\n{''.join(missed) or '- none'}"
+    """A line for each table that misses any."""
+    rows = [(row.goal, row) for table in tables for row in table.rows if row.goal]
+    met = sum(goal.met(row) for goal, row in rows)
+    lines = []
+    for table in tables:
+        missed = [row.case for row in table.rows if row.goal and not row.goal.met(row)]
+        lines += [f"- {table.name}, {_title(table)}: {'; '.join(missed)}\n"] if missed else []
+    return f"## The goals\n\n{met} of {len(rows)} are met. Missed:\n\n{''.join(lines) or '- none'}"
 
 
 def _one(table: Table) -> str:
     host = "" if table.host == "here" else f"--lab {table.host} "
-    return f"{_title(table.host)} (`tools/bench {host}{table.name}`, {table.taken}):\n\n{markdown(table)}"
+    return f"{_title(table)} (`tools/bench {host}{table.name}`, {table.taken}):\n\n{markdown(table)}"
 
 
-def _title(host: str) -> str:
-    return HOSTS.get(host, f"Lab host {host}")
+def _title(table: Table) -> str:
+    title = HOSTS.get(table.host, f"Lab host {table.host}")
+    return f"{title}, emulated: ratios only" if _emulated(table) else title
+
+
+def _emulated(table: Table) -> bool:
+    return "TCG" in table.machine.get("CPU", "")
 
 
 def _machines(hosts: Sequence[Sequence[Table]]) -> str:
-    rows = [["", *(_title(tables[0].host) for tables in hosts)], ["---"] * (len(hosts) + 1)]
+    rows = [["", *(_title(tables[0]) for tables in hosts)], ["---"] * (len(hosts) + 1)]
     for key in hosts[0][0].machine if hosts else ():
         values = (list(dict.fromkeys(table.machine.get(key, "") for table in tables)) for tables in hosts)
         rows.append([key, *(_range(one) for one in values)])
-    return "## The machines\n\n" + "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    emulated = any(_emulated(table) for tables in hosts for table in tables)
+    return "## The machines\n\n" + "".join("| " + " | ".join(row) + " |\n" for row in rows) + EMULATED * emulated
 
 
 def _range(values: Sequence[str]) -> str:
     """Several where a table was measured on another machine, or at another load."""
-    return values[0] if len(values) == 1 else f"{min(values)} to {max(values)}"
+    ordered = sorted(values, key=lambda value: [int(one) for one in re.findall(r"\d+", value)])
+    return ordered[0] if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"

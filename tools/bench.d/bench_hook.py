@@ -46,6 +46,7 @@ class Replay:
     def __init__(self, host: VmHost, layout: str) -> None:
         configure(None)
         destroy_vm(NAME)
+        host.record()
         host.start(NAME, layout if host.systemd else None)  # where nobody owns cgroups, libvirt's own place comes first
         configure(settings(layout))
         self.systemd = host.systemd

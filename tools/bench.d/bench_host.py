@@ -16,8 +16,8 @@ from tests.live.harness import CONFIG, Daemon, configure, destroy_all_vms, domai
 TREE = Path(__file__).resolve().parents[2]
 HOOK = Path("/etc/libvirt/hooks/qemu")
 RECORDER = Path("/etc/libvirt/hooks/qemu.d/00-record")
-RECORD = '#!/bin/sh\ncat >"/run/bench/$1.$2"\n'  # the XML that libvirt gives to hooks
-SCRATCH = Path("/run/bench")
+SCRATCH = Path("/var/lib/libvirt/bench")  # not below /run, where systemd lets no program run
+RECORD = f'#!/bin/sh\ncat >"{SCRATCH}/$1.$2"\n'
 STATE = Path("/run/libvirt-cgroup-hooks")
 LAYOUTS = ("native", "legacy", "nested", "flat", "root", "uuid", "/vms/$DRIVER-$NAME")
 WITHOUT_PARENT = ("flat", "root", "uuid")  # these take no memory reservation
@@ -36,13 +36,11 @@ def vm_xml(name: str, vcpus: int = 2, iothreads: int = 1, pinned: str = "") -> s
 
 
 class VmHost:
-    """While it is open: a daemon with the hook and the recorder, and nothing configured."""
+    """While it is open: a daemon with the hook, and nothing configured."""
 
     def __enter__(self) -> VmHost:
         self.systemd = managers.name(Host()) == "systemd"
         SCRATCH.mkdir(exist_ok=True)
-        RECORDER.parent.mkdir(parents=True, exist_ok=True)
-        install(RECORDER, RECORD)
         self.install_hook()
         self._daemon = None if self.systemd else Daemon()
         if self._daemon:
@@ -61,6 +59,11 @@ class VmHost:
         """The hook, or TEXT in its place."""
         install(HOOK, (TREE / "hooks/qemu").read_text() if text is None else text)
 
+    @staticmethod
+    def record() -> None:
+        """From now on, what libvirt gives to hooks is kept: beside another hook, a new one is called at once."""
+        install(RECORDER, RECORD)
+
     def reload(self) -> None:
         """The daemon looks for hooks again. It does so in its own time and tells nobody."""
         if self._daemon:
@@ -77,6 +80,7 @@ class VmHost:
         else:
             subprocess.run(["systemctl", "restart", "libvirtd"], check=True)
             wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
+            wait_for(Daemon.reconnected, "libvirtd to reconnect to its VMs", 120)
 
     def start(self, name: str, layout: str | None) -> None:
         configure(settings(layout) if layout else None)

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+LOAD = "load at the beginning"
+
 
 def describe() -> dict[str, str]:
     memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:"))
@@ -21,7 +23,7 @@ def describe() -> dict[str, str]:
         "QEMU": _first("qemu-system-x86_64", "--version").partition(" version ")[2].partition(" ")[0],
         "cgroups": "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1",
         "virtualised by": _first("systemd-detect-virt"),
-        "load at the beginning": " ".join(f"{one:.1f}" for one in os.getloadavg()),
+        LOAD: " ".join(f"{one:.1f}" for one in os.getloadavg()),
     }
 
 

@@ -86,9 +86,9 @@ class Chain:
 
     def _make(self, hierarchy: Hierarchy) -> None:
         v2 = hierarchy.version == 2
-        here = hierarchy.directory(hierarchy.placement if v2 and self.depth == 0 else "/")
+        here = hierarchy.directory("/")
         if v2 and self.depth == 0 and not _may_hold(Path(here)):
-            return
+            return  # it stays where this program is
         levels = [self.name, *map(str, range(2, self.depth + 1))][: self.depth]
         for level in levels:
             if v2:
