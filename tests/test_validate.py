@@ -73,6 +73,12 @@ def effective(host: Kernel, cpus: str) -> None:
         host.put(f"{CG}/vms/cpuset.cpus.effective", cpus)
 
 
+def partition(host: Kernel, cpus: str) -> None:
+    """Somebody else has CPUS for itself alone."""
+    host.put(f"{CG}/mine/cpuset.cpus.partition", "root")
+    host.put(f"{CG}/mine/cpuset.cpus.exclusive.effective", cpus)
+
+
 def well(root: Path, name: str = "unified", conf: str = CONF) -> Kernel:
     host = Kernel(root, name, conf)
     install(host)
@@ -253,6 +259,27 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             WARN,
             f"{CG}/vms may use CPUs 1 only, and not 2-3",
             "the cgroup above it has no more",
+        ),
+        (
+            each(lambda h: effective(h, "1"), lambda h: partition(h, "2-3")),
+            FENCE,
+            WARN,
+            f"{CG}/vms may use CPUs 1 only, and not 2-3: {CG}/mine has 2-3 for itself alone",
+            "take them back from it, or reserve them",
+        ),
+        (
+            each(lambda h: effective(h, "0"), lambda h: partition(h, "1-3")),
+            FENCE,
+            FAIL,
+            f"{CG}/vms may use CPUs 0, which the host keeps, and not 1-3: {CG}/mine has 1-3 for itself alone",
+            "take them back from it, or reserve them",
+        ),
+        (
+            each(lambda h: effective(h, "0-3"), lambda h: partition(h, "2-3")),
+            FENCE,
+            FAIL,
+            f"{CG}/vms may use CPUs 0-3, of which the host keeps 0",
+            APPLY,
         ),
         (
             each(lambda h: effective(h, "0-3"), no_vm),

@@ -225,6 +225,18 @@ class V1:
             found["memory_current"] = int(used) if used else None
         return found
 
+    def taken(self, directory: str) -> dict[str, CpuSet]:
+        """The CPUs that cpusets beside the way down to DIRECTORY have for themselves alone, by their directories."""
+        found: dict[str, CpuSet] = {}
+        above = self.hierarchy.mount
+        for component in directory[len(above) :].strip("/").split("/"):
+            others = [f"{above}/{name}" for name in self.host.directories(above) if name != component]
+            for other in others:
+                if (self.host.read_optional(f"{other}/cpuset.cpu_exclusive") or "").strip() == "1":
+                    found[other] = CpuSet.parse(self.host.read(f"{other}/cpuset.cpus"))
+            above = f"{above}/{component}"
+        return found
+
     def exists(self, directory: str) -> bool:
         return directory in self._made or (_parent(directory) not in self._made and self.host.exists(directory))
 
