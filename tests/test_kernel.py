@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import managers, threads
+from libvirt_cgroup_hooks import managers, state, threads
 from libvirt_cgroup_hooks.cli.status import describe
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
@@ -69,6 +69,26 @@ def test_v1_gives_a_cpu_back_only_to_who_asks(tmp_path: Path, kind: str, layout:
     assert do(host, "reconnect", vm(host)) == []
 
 
+@pytest.mark.parametrize("layouts", [("/vms/prod/$NAME", "/vms/$NAME"), ("/vms/$NAME", "/vms/prod/$NAME")])
+@pytest.mark.parametrize("kind", V1_KINDS)
+def test_a_vm_parent_above_another(tmp_path: Path, kind: str, layouts: tuple[str, str]) -> None:
+    """That of an earlier layout is fenced still, for VMs may run there; a CPU that comes back goes to it first."""
+    first, second = (CONF.replace("/vms/$NAME", layout) for layout in layouts)
+    host = made(tmp_path, kind, first)
+    do(host, "prepare", domain())
+    host.configure(second)
+    do(host, "prepare", domain())
+    files = [file for file in state.Shared(host).before if file.startswith(f"{CG}/cpuset/vms")]
+    assert len(files) == 2
+    for online, wanted in ((None, "1-3"), (3, "1-2"), (None, "1-3")):
+        plug(host)
+        if online:
+            unplug(host, online)
+        do(host, "prepare", domain())
+        assert [host.get(file) for file in files] == [wanted, wanted]
+        assert not [line for line in do(host, "prepare", domain()) if "cpuset" in line]
+
+
 @pytest.mark.parametrize("kind", V1_KINDS)
 def test_exclusive_cpus_on_v1(tmp_path: Path, kind: str) -> None:
     host = made(tmp_path, kind)
@@ -108,8 +128,8 @@ def test_partitions_of_others(tmp_path: Path, kind: str, files: dict[str, str], 
 def test_a_remote_partition(tmp_path: Path, kind: str) -> None:
     """It may be anywhere below a cgroup that holds its CPUs without being a partition."""
     host = running(tmp_path, kind)
-    for path, state in (("mine", "member"), ("mine/deep", "root")):
-        host.put(f"{CG}/{path}/cpuset.cpus.partition", state)
+    for path, kind_of in (("mine", "member"), ("mine/deep", "root")):
+        host.put(f"{CG}/{path}/cpuset.cpus.partition", kind_of)
         host.put(f"{CG}/{path}/cpuset.cpus.exclusive.effective", "3")
     found = managers.choose(host, host.config()).taken()
     assert {path: str(cpus) for path, cpus in found.items()} == {f"{CG}/mine/deep": "3"}

@@ -220,18 +220,25 @@ class Manager:
         self._relieve(plan, shared)
 
     def make_parent(self, tree: Tree, path: str, shared: state.Shared) -> list[Step]:
-        """The cgroup PATH with the CPUs of the fence; what is new goes to SHARED.
-
-        Those that were made above it have all CPUs. v1 takes those away that go offline, and gives none back.
-        """
+        """The cgroup PATH with the CPUs of the fence; what is new goes to SHARED."""
         directories = tree.hierarchy.directories(path)
-        above = [one for one in directories[:-1] if one in shared.made and tree.exists(one)] if tree.version == 1 else []
-        steps = [step for one in above if tree.has_cpus for step in tree.set_cpus(one, None)]
+        steps = self._above_parent(tree, directories[:-1], shared)
         shared.made += [directory for directory in directories if not tree.exists(directory)]
         made = tree.make(path, self.fence.cpus)
         if made and tree.version == 1 and tree.has_cpus:
             self._check_free(tree.taken(directories[-1]))
         return steps + made
+
+    def _above_parent(self, tree: Tree, directories: list[str], shared: state.Shared) -> list[Step]:
+        """Those of DIRECTORIES that are ours have all CPUs again, or the fence's where they are fenced themselves: v1
+        takes CPUs away that go offline, and gives none back."""
+        steps: list[Step] = []
+        for directory in directories if tree.version == 1 and tree.has_cpus else ():
+            if f"{directory}/cpuset.cpus" in shared.before:
+                steps += tree.set_cpus(directory, self.fence.cpus)
+            elif directory in shared.made and tree.exists(directory):
+                steps += tree.set_cpus(directory, None)
+        return steps
 
     def _check_free(self, taken: dict[str, CpuSet]) -> None:
         """The kernel would say no more than EINVAL."""
