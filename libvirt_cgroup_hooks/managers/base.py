@@ -221,34 +221,16 @@ class Manager:
 
     def make_parent(self, tree: Tree, path: str, shared: state.Shared) -> list[Step]:
         """The cgroup PATH with the CPUs of the fence; what is new goes to SHARED."""
-        directories = tree.hierarchy.directories(path)
-        steps = self._above_parent(tree, directories[:-1], shared)
-        shared.made += [directory for directory in directories if not tree.exists(directory)]
-        made = tree.make(path, self.fence.cpus)
-        if made and tree.version == 1 and tree.has_cpus:
-            self._check_free(tree.taken(directories[-1]))
-        return steps + made
-
-    def _above_parent(self, tree: Tree, directories: list[str], shared: state.Shared) -> list[Step]:
-        """Those of DIRECTORIES that are ours have all CPUs again, or the fence's where they are fenced themselves: v1
-        takes CPUs away that go offline, and gives none back."""
+        directories, cpus = tree.hierarchy.directories(path), self.fence.cpus
         steps: list[Step] = []
-        for directory in directories if tree.version == 1 and tree.has_cpus else ():
-            if f"{directory}/cpuset.cpus" in shared.before:
-                steps += tree.set_cpus(directory, self.fence.cpus)
-            elif directory in shared.made and tree.exists(directory):
-                steps += tree.set_cpus(directory, None)
-        return steps
-
-    def _check_free(self, taken: dict[str, CpuSet]) -> None:
-        """The kernel would say no more than EINVAL."""
-        for directory, cpus in taken.items():
-            if self.fence.cpus is not None and cpus & self.fence.cpus:
-                raise Error(
-                    f"cannot give CPUs {cpus & self.fence.cpus} to VMs: {printable(directory)} has them for itself alone "
-                    "(cpuset.cpu_exclusive)",
-                    "take them back from it, or reserve them",
-                )
+        if tree.version == 1:
+            fenced = {one: cpus for one in directories[:-1] if f"{one}/cpuset.cpus" in shared.before}
+            steps += tree.regain({**{one: None for one in directories[:-1] if one in shared.made}, **fenced})
+        shared.made += [directory for directory in directories if not tree.exists(directory)]
+        made = tree.make(path, cpus)
+        if made and cpus is not None and tree.version == 1:
+            tree.check_free(directories[-1], cpus)
+        return steps + made
 
     def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
         """Puts back what the limits NAMES of SHARED said before, and forgets them."""

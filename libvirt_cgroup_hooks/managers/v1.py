@@ -127,6 +127,24 @@ class V1:
                 steps.append(self._write(f"{path}/cpuset.cpus", str(after[path]), path != directory))
         return steps
 
+    def regain(self, wanted: dict[str, CpuSet | None]) -> list[Step]:
+        """The CPUs WANTED by directory, those above first; None: all that its parent has.
+
+        The kernel takes CPUs that go offline from every cpuset, and gives none back.
+        """
+        found = {one: cpus for one, cpus in sorted(wanted.items()) if self.has_cpus and self.exists(one)}
+        return [step for one, cpus in found.items() for step in self.set_cpus(one, cpus)]
+
+    def check_free(self, directory: str, cpus: CpuSet) -> None:
+        """Raises Error where others have some of CPUS for themselves alone; the kernel would say no more than EINVAL."""
+        for other, taken in self.taken(directory).items() if self.has_cpus else ():
+            if taken & cpus:
+                raise Error(
+                    f"cannot give CPUs {taken & cpus} to VMs: {printable(other)} has them for itself alone "
+                    "(cpuset.cpu_exclusive)",
+                    "take them back from it, or reserve them",
+                )
+
     def _tree(self, directory: str, present: CpuSet) -> dict[str, tuple[CpuSet, bool]]:
         """(CPUs, whether it follows its parent) of DIRECTORY and all below it, parents first."""
         tree = {directory: (present, True)}
