@@ -203,7 +203,7 @@ def resolve(parsed: Parsed, topology: Topology, page_size: int) -> Config:
         raise parsed.error(key, error.message, error.hint) from None
     for key in ("emulator_cpus", "vcpu_cpus", "iothread_cpus"):
         cpus_of_class = CpuSet.parse(values.get(key, ""))
-        if limits.cpus is not None and cpus_of_class and not cpus_of_class & limits.cpus:
+        if config.reserved_host_cpus and cpus_of_class and cpus_of_class <= config.reserved_host_cpus:
             raise parsed.error(key, f"the host keeps all of these CPUs; VMs may use {limits.cpus}", "name CPUs of the VMs")
     return config
 

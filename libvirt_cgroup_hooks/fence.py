@@ -101,6 +101,20 @@ def check_pins(domain: Domain, cpus: CpuSet) -> None:
         )
 
 
+def check_online(domain: Domain, cpus: CpuSet, kept: CpuSet, all_of_them: bool) -> None:
+    """Raises Refusal where DOMAIN is pinned to CPUs that are offline, being neither of CPUS nor KEPT for the host: to
+    nothing else, or, with ALL_OF_THEM, to any. libvirt could not set such a pin."""
+    online = cpus | kept
+    pins = {group: pin for group, pin in domain.pins().items() if (pin - online if all_of_them else not pin & online)}
+    told = [f"{group} to {_short(pin)} (offline: {_short(pin - online)})" for group, pin in pins.items() if pin]
+    if told:
+        more = [f"and {len(told) - SHOWN} more"] if len(told) > SHOWN else []
+        raise Refusal(
+            f"VM {printable(domain.name)} is pinned to CPUs that are offline: {', '.join([*told[:SHOWN], *more])}",
+            f"bring them online, or pin it within {cpus}",
+        )
+
+
 def memory_of(domain: Domain) -> int:
     """Bytes that the VM may take from the host: its memory, unless hugepages back it, and what QEMU needs beside it.
 

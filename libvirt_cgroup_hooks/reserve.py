@@ -119,7 +119,7 @@ class Change:
     def _check(self, manager: Manager, running: list[Domain]) -> None:
         fence = manager.fence
         if fence.cpus is not None and not self.force:
-            _check_pins(fence.cpus, running)
+            _check_pins(manager.pinnable(fence.cpus), running)
         if fence.memory is not None:
             for directory, tree in manager.memory_parents().items():
                 used = tree.memory_in_use(directory)
@@ -213,4 +213,4 @@ def _largest(manager: Manager, running: list[Domain]) -> str:
 def outside(running: list[Domain], manager: Manager) -> list[Domain]:
     """The VMs of RUNNING that are pinned to CPUs that the host keeps."""
     cpus = manager.fence.cpus
-    return [] if cpus is None else [domain for domain in running if pins_outside(domain, cpus)]
+    return [] if cpus is None else [domain for domain in running if pins_outside(domain, manager.pinnable(cpus))]

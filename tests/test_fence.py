@@ -7,7 +7,17 @@ import pytest
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.errors import Error, Refusal
-from libvirt_cgroup_hooks.fence import Fence, check_memory, check_pins, fence, memory_of, pins_outside, reserved_memory, size
+from libvirt_cgroup_hooks.fence import (
+    Fence,
+    check_memory,
+    check_online,
+    check_pins,
+    fence,
+    memory_of,
+    pins_outside,
+    reserved_memory,
+    size,
+)
 from libvirt_cgroup_hooks.topology import Memory
 
 from .hosts import PAGE, configured, domain, topology
@@ -159,3 +169,30 @@ def test_a_pin_outside_is_refused_in_one_sentence() -> None:
         r"VM we\nb is pinned to CPUs that are kept for the host: emulator to 0-1 (outside: 0): "
         'pin it within 1-7, reserve other CPUs, or set pin_conflict = "warn"'
     )
+
+
+@pytest.mark.parametrize(
+    ("pins", "all_of_them", "told"),
+    [
+        ("<vcpupin vcpu='0' cpuset='6-7'/>", False, ""),
+        ("<vcpupin vcpu='0' cpuset='6-7'/>", True, "vcpu0 to 6-7 (offline: 7)"),
+        ("<vcpupin vcpu='0' cpuset='1,6'/>", True, ""),
+        ("<vcpupin vcpu='0' cpuset='1,7'/>", False, ""),
+        ("<vcpupin vcpu='0' cpuset='7'/>", False, "vcpu0 to 7 (offline: 7)"),
+        (
+            "".join(f"<vcpupin vcpu='{number}' cpuset='7'/>" for number in range(18)),
+            False,
+            "vcpu15 to 7 (offline: 7), and 2 more",
+        ),
+    ],
+)
+def test_pinned_to_offline_cpus(pins: str, all_of_them: bool, told: str) -> None:
+    made, cpus, kept = domain("web", f"<vcpu>32</vcpu><cputune>{pins}</cputune>"), CpuSet.parse("2-6"), CpuSet.parse("0-1")
+    if not told:
+        check_online(made, cpus, kept, all_of_them)
+        return
+    with pytest.raises(Refusal) as error:
+        check_online(made, cpus, kept, all_of_them)
+    assert error.value.message.startswith("VM web is pinned to CPUs that are offline: vcpu0 to ")
+    assert error.value.message.endswith(told)
+    assert error.value.hint == "bring them online, or pin it within 2-6"

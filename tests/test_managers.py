@@ -209,6 +209,26 @@ def test_pins_outside_are_refused_or_told(host: Kernel, inner: str, outside: str
     assert made.steps
 
 
+@pytest.mark.parametrize("conflict", ["refuse", "warn"])
+def test_a_pin_to_offline_cpus_is_no_conflict_with_the_host(host: Kernel, conflict: str) -> None:
+    """The VM may have what is online of its CPUs; one that has nothing left cannot run, whatever is configured."""
+    host.put("/sys/devices/system/cpu/online", "0-2")
+    host.put("/sys/devices/system/cpu/present", "0-3")
+    host.configure(CONF + f"pin_conflict = '{conflict}'")
+    half, whole = (vm("web", f"<cputune><vcpupin vcpu='0' cpuset='{cpus}'/></cputune>") for cpus in ("2-3", "3"))
+    if host.exists(f"{CG}/cpuset"):  # v1 takes no such cpuset at all
+        with pytest.raises(Refusal, match=r"vcpu0 to 2-3 \(offline: 3\)"):
+            plan(host, "prepare", half)
+    else:
+        made = plan(host, "prepare", half)
+        assert made.steps
+        assert not made.warnings
+    with pytest.raises(
+        Refusal, match=r"pinned to CPUs that are offline: vcpu0 to 3 \(offline: 3\): bring them online, or pin"
+    ):
+        plan(host, "prepare", whole)
+
+
 def test_a_name_that_makes_no_cgroup_is_told_before_the_vm_starts(host: Kernel) -> None:
     with pytest.raises(Error, match=r"would have a name over 255 bytes: use \$UUID in the layout"):
         plan(host, "prepare", vm("x" * 251))

@@ -51,6 +51,12 @@ def effective(host: Kernel, cpus: str) -> None:
         host.put(f"{CG}/vms/cpuset.cpus.effective", cpus)
 
 
+def partition(host: Kernel, cpus: str) -> None:
+    """Somebody else has CPUS for itself alone."""
+    host.put(f"{CG}/mine/cpuset.cpus.partition", "root")
+    host.put(f"{CG}/mine/cpuset.cpus.exclusive.effective", cpus)
+
+
 def well(root: Path, name: str = "unified", conf: str = NAMED) -> Kernel:
     host = Kernel(root, name, conf)
     install(host)

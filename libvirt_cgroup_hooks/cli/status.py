@@ -46,6 +46,7 @@ def _report(host: Host, manager: Manager) -> dict[str, Any]:
         "reservation": {"cpus": str(config.reserved_host_cpus or ""), "memory": kept},
         "fence": {"cpus": str(fence.cpus or ""), "memory_limit": fence.memory},
         "parent": manager.parent(),
+        "taken": {path: str(cpus) for path, cpus in manager.taken().items()},
         "domains": [describe(host, manager, domain) for domain in threads.running(host)],
     }
 
@@ -95,6 +96,8 @@ def _print(report: dict[str, Any]) -> None:
             ("Memory", _memory(parent, fence)),
         ]
     )
+    for path, cpus in report["taken"].items():
+        print(f"\n{printable(path)} has CPUs {cpus} for itself alone.")
     if parent["path"] and parent["cpus"] is None and parent["memory_current"] is None:
         print("\nThe VM parent is made when the first VM starts.")
     print()

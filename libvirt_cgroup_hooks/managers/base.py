@@ -6,8 +6,8 @@ from __future__ import annotations
 from .. import state, threads
 from ..cpuset import CpuSet
 from ..errors import Error, Refusal, printable
-from ..fence import check_memory, check_pins, memory_of, pins_outside
-from ..plan import CLEAN_UP, Plan, RemoveCgroup, Step, Write
+from ..fence import memory_of
+from ..plan import CLEAN_UP, Move, Plan, RemoveCgroup, Step, Write
 from ..threads import Thread
 
 TYPE_CHECKING = False
@@ -86,7 +86,7 @@ class Manager:
             return self
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
-        own.config = self.config.of(domain, CpuSet.parse(self.host.read("/sys/devices/system/cpu/present")))
+        own.config = self.config.of(domain, self._present())
         own.layout = own.config.cgroup_layout
         return own
 
@@ -219,6 +219,19 @@ class Manager:
         plan.add_shared(*shared.save(), *opened, *steps)
         self._relieve(plan, shared)
 
+    def make_parent(self, tree: Tree, path: str, shared: state.Shared) -> list[Step]:
+        """The cgroup PATH with the CPUs of the fence; what is new goes to SHARED."""
+        directories, cpus = tree.hierarchy.directories(path), self.fence.cpus
+        steps: list[Step] = []
+        if tree.version == 1:
+            fenced = {one: cpus for one in directories[:-1] if f"{one}/cpuset.cpus" in shared.before}
+            steps += tree.regain({**{one: None for one in directories[:-1] if one in shared.made}, **fenced})
+        shared.made += [directory for directory in directories if not tree.exists(directory)]
+        made = tree.make(path, cpus)
+        if made and cpus is not None and tree.version == 1:
+            tree.check_free(directories[-1], cpus)
+        return steps + made
+
     def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
         """Puts back what the limits NAMES of SHARED said before, and forgets them."""
         raise NotImplementedError
@@ -247,14 +260,25 @@ class Manager:
                 )
 
     def admit(self, plan: Plan, domain: Domain) -> None:
-        if self.fence.cpus is not None:
-            if self.config.pin_conflict == "refuse":
-                check_pins(domain, self.fence.cpus)
-            elif pins_outside(domain, self.fence.cpus):
-                plan.warnings.append(f"VM {printable(domain.name)} is pinned to CPUs that are kept for the host")
-        if self.config.memory_admission and self.fence.memory is not None:
-            stale = state.Record.read(self.host, domain.uuid)
-            check_memory(domain, self.admitted.total - (stale.memory if stale else 0), self.fence.memory)
+        if domain.pins() or self.config.memory_admission:
+            from .admission import check  # most VMs have nothing to be asked for
+
+            check(self, plan, domain)
+
+    def pinnable(self, cpus: CpuSet) -> CpuSet:
+        """What VMs may be pinned to: the fence's CPUS, and those that would be in it but are offline."""
+        return cpus | self._present() - self.kept
+
+    @property
+    def has_v1_cpusets(self) -> bool:
+        return any(tree.version == 1 and tree.has_cpus for tree in self.trees)
+
+    @property
+    def kept(self) -> CpuSet:
+        return self.config.reserved_host_cpus or CpuSet()
+
+    def _present(self) -> CpuSet:
+        return CpuSet.parse(self.host.read("/sys/devices/system/cpu/present"))
 
     # records
 
@@ -305,15 +329,36 @@ class Manager:
         for tree in [tree for tree in self.trees if tree.has_cpus]:
             if not everywhere and (not pins or tree.hierarchy.version == 2):
                 continue
-            places = {thread.group: thread.cgroups[tree.hierarchy.key] for thread in reversed(found)}
+            homes = {thread.group: self._home(tree, thread) for thread in reversed(found)}
             for group, cpus in self.allowed_of(domain, groups_of(found)).items():
                 libvirts = tree.hierarchy.version == 2 if group in pins else domain.auto_placement and not cpus
-                place = places.get(group, "")
-                directory = tree.hierarchy.directory(place)
-                if place.endswith(f"/{group}") and not libvirts and self.host.exists(directory):
+                home = homes.get(group, "")
+                directory = tree.hierarchy.directory(home)
+                if home.endswith(f"/{group}") and not libvirts and self.host.exists(directory):
                     plan.add(*map(_may_be_gone, tree.set_cpus(directory, cpus)))
+            for thread in found:
+                home, place = self._home(tree, thread), thread.cgroups[tree.hierarchy.key]
+                if home != place:
+                    back, there = (f"{tree.hierarchy.directory(at)}/{tree.thread_file}" for at in (place, home))
+                    plan.add(Move("thread", thread.tid, there, [Move("thread", thread.tid, back, [])]))
+
+    def _home(self, tree: Tree, thread: Thread) -> str:
+        """Where THREAD belongs. v1 moves what is in a cpuset that has lost its last CPU to the cpuset above."""
+        place = thread.cgroups.get(tree.hierarchy.key, "")
+        own = f"{place}/{thread.group}"
+        lost = tree.version == 1 and tree.has_cpus and not place.endswith(f"/{thread.group}")
+        return own if lost and self.host.exists(tree.hierarchy.directory(own)) else place
 
     # what virt-cgroup status shows
+
+    def taken(self) -> dict[str, CpuSet]:
+        """What others have for themselves alone of the CPUs of the fence, by the directories of their cgroups."""
+        if self.fence.cpus is None:
+            return {}
+        trees = {tree: path for tree, path in self.parent_paths().items() if tree.has_cpus}
+        found = [tree.taken(tree.hierarchy.directory(path)) for tree, path in trees.items()]
+        taken = {path: cpus & self.fence.cpus for one in found for path, cpus in one.items()}
+        return {path: cpus for path, cpus in taken.items() if cpus}
 
     def parent(self) -> dict[str, object]:
         """The VM parent and what is in effect on it; bytes, and None where there is no limit or no parent."""
@@ -337,6 +382,8 @@ class Manager:
         found = []
         for tree in self.trees:
             wanted, actual = self.place_of(domain, tree, thread), thread.cgroups.get(tree.hierarchy.key)
+            if wanted in (None, actual):
+                wanted = self._home(tree, thread) if actual is not None else None
             if wanted not in (None, actual):
                 found.append(f"it is in {tree.hierarchy.key or 'cgroup'} {actual}, not in {wanted}")
         allowed = self.allowed(domain, thread.group) or self.fence.cpus

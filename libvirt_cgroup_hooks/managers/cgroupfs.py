@@ -91,8 +91,7 @@ class Cgroupfs(Manager):
         fenced: set[str] = set()
         for tree in self.trees:
             for path in self._parents(tree, domains, shared):
-                shared.made += [directory for directory in tree.hierarchy.directories(path) if not tree.exists(directory)]
-                steps += self._fenced(tree, path, shared.before, fenced)
+                steps += self._fenced(tree, path, shared, fenced)
         self.add_fence(plan, shared, fenced, steps)
 
     def opened(self, shared: state.Shared, names: list[str]) -> list[Step]:
@@ -120,13 +119,13 @@ class Cgroupfs(Manager):
         cpus = ["cpuset.cpus"] if self.fence.cpus is not None and tree.has_cpus else []
         return cpus + ([tree.limit_file] if self.fence.memory is not None and tree.has_memory else [])
 
-    def _fenced(self, tree: Tree, path: str, before: dict[str, str], fenced: set[str]) -> list[Step]:
-        """Makes PATH with the fence. Limit files go to FENCED, and what they said to BEFORE if it is not known yet."""
+    def _fenced(self, tree: Tree, path: str, shared: state.Shared, fenced: set[str]) -> list[Step]:
+        """Makes PATH with the fence. Limit files go to FENCED, and what they said to SHARED if it is not known yet."""
         directory = tree.hierarchy.directory(path)
         files = [f"{directory}/{name}" for name in self._limits(tree)]
-        steps = tree.make(path, self.fence.cpus)
+        steps = self.make_parent(tree, path, shared)
         fenced.update(files)
-        before.update((file, tree.before(file)) for file in files if file not in before)
+        shared.before.update((file, tree.before(file)) for file in files if file not in shared.before)
         if self.fence.memory is not None and tree.has_memory:
             steps += tree.set_limit(directory, self.fence.memory)
         return steps

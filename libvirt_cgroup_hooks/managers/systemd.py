@@ -146,8 +146,7 @@ class Systemd(Manager):
         tree = self._cpuset_v1
         if tree is None or self.fence.cpus is None:
             return []
-        shared.made += [directory for directory in tree.hierarchy.directories(path) if not tree.exists(directory)]
-        steps = tree.make(path, self.fence.cpus)
+        steps = self.make_parent(tree, path, shared)
         file = f"{tree.hierarchy.directory(path)}/cpuset.cpus"
         fenced.add(file)
         shared.before.setdefault(file, tree.before(file))
@@ -187,8 +186,9 @@ class Systemd(Manager):
         return f"{unit} MemoryHigh", _high(unit, new, old)
 
     def _all_cpus(self) -> str:
-        """An empty AllowedCPUs= does not take the limit away from what runs; the full list does."""
-        return str(CpuSet.parse(self.host.read("/sys/devices/system/cpu/online")))
+        """An empty AllowedCPUs= does not take the limit away from what runs; the full list does, with CPUs that may yet
+        come online."""
+        return str(self._present())
 
     def _in_effect(self, unit: str, path: str, names: list[str]) -> dict[str, str]:
         """What the kernel's files say of UNIT; while it has no cgroup at PATH, what systemd will do when it has."""

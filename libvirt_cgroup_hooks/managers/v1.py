@@ -128,6 +128,24 @@ class V1:
                 steps.append(SetCpus(step, [tree[path][0], tree[path][0] | wanted, after[path]]))
         return steps
 
+    def regain(self, wanted: dict[str, CpuSet | None]) -> list[Step]:
+        """The CPUs WANTED by directory, those above first; None: all that its parent has.
+
+        The kernel takes CPUs that go offline from every cpuset, and gives none back.
+        """
+        found = {one: cpus for one, cpus in sorted(wanted.items()) if self.has_cpus and self.exists(one)}
+        return [step for one, cpus in found.items() for step in self.set_cpus(one, cpus)]
+
+    def check_free(self, directory: str, cpus: CpuSet) -> None:
+        """Raises Error where others have some of CPUS for themselves alone; the kernel would say no more than EINVAL."""
+        for other, taken in self.taken(directory).items() if self.has_cpus else ():
+            if taken & cpus:
+                raise Error(
+                    f"cannot give CPUs {taken & cpus} to VMs: {printable(other)} has them for itself alone "
+                    "(cpuset.cpu_exclusive)",
+                    "take them back from it, or reserve them",
+                )
+
     def _tree(self, directory: str, present: CpuSet) -> dict[str, tuple[CpuSet, bool]]:
         """(CPUs, whether it follows its parent) of DIRECTORY and all below it, parents first."""
         tree = {directory: (present, True)}
@@ -225,6 +243,18 @@ class V1:
             used = self.host.read_optional(f"{directory}/memory.usage_in_bytes")
             found["memory_limit"] = int(limit) if limit and int(limit) < UNLIMITED else None
             found["memory_current"] = int(used) if used else None
+        return found
+
+    def taken(self, directory: str) -> dict[str, CpuSet]:
+        """The CPUs that cpusets beside the way down to DIRECTORY have for themselves alone, by their directories."""
+        found: dict[str, CpuSet] = {}
+        above = self.hierarchy.mount
+        for component in directory[len(above) :].strip("/").split("/"):
+            others = [f"{above}/{name}" for name in self.host.directories(above) if name != component]
+            for other in others:
+                if (self.host.read_optional(f"{other}/cpuset.cpu_exclusive") or "").strip() == "1":
+                    found[other] = CpuSet.parse(self.host.read(f"{other}/cpuset.cpus"))
+            above = f"{above}/{component}"
         return found
 
     def exists(self, directory: str) -> bool:

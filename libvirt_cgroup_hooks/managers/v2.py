@@ -125,12 +125,12 @@ class V2:
         if directory in self._made:
             return [Write(f"{directory}/cpuset.cpus", str(wanted))] if wanted else []
         old = (self.host.read_optional(f"{directory}/cpuset.cpus") or "").strip()  # not there before it is enabled
-        value = str(wanted) if wanted else self._all_cpus(directory) if old else ""
-        return [] if old == value else [Write(f"{directory}/cpuset.cpus", value, old or self._all_cpus(directory))]
+        value = str(wanted) if wanted else self._all_cpus() if old else ""
+        return [] if old == value else [Write(f"{directory}/cpuset.cpus", value, old or self._all_cpus())]
 
-    def _all_cpus(self, directory: str) -> str:
-        """What the parent of DIRECTORY may use."""
-        return (self.host.read_optional(f"{directory.rpartition('/')[0]}/cpuset.cpus.effective") or "").strip()
+    def _all_cpus(self) -> str:
+        """Those that are offline, too: they may come back."""
+        return self.host.read("/sys/devices/system/cpu/present").strip()
 
     def set_limit(self, directory: str, limit: int) -> list[Step]:
         """The memory limit in bytes. Raises Error where more is in use."""
@@ -219,6 +219,27 @@ class V2:
             used = self.host.read_optional(f"{directory}/memory.current")
             found["memory_limit"] = int(limit) if limit != "max" else None
             found["memory_current"] = int(used) if used else None
+        return found
+
+    def taken(self, directory: str) -> dict[str, CpuSet]:
+        """The CPUs that partitions beside the way down to DIRECTORY have for themselves alone, by their directories."""
+        found: dict[str, CpuSet] = {}
+        above = self.hierarchy.mount
+        for component in directory[len(above) :].strip("/").split("/"):
+            for name in self.host.directories(above):
+                found.update(self._partitions(f"{above}/{name}") if name != component else {})
+            above = f"{above}/{component}"
+        return found
+
+    def _partitions(self, directory: str) -> dict[str, CpuSet]:
+        """DIRECTORY, or the remote partitions below it, for which it holds CPUs without being a partition itself."""
+        kind = (self.host.read_optional(f"{directory}/cpuset.cpus.partition") or "").strip()  # "root invalid (why)", too
+        held = self.host.read_optional(f"{directory}/cpuset.cpus.exclusive.effective")  # since Linux 6.7
+        if kind in ("root", "isolated"):
+            return {directory: CpuSet.parse(self.host.read(f"{directory}/cpuset.cpus") if held is None else held)}
+        found: dict[str, CpuSet] = {}
+        for name in self.host.directories(directory) if held and held.strip() else ():
+            found.update(self._partitions(f"{directory}/{name}"))
         return found
 
     def exists(self, directory: str) -> bool:

@@ -20,6 +20,7 @@ from .subject import FAIL, NOTE, WARN, Problem, Subject
 
 APPLY = "run virt-cgroup apply --parent"
 NO_VM = "the next VM that starts sets it, or virt-cgroup apply --parent"
+RESERVE = "take them back from it, or reserve them"
 PROBE = b"<domain type='qemu' id='1'><name>probe</name></domain>"
 CPU_SETS = ("emulator_cpus", "vcpu_cpus", "iothread_cpus")
 
@@ -85,14 +86,22 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
             continue
         found = tree.in_effect(directory)
         if manager.fence.cpus is not None and tree.has_cpus:
-            yield from _cpus(subject, tree, directory, CpuSet.parse(str(found["cpus"] or "")), manager.fence.cpus)
+            actual = CpuSet.parse(str(found["cpus"] or ""))
+            yield from _cpus(subject, tree, directory, actual, manager.fence.cpus, manager.taken())
         if manager.fence.memory is not None and tree.has_memory:
             yield from _memory(subject, directory, found["memory_limit"], manager.fence.memory)
 
 
-def _cpus(subject: Subject, tree: V1 | V2, directory: str, actual: CpuSet, wanted: CpuSet) -> Iterator[Problem]:
+def _cpus(
+    subject: Subject, tree: V1 | V2, directory: str, actual: CpuSet, wanted: CpuSet, taken: dict[str, CpuSet]
+) -> Iterator[Problem]:
+    others = ", ".join(f"{path} has {cpus} for itself alone" for path, cpus in taken.items() if cpus - actual)
     if not actual:
         yield _drift(subject, f"{directory} has no CPU limit, which should be {wanted}")
+    elif others and not actual & wanted:
+        yield Problem(FAIL, f"{directory} may use CPUs {actual}, which the host keeps, and not {wanted}: {others}", RESERVE)
+    elif others and actual <= wanted:
+        yield Problem(WARN, f"{directory} may use CPUs {actual} only, and not {wanted - actual}: {others}", RESERVE)
     elif actual - wanted:
         yield _drift(subject, f"{directory} may use CPUs {actual}, of which the host keeps {actual - wanted}")
     elif wanted - actual:
