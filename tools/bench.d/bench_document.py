@@ -71,8 +71,8 @@ VMs started by as many `virsh start` at once, of which libvirtd takes 20 at a ti
 restart of the daemon. Without the hook there is no fence, and VMs have all CPUs: with two that is twice as many, and counts
 for more than what the hooks do, which the row of CPU time shows. Each hook is run by a probe that takes its time, a shell
 script, which costs a few milliseconds itself; `hook_timeout` is set so high that it ends none. With more VMs than CPUs, a
-hook mostly waits for a CPU, and so does the one that has the lock. A VM that is where it should be takes no lock when it is
-connected again.
+hook mostly waits for a CPU. Hooks share the lock, but for the first VMs of a host, which make the fence, and the end of each.
+A VM that is where it should be takes no lock when it is connected again.
 """,
     ),
     "threads": (
