@@ -68,6 +68,11 @@ def _group(comm: str) -> str:
     return "emulator"
 
 
+def groups_of(found: list[Thread]) -> list[str]:
+    """The thread groups that there are threads for, emulator first."""
+    return ["emulator", *sorted({thread.group for thread in found} - {"emulator"})]
+
+
 def cpus_allowed(host: Host, running: Domain, thread: Thread) -> CpuSet:
     """Where the kernel lets THREAD run: its affinity within its cpuset. Empty where it has ended."""
     status = host.read_optional(f"/proc/{running.pid}/task/{thread.tid}/status") or ""

@@ -7,8 +7,9 @@ from .. import state, threads
 from ..cpuset import CpuSet
 from ..errors import Error, Refusal, printable
 from ..fence import memory_of
-from ..plan import CLEAN_UP, Move, Plan, RemoveCgroup, Step, Write
+from ..plan import CLEAN_UP, Plan, RemoveCgroup, Step, Write
 from ..threads import Thread
+from .placement import home
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -318,37 +319,6 @@ class Manager:
         wanted = {group: pins.get(group) or self.config.set_of(group) for group in groups}
         return {group: (cpus if fence is None else cpus & fence) or None if cpus else None for group, cpus in wanted.items()}
 
-    def set_cpus_in_place(self, plan: Plan, domain: Domain, found: list[Thread]) -> None:
-        """The configured sets, in the thread groups that libvirt made, for threads that the XML does not pin; where there
-        is none any more, all CPUs of the VM.
-
-        On v1 pins as well, as far as the fence allows now: there it has cut what libvirt wrote.
-        """
-        pins = domain.pins()
-        everywhere = self.config.has_sets or plan.operation != "started"  # a VM that has just started has no earlier sets
-        for tree in [tree for tree in self.trees if tree.has_cpus]:
-            if not everywhere and (not pins or tree.hierarchy.version == 2):
-                continue
-            homes = {thread.group: self._home(tree, thread) for thread in reversed(found)}
-            for group, cpus in self.allowed_of(domain, groups_of(found)).items():
-                libvirts = tree.hierarchy.version == 2 if group in pins else domain.auto_placement and not cpus
-                home = homes.get(group, "")
-                directory = tree.hierarchy.directory(home)
-                if home.endswith(f"/{group}") and not libvirts and self.host.exists(directory):
-                    plan.add(*map(_may_be_gone, tree.set_cpus(directory, cpus)))
-            for thread in found:
-                home, place = self._home(tree, thread), thread.cgroups[tree.hierarchy.key]
-                if home != place:
-                    back, there = (f"{tree.hierarchy.directory(at)}/{tree.thread_file}" for at in (place, home))
-                    plan.add(Move("thread", thread.tid, there, [Move("thread", thread.tid, back, [])]))
-
-    def _home(self, tree: Tree, thread: Thread) -> str:
-        """Where THREAD belongs. v1 moves what is in a cpuset that has lost its last CPU to the cpuset above."""
-        place = thread.cgroups.get(tree.hierarchy.key, "")
-        own = f"{place}/{thread.group}"
-        lost = tree.version == 1 and tree.has_cpus and not place.endswith(f"/{thread.group}")
-        return own if lost and self.host.exists(tree.hierarchy.directory(own)) else place
-
     # what virt-cgroup status shows
 
     def taken(self) -> dict[str, CpuSet]:
@@ -383,7 +353,7 @@ class Manager:
         for tree in self.trees:
             wanted, actual = self.place_of(domain, tree, thread), thread.cgroups.get(tree.hierarchy.key)
             if wanted in (None, actual):
-                wanted = self._home(tree, thread) if actual is not None else None
+                wanted = home(self.host, tree, thread) if actual is not None else None
             if wanted not in (None, actual):
                 found.append(f"it is in {tree.hierarchy.key or 'cgroup'} {actual}, not in {wanted}")
         allowed = self.allowed(domain, thread.group) or self.fence.cpus
@@ -408,15 +378,3 @@ def _trees(host: Host, cgroups: Cgroups) -> list[Tree]:
     from .v2 import V2
 
     return [V2(host, cgroups.unified)]
-
-
-def _may_be_gone(step: Step) -> Step:
-    """A thread group is libvirt's, which removes it with its thread."""
-    if isinstance(step, Write):
-        step.may_be_gone = True
-    return step
-
-
-def groups_of(found: list[Thread]) -> list[str]:
-    """The thread groups that there are threads for, emulator first."""
-    return ["emulator", *sorted({thread.group for thread in found} - {"emulator"})]

@@ -12,7 +12,7 @@ from .. import state, threads
 from ..layout import escaped
 from ..plan import Move, RemoveCgroup, RemoveEmpty
 from . import placement
-from .base import Manager, groups_of
+from .base import Manager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ class Cgroupfs(Manager):
 
     def started(self, plan: Plan, domain: Domain, running: Domain, found: list[Thread]) -> None:
         if self.layout.native:
-            self.set_cpus_in_place(plan, domain, found)
+            placement.set_cpus_in_place(self, plan, domain, found)
             return
         libvirt = self._libvirt_directories(found[0])
         paths = {tree: self.layout.vm_path(domain, self.base(tree)) for tree in self.trees}
         self._remember(plan, domain, list(libvirt.values()))
         helpers = self._helpers(libvirt, running)
         for tree, path in paths.items():
-            self._make_place(plan, tree, path, domain, groups_of(found), libvirt.get(tree.hierarchy.key))
+            self._make_place(plan, tree, path, domain, threads.groups_of(found), libvirt.get(tree.hierarchy.key))
             plan.add(*placement.move(tree, path, found[0].tid, found, helpers))
         pins = self.allowed_of(domain, domain.pins())
         moved = any(isinstance(step, Move) for step in plan.steps)

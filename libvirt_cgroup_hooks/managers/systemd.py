@@ -15,7 +15,7 @@ from ..errors import Error, printable
 from ..host import NEW
 from ..plan import MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import placement, units
-from .base import Manager, groups_of
+from .base import Manager
 from .limits import UNLIMITED, HaveRoom
 
 TYPE_CHECKING = False
@@ -275,7 +275,7 @@ class Systemd(Manager):
             plan.warnings.append(f"systemd has put the VM in {printable(actual)}, not in {expected}; restart it to move it")
         elif self.parent_slice() is None:
             self._fence_scope(plan, domain, expected)
-        self.set_cpus_in_place(plan, domain, found)
+        placement.set_cpus_in_place(self, plan, domain, found)
         for tree in self.trees:
             at = found[0].cgroups.get(tree.hierarchy.key, "")
             if tree.has_cpus and not at.endswith("/emulator"):  # cgroup_controllers = []
@@ -308,7 +308,7 @@ class Systemd(Manager):
 
     def _make_groups(self, plan: Plan, domain: Domain, found: list[Thread], tree: Tree, scope: str) -> None:
         """With cgroup_controllers = [] libvirt makes no groups in the SCOPE, and on v1 leaves the VM in its own cpuset."""
-        names = groups_of(found)
+        names = threads.groups_of(found)
         groups = self.allowed_of(domain, names)
         if tree.version == 1 and self.fence.cpus is not None:
             record, old = self.record(domain)
