@@ -230,7 +230,7 @@ class Channel:
         if facts["kind"] not in kinds:
             raise LabError(
                 f"the lab host sent {facts['kind']!r} where {' or '.join(kinds)} was due",
-                "it rebooted, or its remote control was restarted",
+                f"it rebooted, or its remote control was restarted; its console:\n{self._last_words()}",
             )
         return Frame(facts["kind"], facts, payload)
 

@@ -158,7 +158,7 @@ class Qemu:
     def last_words(self) -> str:
         """The ends of what QEMU said and of what the guest printed on its console."""
         texts = [path.read_text(errors="replace") for path in (self.messages, self.console) if path.exists()]
-        return "\n".join(line for text in texts for line in text.splitlines()[-15:])
+        return "\n".join(line for text in texts for line in text.splitlines()[-60:])
 
     def close(self) -> None:
         self.process.kill()
