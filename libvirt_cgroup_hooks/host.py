@@ -20,6 +20,7 @@ else:
 ABSENT = (2, 3, 19, 20, 95)  # ENOENT, ESRCH, ENODEV, ENOTDIR, EOPNOTSUPP
 NEW = ".new"  # ends the name of a file that is being written
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+BUS = "/run/dbus/system_bus_socket"
 ESRCH, EAGAIN, EBUSY, ENOTEMPTY = 3, 11, 16, 39
 
 
@@ -230,6 +231,15 @@ class Host:
                 os.waitpid(child, 0)
         except ChildProcessError:  # it has ended and was waited for when the deadline came: the id may be another's by now
             pass
+
+    def load_unit(self, unit: str) -> None:
+        """Has systemd load UNIT, and waits until it has. Raises Refused."""
+        from . import bus
+
+        try:
+            bus.load_unit(self.root + BUS, unit)
+        except OSError as error:
+            raise Refused(f"have systemd load {printable(unit)} through {BUS}", error) from None
 
     def affinity(self, thread: int) -> CpuSet | None:
         """The CPUs the thread may run on, as it set them within its cpuset; None where it has ended, and in a copy."""

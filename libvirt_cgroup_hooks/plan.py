@@ -170,6 +170,19 @@ class Touch(Step):
         host.touch(self.path, time.time_ns())
 
 
+class LoadUnit(Step):
+    """Has systemd load a unit, and look for its files where they may have changed."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+
+    def __str__(self) -> str:
+        return f"have systemd load {printable(self.unit)}"
+
+    def run(self, host: Host) -> None:
+        host.load_unit(self.unit)
+
+
 class Systemctl(Step):
     """systemctl VERB ARGUMENTS, waiting for its job; UNDO are the arguments that put back what was there, if any."""
 

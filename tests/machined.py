@@ -61,6 +61,9 @@ class Machined(Kernel):
             self.set_properties(arguments[1], dict(item.split("=", 1) for item in arguments[2:]))
         return ""
 
+    def load_unit(self, unit: str) -> None:
+        self.written.append(f"load {unit}")
+
     def touch(self, path: str, time: int) -> None:
         super().touch(path, time)
         self.written.append(f"touch {path}")

@@ -17,7 +17,7 @@ from .hosts import DATA, Kernel
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "libvirt_cgroup_hooks"
 PURE = "errors cpuset virconf settings config domain topology layout fence cgroups managers.units".split()
-EFFECTS = "bpf host plan state threads managers hook reserve cli".split()
+EFFECTS = "bpf bus host plan state threads managers hook reserve cli".split()
 OUTSIDE = (
     "asyncio io logging multiprocessing os pathlib shutil signal socket subprocess sys syslog tempfile threading time".split()
 )

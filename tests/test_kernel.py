@@ -1,4 +1,4 @@
-"""What the kernel and others do to cpusets behind our back; the real thing is in lab/test_kernel.py."""
+"""What the kernel and others do to cpusets behind our back; the real thing is in tests/lab."""
 
 from __future__ import annotations
 

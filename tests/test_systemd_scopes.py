@@ -31,11 +31,11 @@ def test_start(host: Machined) -> None:
         f"make {UNITS}/{SCOPE}.d",
         f"save {FILE}",
         f"touch {UNITS}",
-        "systemctl show -p LoadState libvirt-cgroup-hooks-no-such-unit.service",
+        "have systemd load libvirt-cgroup-hooks-no-such-unit.service",
     ]
     assert do(host, "start", vm(number=3)) == [
         f"touch {UNITS}",
-        "show -p LoadState libvirt-cgroup-hooks-no-such-unit.service",
+        "load libvirt-cgroup-hooks-no-such-unit.service",
     ]
     assert host.get(FILE) == "[Scope]\nSlice=vms.slice"
     assert Path(host.root + FILE).stat().st_mode & 0o777 == 0o644

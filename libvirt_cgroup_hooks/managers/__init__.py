@@ -6,7 +6,7 @@ from __future__ import annotations
 from .. import state
 from ..cgroups import detect, placements
 from ..fence import fence
-from ..host import page_size
+from ..host import BUS, page_size
 from ..plan import CLEAN_UP, ENFORCE
 from ..topology import Memory, read_online
 
@@ -22,7 +22,6 @@ PID_FILES = ("/run/libvirtd.pid", "/run/virtqemud.pid", "/run/libvirt/libvirtd.p
 # libvirt asks the bus whether it can start machined and knows systemd (virSystemdHasMachined). The bus itself goes by
 # these files, and systemd by the directory it makes when it has booted the host.
 BOOTED = "/run/systemd/system"
-BUS = "/run/dbus/system_bus_socket"
 SERVICES = ("/usr/local/share", "/usr/share", "/lib", "/etc", "/run")
 IDLE = {"start": "cgroupfs", "stopped": "systemd"}  # the manager that has nothing to do at the operation
 ACTIVATION = "dbus-1/system-services/org.freedesktop.machine1.service"

@@ -13,7 +13,7 @@ from .. import state, threads
 from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..host import NEW
-from ..plan import MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
+from ..plan import LoadUnit, MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import placement, units
 from .base import Manager
 from .limits import UNLIMITED, HaveRoom
@@ -34,7 +34,7 @@ VM_SCOPE = "machine-qemu"  # begins the name of each VM's scope
 # again (247 to 257: unit_load_fragment returns before unit_file_build_name_map). Loading a unit that is not there does,
 # if the directory has changed since; two changes in one tick of the kernel's clock look like one, so its time is set.
 # libvirt happens to name such a unit, virtqemud.service, where Debian ships none; that is no promise.
-REFRESH = (Touch(UNITS), Systemctl(["show", "-p", "LoadState", "libvirt-cgroup-hooks-no-such-unit.service"]))
+REFRESH = (Touch(UNITS), LoadUnit("libvirt-cgroup-hooks-no-such-unit.service"))
 NESTED = "libvirt"  # libvirt's own cgroup inside the scope, since 7.1
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from libvirt_cgroup_hooks.host import Host, Refused
 
 from ..live.harness import STATE, running_vm, virsh, wait_for
 from .host import (
@@ -161,18 +165,43 @@ def test_systemd_that_does_not_answer(tmp_path: Path, operation: str, status_wan
     assert running_vm("web").alive()
 
 
-def test_a_stopped_bus_does_not_matter() -> None:
-    """systemctl has a way of its own to systemd, so the hook works while the bus does not."""
-    configure(fenced(LAYOUT))
+@contextmanager
+def stopped_bus() -> Iterator[None]:
     pid = run("systemctl", "show", "-P", "MainPID", "dbus.service").strip()
     run("kill", "-STOP", pid)
     try:
-        command = [str(HOOK), "web", "prepare", "begin", "-"]
-        subprocess.run(command, input=xml("web"), text=True, check=True, timeout=30)
+        yield
     finally:
         run("kill", "-CONT", pid)
+
+
+def test_prepare_needs_no_bus() -> None:
+    """systemctl has a way of its own to systemd."""
+    configure(fenced(LAYOUT))
+    with stopped_bus():
+        command = [str(HOOK), "web", "prepare", "begin", "-"]
+        subprocess.run(command, input=xml("web"), text=True, check=True, timeout=30)
     assert value("cpuset", "/vms.slice", "cpuset.cpus", "cpuset.cpus") == "2-7" if not V2 else True
     subprocess.run([HOOK, "web", "release", "end", "-"], input=xml("web"), text=True, check=True, timeout=30)
+
+
+def test_a_bus_that_does_not_answer() -> None:
+    """At start the VM is refused in time, by us: libvirt would wait for machined on the same bus."""
+    configure("hook_timeout = 2\n" + fenced(LAYOUT))
+    began = time.monotonic()
+    with stopped_bus():
+        command = [str(HOOK), "web", "start", "begin", "-"]
+        given = xml("web").replace("<domain ", "<domain id='77' ")
+        result = subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=30)
+    assert time.monotonic() - began < 10
+    assert result.returncode == 1
+    assert "not done within hook_timeout = 2 seconds" in result.stderr
+    assert not drop_ins()
+
+
+def test_what_systemd_refuses() -> None:
+    with pytest.raises(Refused, match=r"cannot have systemd load nonsense through .*: .*nonsense is not valid"):
+        Host().load_unit("nonsense")
 
 
 def test_crash_leaves_nothing() -> None:

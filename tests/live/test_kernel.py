@@ -1,4 +1,4 @@
-"""Others that write the VM parent, or make cgroups in it, where it is ours; more, and with systemd: lab/test_kernel.py."""
+"""Others that write the VM parent, or make cgroups in it, where it is ours; more, and with systemd: lab/test_others.py."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ What libvirt gave to the hook while a VM started, replayed for that VM with anot
 case of every VM but the first. "Empty sh hook" is `#!/bin/sh` and `exit 0`, the least that any hook costs; "bare python3" is
 `python3 -I -c pass`, the interpreter's own start. Where nobody owns cgroups `started` moves the VM, and the first move
 after a pause waits for the kernel (an RCU grace period, longer where CPUs are busy): it has a row of its own, and is in the
-time of every `started` but that of `native`, not in its CPU time. Where systemd does, nothing is moved; `start` alone runs a
-program, `systemctl`, whose time and CPU time are in the figure, and `release` of `uuid` is without stopping the VM's slice.
+time of every `started` but that of `native`, not in its CPU time. Where systemd does, nothing is moved; `start` waits for
+systemd's answer to one call over the bus, and `release` of `uuid` is without stopping the VM's slice.
 """,
     ),
     "hyperfine": (
