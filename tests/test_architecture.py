@@ -86,6 +86,7 @@ def test_nothing_but_the_door_opens_files() -> None:
     """os is used by the door to the kernel, by bpf(2), by the hook for its own descriptors, and by the command line."""
     users = {module for module in modules() if "os" in imports(module) and not module.startswith("cli")}
     assert users == {"host", "bpf", "hook"}
+    assert [module for module in modules() if imports(module) & {"socket", "_socket"}] == ["bus"]
     assert [module for module in modules() if "subprocess" in imports(module)] == []
 
 
