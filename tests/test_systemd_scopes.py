@@ -88,7 +88,7 @@ def test_on_v1_the_scope_has_its_cpuset_before_libvirt_makes_it(v1: Machined, te
     assert made[-3:] == [f"mkdir {scope}", f"{scope}/cpuset.mems 0", f"{scope}/cpuset.cpus 1"]
     assert v1.get(FILE).splitlines()[2:] == []
     record = state.Record.read(v1, UUID)
-    assert record and record.groups == [f"{CG}/cpuset{directory}" if template == "uuid" else scope]
+    assert record and (f"{CG}/cpuset{directory}" if template == "uuid" else scope) in record.groups
 
 
 def test_native_steers_nothing_and_removes_what_would(host: Machined) -> None:
@@ -248,6 +248,8 @@ def test_release(host: Machined) -> None:
         ("uuid", rf"qemu\x2d{U}.slice"),
         ("/vms/$DRIVER-$UUID", rf"vms-qemu\x2d{U}.slice"),
         ("/vms/$NAME/x", "vms-vm-x.slice"),
+        ("/$NAME/$UUID/x", f"vm-{U}.slice"),
+        ("/vms/$UUID/$NAME", f"vms-{U}.slice"),
         ("root", None),
         ("flat", None),
         ("nested", None),
@@ -317,6 +319,23 @@ def test_on_v1_nothing_is_left_of_a_vm_that_carries_its_fence(v1: Machined, temp
     started(v1, vm(number=3))
     do(v1, "release", vm(number=3))
     assert [path for path in v1.cgroups() if SCOPE in path or U in path] == []
+
+
+@pytest.mark.parametrize(
+    ("template", "own"),
+    [("/vms/$DRIVER-$UUID", rf"vms-qemu\x2d{U}.slice"), ("/vms/$UUID/$NAME", f"vms-{U}.slice"), ("/vms/$NAME", None)],
+)
+def test_on_v1_the_slices_that_libvirt_leaves_are_removed(v1: Machined, template: str, own: str | None) -> None:
+    """Where systemd manages the hierarchy, it removes them."""
+    layout(v1, template, CPUS)
+    started(v1, vm(number=3))
+    record = state.Record.read(v1, UUID)
+    assert record and record.groups == ([f"{CG}/cpuset/vms.slice/{own}"] if own else [])
+    for path in record.groups:
+        v1.make_directory(path)
+        v1.make_directory(f"{path}/below.slice")
+    do(v1, "release", vm(number=3))
+    assert [path for path in v1.cgroups() if "cpuset/" in path] == []
 
 
 # what status shows

@@ -35,6 +35,7 @@ VM_SCOPE = "machine-qemu"  # begins the name of each VM's scope
 # if the directory has changed since; two changes in one tick of the kernel's clock look like one, so its time is set.
 # libvirt happens to name such a unit, virtqemud.service, where Debian ships none; that is no promise.
 REFRESH = (Touch(UNITS), LoadUnit("libvirt-cgroup-hooks-no-such-unit.service"))
+MANAGED_V1 = frozenset(("cpu", "cpuacct", "blkio", "memory", "devices", "pids"))  # the controllers that systemd uses
 NESTED = "libvirt"  # libvirt's own cgroup inside the scope, since 7.1
 
 
@@ -64,8 +65,7 @@ class Systemd(Manager):
         """
         if self.layout.native:
             return None
-        parent = units.slice_unit(self.layout.own, self.base)
-        unit = units.slice_unit(self.layout.of_vm(domain), parent) if self.own_slice else parent
+        unit = self._slice_of(domain, len(self.layout.of_vm(domain)) if self.own_slice else 0)
         if "/libvirt" in units.slice_path(unit):
             raise Error(
                 f'cgroup_layout "{printable(self.layout.preset)}" makes the slice {unit}',
@@ -81,6 +81,20 @@ class Systemd(Manager):
     def own_slice(self) -> bool:
         of_vm = self.layout.components[len(self.layout.own) :]
         return len(of_vm) > 1 or "$UUID" in of_vm[0]
+
+    def _own_slice(self, domain: Domain) -> str | None:
+        """The slice that goes with DOMAIN, and all below it: that of the first component with its UUID, else the last.
+
+        One that is named by the VM alone may be another's, too: system, for a VM of that name.
+        """
+        if not self.own_slice:
+            return None
+        of_vm = self.layout.components[len(self.layout.own) :]
+        return self._slice_of(domain, next((n for n, name in enumerate(of_vm, 1) if "$UUID" in name), len(of_vm)))
+
+    def _slice_of(self, domain: Domain, depth: int) -> str:
+        """The slice of the first DEPTH components that name DOMAIN; of none of them, the one that holds all VMs."""
+        return units.slice_unit(self.layout.of_vm(domain)[:depth], units.slice_unit(self.layout.own, self.base))
 
     def scope_path(self, domain: Domain) -> str:
         return units.slice_path(self.vm_slice(domain) or MACHINE).rstrip("/") + "/" + self._scope(domain)
@@ -236,17 +250,23 @@ class Systemd(Manager):
             return
         record, old = self.record(domain)
         path, scope = self._drop_in(domain), self.scope_path(domain)
+        own = self._own_slice(domain)
+        top = units.slice_path(own) if own else scope
         record.files = [path]
-        record.slices = [unit] if self.own_slice else []
-        tree = self._cpuset_v1
-        if tree and self._carries:
-            record.groups = [tree.hierarchy.directory(units.slice_path(unit) if self.own_slice else scope)]
+        record.slices = [own] if own else []
+        record.groups = self._unmanaged(top) if own or self._carries else []
         text = self._drop_in_text(unit)
         self.save_record(plan, record, old)
         plan.add(MakeDirectory(path.rpartition("/")[0]))
         plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644), *REFRESH)
+        tree = self._cpuset_v1
         if tree and self._carries:
-            plan.add_below(record.groups[0], *tree.make(scope, self.fence.cpus))
+            plan.add_below(tree.hierarchy.directory(top), *tree.make(scope, self.fence.cpus))
+
+    def _unmanaged(self, path: str) -> list[str]:
+        """Directories of the cgroup PATH that systemd does not make, and so does not remove. libvirt leaves slices, too."""
+        hierarchies = [tree.hierarchy for tree in self.trees if tree.version == 1]
+        return [one.directory(path) for one in hierarchies if not one.controllers & MANAGED_V1]
 
     @property
     def _carries(self) -> bool:

@@ -12,10 +12,11 @@ import pytest
 
 from libvirt_cgroup_hooks.host import Host, Refused
 
-from ..live.harness import STATE, running_vm, virsh, wait_for
+from ..live.harness import STATE, all_cgroups, running_vm, virsh, wait_for
 from .host import (
     HOOK,
     UNITS,
+    UUIDS,
     V2,
     configure,
     directory,
@@ -197,6 +198,18 @@ def test_a_bus_that_does_not_answer() -> None:
     assert result.returncode == 1
     assert "not done within hook_timeout = 2 seconds" in result.stderr
     assert not drop_ins()
+
+
+@pytest.mark.parametrize("layout", ["/vms/$UUID/$NAME", "/vms/$DRIVER-$UUID"])
+def test_nothing_is_left_of_a_vms_own_slices(layout: str) -> None:
+    """On cgroup v1 libvirt makes them in hierarchies that systemd leaves alone, too, and removes its scope only."""
+    configure(fenced(layout))
+    start("web")
+    own = UUIDS["web"].replace("-", r"\x2d")
+    assert [path for path in all_cgroups() if own in path.name]
+    virsh("destroy", "web")
+    wait_for(lambda: not [path for path in all_cgroups() if own in path.name], "the VM's slices to go", 10)
+    assert own not in run("systemctl", "list-units", "--all", "--plain", "--no-legend", "*.slice")
 
 
 def test_what_systemd_refuses() -> None:
