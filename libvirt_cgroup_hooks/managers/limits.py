@@ -69,3 +69,8 @@ class LowerLimit(Write):
             if error.errno != EBUSY or used <= self.limit:
                 raise
             raise over_limit(self.directory, self.limit, used) from None
+
+
+def as_property(value: str) -> str:
+    """A limit file's text in systemd's words."""
+    return "infinity" if value == "max" or (value.isdigit() and int(value) > UNLIMITED) else value

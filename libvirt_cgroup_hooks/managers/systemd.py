@@ -16,7 +16,7 @@ from ..host import NEW
 from ..plan import LoadUnit, MakeDirectory, Plan, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import placement, units
 from .base import Manager
-from .limits import UNLIMITED, HaveRoom
+from .limits import HaveRoom, as_property
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Systemd(Manager):
         """
         if self.layout.native:
             return None
-        unit = self._slice_of(domain, len(self.layout.of_vm(domain)) if self.own_slice else 0)
+        unit = self._slice_of(domain, len(self.layout.components) if self.own_slice else 0)
         if "/libvirt" in units.slice_path(unit):
             raise Error(
                 f'cgroup_layout "{printable(self.layout.preset)}" makes the slice {unit}',
@@ -87,10 +87,9 @@ class Systemd(Manager):
 
         One that is named by the VM alone may be another's, too: system, for a VM of that name.
         """
-        if not self.own_slice:
-            return None
         of_vm = self.layout.components[len(self.layout.own) :]
-        return self._slice_of(domain, next((n for n, name in enumerate(of_vm, 1) if "$UUID" in name), len(of_vm)))
+        depth = next((n for n, name in enumerate(of_vm, 1) if "$UUID" in name), len(of_vm))
+        return self._slice_of(domain, depth) if self.own_slice else None
 
     def _slice_of(self, domain: Domain, depth: int) -> str:
         """The slice of the first DEPTH components that name DOMAIN; of none of them, the one that holds all VMs."""
@@ -179,7 +178,7 @@ class Systemd(Manager):
         if not changed:
             return []
         back = {name: present.get(name) or opens[name] for name in changed}
-        steps: list[Step] = [Systemctl(_set(unit, changed), _set(unit, back))]
+        steps: list[Step] = [_set(unit, changed, back)]
         return self._guarded(steps, unit, path, int(changed["MemoryMax"])) if "MemoryMax" in changed else steps
 
     def _guarded(self, steps: list[Step], unit: str, path: str, limit: int) -> list[Step]:
@@ -213,7 +212,7 @@ class Systemd(Manager):
             for name, file in files.items():
                 if name in names:
                     value = self.host.read_optional(f"{tree.hierarchy.directory(path)}/{file}")
-                    found[name] = self._promised(unit, name) if value is None else _as_property(value.strip())
+                    found[name] = self._promised(unit, name) if value is None else as_property(value.strip())
         return found
 
     def _promised(self, unit: str, name: str) -> str:
@@ -234,10 +233,10 @@ class Systemd(Manager):
                 steps += tree.put_back(name, value) if tree and self.host.exists(name) else []
                 continue
             unit, _, key = name.partition(" ")
-            wanted = self._all_cpus() if key == "AllowedCPUs" else _as_property(value)
+            wanted = self._all_cpus() if key == "AllowedCPUs" else as_property(value)
             present = self._in_effect(unit, units.slice_path(unit), [key]).get(key)
             if present and present != wanted:
-                steps.append(Systemctl(_set(unit, {key: wanted}), _set(unit, {key: present})))
+                steps.append(_set(unit, {key: wanted}, {key: present}))
         return steps
 
     # start: the id is known, and machined has not been asked yet
@@ -388,15 +387,12 @@ def _within(path: str, top: str) -> bool:
     return path == top or path.startswith(f"{top}/")
 
 
-def _as_property(value: str) -> str:
-    """A limit file's text in systemd's words."""
-    return "infinity" if value == "max" or (value.isdigit() and int(value) > UNLIMITED) else value
-
-
-def _set(unit: str, properties: dict[str, str]) -> list[str]:
-    return ["set-property", "--runtime", unit, *(f"{name}={value}" for name, value in properties.items())]
+def _set(unit: str, wanted: dict[str, str], present: dict[str, str]) -> Systemctl:
+    """The properties WANTED of UNIT; PRESENT ones are put back to undo it."""
+    texts = ([f"{name}={value}" for name, value in one.items()] for one in (wanted, present))
+    return Systemctl(*(["set-property", "--runtime", unit, *text] for text in texts))
 
 
 def _high(unit: str, new: str, old: str) -> Systemctl:
     """memory.high of UNIT, as systemd has to know it."""
-    return Systemctl(_set(unit, {"MemoryHigh": _as_property(new)}), _set(unit, {"MemoryHigh": _as_property(old)}))
+    return _set(unit, {"MemoryHigh": as_property(new)}, {"MemoryHigh": as_property(old)})
