@@ -6,7 +6,7 @@ from __future__ import annotations
 from . import settings
 from .cpuset import CpuSet
 from .errors import Error, Refusal, printable
-from .fence import fence
+from .fence import Fence, cpus_left, memory_left
 from .layout import Layout
 
 TYPE_CHECKING = False
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .domain import Domain
-    from .topology import Topology
+    from .topology import Memory, Topology
     from .virconf import Value
 
     # Made at run time: by key, the canonical text that was configured then, and what holds instead
@@ -44,7 +44,9 @@ class Config:
     def __init__(self, values: dict[str, str]) -> None:
         """VALUES: canonical text by key, as `settings.TABLE` makes it; what is missing has its default."""
         self.anew = False  # whether it was parsed, and not read from the snapshot
-        self.values = {setting.key: values.get(setting.key, setting.default) for setting in settings.TABLE}
+        self.values = {
+            setting.key: values.get(setting.key, setting.default) for setting in settings.TABLE
+        }
         self.reserved_host_cpus = self._cpus("reserved_host_cpus")
         self.reserved_host_mem = self.values["reserved_host_mem"]
         self.cgroup_layout = Layout(self.values["cgroup_layout"])
@@ -61,7 +63,12 @@ class Config:
 
     def __bool__(self) -> bool:
         """Whether anything is to be enforced: if not, the hook changes nothing at all."""
-        return bool(self.reserved_host_cpus or self.reserved_host_mem or not self.cgroup_layout.native or self.has_sets)
+        return bool(
+            self.reserved_host_cpus
+            or self.reserved_host_mem
+            or not self.cgroup_layout.native
+            or self.has_sets
+        )
 
     @property
     def has_sets(self) -> bool:
@@ -73,7 +80,12 @@ class Config:
             return self.vcpu_cpus
         return self.iothread_cpus if group.startswith("iothread") else self.emulator_cpus
 
-    def of(self, domain: Domain, present: CpuSet | None = None) -> Config:
+    def fence(self, online: CpuSet, memory: Memory, page_size: int) -> Fence:
+        """What the VMs of a host with the CPUs ONLINE and MEMORY may use. Raises Error where that is nothing."""
+        cpus = cpus_left(self.reserved_host_cpus, online)
+        return Fence(cpus, memory_left(self.reserved_host_mem, memory, page_size))
+
+    def for_domain(self, domain: Domain, present: CpuSet | None = None) -> Config:
         """This with DOMAIN's own settings laid over. PRESENT: the CPUs that the host has, where they are known.
 
         Raises Refusal for what cannot be right: a guess would put the VM where nobody wants it.
@@ -96,13 +108,17 @@ class Config:
         if key == "cgroup_layout":
             layout = Layout(value)
             if self.reserved_host_mem and not layout.native and layout.parent is None:
-                raise Error("it has no VM parent, so the VM would be outside the limit that reserved_host_mem sets")
+                raise Error(
+                    "it has no VM parent, so the VM would be outside the limit that reserved_host_mem sets"
+                )
             return
         cpus = CpuSet.parse(value)
         if present is not None and not cpus <= present:
             raise Error(f"this host has no CPU {cpus - present} (its CPUs are {present})")
         if self.reserved_host_cpus and cpus <= self.reserved_host_cpus:
-            raise Error(f"the host keeps all of these CPUs (reserved_host_cpus {self.reserved_host_cpus})")
+            raise Error(
+                f"the host keeps all of these CPUs (reserved_host_cpus {self.reserved_host_cpus})"
+            )
 
 
 def _refusal(domain: Domain, bad: dict[str, str]) -> Refusal:
@@ -136,7 +152,9 @@ class Parsed:
 
     def error(self, key: str, message: str, hint: str) -> Error:
         shown = self.given[key]
-        text = f'"{printable(shown[:200])}"' if isinstance(shown, str) else printable(str(shown)[:200])
+        text = (
+            f'"{printable(shown[:200])}"' if isinstance(shown, str) else printable(str(shown)[:200])
+        )
         return Error(f"{self.where[key]}: {key} = {text}: {message}", hint)
 
 
@@ -169,7 +187,9 @@ def parse(text: str, path: str = PATH, changes: Changes | None = None) -> Parsed
     # ConfigObj holds the values against the table. It is given values, not text: its own dialect has sections, and
     # neither lists over lines nor the difference between 1 and "1".
     keys = [setting.key for setting in settings.TABLE]
-    spec = configobj.ConfigObj({key: key for key in keys}, list_values=False, interpolation=False, _inspec=True)
+    spec = configobj.ConfigObj(
+        {key: key for key in keys}, list_values=False, interpolation=False, _inspec=True
+    )
     conf = configobj.ConfigObj(parsed.given, configspec=spec, interpolation=False)
     conf.validate(Validator({setting.key: _checked(setting, parsed) for setting in settings.TABLE}))
     for _, key in configobj.get_extra_values(conf):
@@ -187,7 +207,9 @@ def resolve(parsed: Parsed, topology: Topology, page_size: int) -> Config:
     if cpus.startswith("count "):
         count = int(cpus[len("count ") :])
         if count > len(topology.online):
-            raise parsed.error("reserved_host_cpus", f"the host has {len(topology.online)} CPUs", "reserve fewer")
+            raise parsed.error(
+                "reserved_host_cpus", f"the host has {len(topology.online)} CPUs", "reserve fewer"
+            )
         values["reserved_host_cpus"] = str(topology.take(count))
     elif cpus == "auto":
         values["reserved_host_cpus"] = str(topology.auto_cpus())
@@ -195,16 +217,27 @@ def resolve(parsed: Parsed, topology: Topology, page_size: int) -> Config:
     for key in ("reserved_host_cpus", "emulator_cpus", "vcpu_cpus", "iothread_cpus"):
         missing = CpuSet.parse(values.get(key, "")) - topology.present
         if missing:
-            raise parsed.error(key, f"this host has no CPU {missing}", f"its CPUs are {topology.present}")
+            raise parsed.error(
+                key, f"this host has no CPU {missing}", f"its CPUs are {topology.present}"
+            )
     try:
-        limits = fence(config, topology.online, topology.memory, page_size)
+        left = cpus_left(config.reserved_host_cpus, topology.online)
     except Error as error:
-        key = error.message.split()[0]
-        raise parsed.error(key, error.message, error.hint) from None
+        raise parsed.error("reserved_host_cpus", error.message, error.hint) from None
+    try:
+        memory_left(config.reserved_host_mem, topology.memory, page_size)
+    except Error as error:
+        raise parsed.error("reserved_host_mem", error.message, error.hint) from None
     for key in ("emulator_cpus", "vcpu_cpus", "iothread_cpus"):
         cpus_of_class = CpuSet.parse(values.get(key, ""))
-        if config.reserved_host_cpus and cpus_of_class and cpus_of_class <= config.reserved_host_cpus:
-            raise parsed.error(key, f"the host keeps all of these CPUs; VMs may use {limits.cpus}", "name CPUs of the VMs")
+        if (
+            config.reserved_host_cpus
+            and cpus_of_class
+            and cpus_of_class <= config.reserved_host_cpus
+        ):
+            raise parsed.error(
+                key, f"the host keeps all of these CPUs; VMs may use {left}", "name CPUs of the VMs"
+            )
     return config
 
 
@@ -228,4 +261,6 @@ def _check_together(parsed: Parsed) -> None:
             'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"',
         )
     if values.get("memory_admission") == "1" and not values.get("reserved_host_mem"):
-        raise parsed.error("memory_admission", "there is no limit to admit VMs to", "set reserved_host_mem too")
+        raise parsed.error(
+            "memory_admission", "there is no limit to admit VMs to", "set reserved_host_mem too"
+        )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pyexpat
 
 from .cpuset import CpuSet
-from .errors import Error, printable
+from .errors import MIB, Error, printable
 
 STATUS = "/run/libvirt/qemu"  # libvirt's status XML of each running VM
 SETTINGS_URI = "urn:libvirt-cgroup-hooks:domain:1"  # of the element in <metadata> that has the VM's own settings
@@ -14,11 +14,24 @@ NIL_UUID = "00000000-0000-0000-0000-000000000000"  # of XML that has none: libvi
 DEPTH = 256  # libxml2's own limit
 HEXADECIMAL = frozenset("0123456789abcdef-")
 LIMIT = 4 * 1024**2  # bytes: libvirt's own limit for a string on its protocol
-UNITS = {"b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB": 10**6, "M": 2**20, "MiB": 2**20}
+UNITS = {
+    "b": 1,
+    "bytes": 1,
+    "KB": 10**3,
+    "k": 2**10,
+    "KiB": 2**10,
+    "MB": 10**6,
+    "M": 2**20,
+    "MiB": 2**20,
+}
 UNITS.update({"GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40})
 DEFAULT_VRAM = "16384"  # KiB, as libvirt gives most models
 TUNING = ("cputune", "memtune", "blkiotune", "numatune")
-PIN = {"vcpupin": ("vcpu", "vcpu"), "iothreadpin": ("iothread", "iothread"), "emulatorpin": ("emulator", "")}
+PIN = {
+    "vcpupin": ("vcpu", "vcpu"),
+    "iothreadpin": ("iothread", "iothread"),
+    "emulatorpin": ("emulator", ""),
+}
 CPUTUNE_VALUES = frozenset(
     "shares period quota global_period global_quota emulator_period emulator_quota iothread_period iothread_quota".split()
 )
@@ -28,7 +41,7 @@ class Domain:
     """Memory in bytes; `vcpus` is what the VM starts with, `max_vcpus` what it may grow to.
 
     `pid` and `vcpu_threads` (vCPU number to thread id) are known from libvirt's status XML only. `settings` is what the
-    VM's own metadata says, as it stands there: `Config.of` checks it.
+    VM's own metadata says, as it stands there: `Config.for_domain` checks it.
     """
 
     def __init__(self) -> None:
@@ -66,7 +79,9 @@ class Domain:
         pins: dict[str, CpuSet] = {}
         if self.vcpu_cpus is not None:
             groups = ["emulator"] + [f"vcpu{vcpu}" for vcpu in self.online_vcpus()]
-            pins = dict.fromkeys(groups + [f"iothread{number}" for number in self.iothread_numbers()], self.vcpu_cpus)
+            pins = dict.fromkeys(
+                groups + [f"iothread{number}" for number in self.iothread_numbers()], self.vcpu_cpus
+            )
         if self.emulatorpin is not None:
             pins["emulator"] = self.emulatorpin
         pins.update((f"vcpu{vcpu}", cpus) for vcpu, cpus in self.vcpupin.items())
@@ -76,8 +91,21 @@ class Domain:
     def hugepage_memory(self) -> int:
         """Bytes that come from hugepage pools."""
         if self.hugepages and self.hugepage_nodes is not None:
-            return sum(size for node, size in self.node_memory.items() if node in self.hugepage_nodes)
+            return sum(
+                size for node, size in self.node_memory.items() if node in self.hugepage_nodes
+            )
         return self.memory if self.hugepages else 0
+
+    def host_memory(self) -> int:
+        """Bytes that the VM may take from the host: its memory but for hugepages, and QEMU's own.
+
+        The estimate of the latter follows KubeVirt's GetMemoryOverhead: page tables, 1/512 of the
+        guest's memory; 8 MiB for each vCPU and I/O thread; the video memory; 64 MiB for QEMU itself.
+        """
+        guest = max(self.memory, self.current_memory)
+        threads = self.max_vcpus + self.iothreads
+        overhead = guest // 512 + threads * 8 * MIB + self.video_memory + 64 * MIB
+        return overhead + max(0, guest - self.hugepage_memory())
 
     def online_vcpus(self) -> list[int]:
         if self.individual_vcpus:
@@ -87,8 +115,14 @@ class Domain:
     def iothread_numbers(self) -> list[int]:
         """The ids of the I/O threads; those that `<iothreadids>` leaves out are numbered from 1 (as in libvirt)."""
         numbers = set(self.iothread_ids)
-        free = (number for number in range(1, self.iothreads + len(numbers) + 1) if number not in numbers)
-        return sorted([*numbers, *(number for number, _ in zip(free, range(self.iothreads - len(numbers))))])
+        free = (
+            number
+            for number in range(1, self.iothreads + len(numbers) + 1)
+            if number not in numbers
+        )
+        return sorted(
+            [*numbers, *(number for number, _ in zip(free, range(self.iothreads - len(numbers))))]
+        )
 
     def group_names(self) -> list[str]:
         """The thread groups that libvirt makes for the VM when it starts."""
@@ -98,7 +132,10 @@ class Domain:
     @property
     def handle(self) -> str:
         """What a command line calls the VM: its name, or its UUID where a shell or virsh would misread the name."""
-        plain = all(part.isascii() and part.isalnum() for part in self.name.replace("-", ".").replace("_", ".").split("."))
+        plain = all(
+            part.isascii() and part.isalnum()
+            for part in self.name.replace("-", ".").replace("_", ".").split(".")
+        )
         return self.name if plain and self.name[:1].isalpha() else self.uuid
 
 
@@ -110,12 +147,17 @@ def add_setting(settings: dict[str, str], key: str, text: str) -> None:
 def parse(xml: bytes) -> Domain:
     """A `<domain>`, or the `<domstatus>` that libvirt keeps of a running one. Raises Error for anything else."""
     if len(xml) > LIMIT:
-        raise Error(f"the domain XML is larger than {LIMIT >> 20} MiB ({len(xml)} bytes)", "libvirt itself takes no more")
+        raise Error(
+            f"the domain XML is larger than {LIMIT >> 20} MiB ({len(xml)} bytes)",
+            "libvirt itself takes no more",
+        )
     reader = _Reader()
     try:
         reader.parser.Parse(xml, True)
     except (pyexpat.ExpatError, LookupError, ValueError) as error:  # the latter two: of encodings
-        raise Error(f"the domain XML is not well-formed ({error})", "check it with virt-xml-validate") from None
+        raise Error(
+            f"the domain XML is not well-formed ({error})", "check it with virt-xml-validate"
+        ) from None
     return _checked(reader.domain)
 
 
@@ -127,7 +169,9 @@ class _Reader:
         self.path: list[str] = []
         self.text: list[str] = []
         self.attributes: dict[str, str] = {}
-        self.scopes: list[dict[str, str]] = []  # namespaces by prefix, of <domain>, <metadata> and two levels below
+        self.scopes: list[
+            dict[str, str]
+        ] = []  # namespaces by prefix, of <domain>, <metadata> and two levels below
         self.parser = pyexpat.ParserCreate()
         self.parser.buffer_text = True
         self.parser.StartDoctypeDeclHandler = self.doctype
@@ -136,12 +180,18 @@ class _Reader:
         self.parser.CharacterDataHandler = self.text.append
 
     def doctype(self, *_: object) -> None:
-        raise Error("the domain XML has a document type declaration", "libvirt writes none; entities are not read")
+        raise Error(
+            "the domain XML has a document type declaration",
+            "libvirt writes none; entities are not read",
+        )
 
     def start(self, element: str, attributes: dict[str, str]) -> None:
         self.path.append(element)
         if len(self.path) > DEPTH:
-            raise Error(f"the domain XML has more than {DEPTH} elements in one another", "libvirt itself takes no more")
+            raise Error(
+                f"the domain XML has more than {DEPTH} elements in one another",
+                "libvirt itself takes no more",
+            )
         self.text.clear()
         self.attributes = attributes
         path = self.where()
@@ -150,7 +200,9 @@ class _Reader:
         elif path == "domstatus" and attributes.get("pid"):
             self.domain.pid = _integer(attributes["pid"], "domstatus pid")
         elif path == "domstatus/vcpus/vcpu" and attributes.get("pid"):
-            self.domain.vcpu_threads[_integer(attributes.get("id"), "vcpu id")] = _integer(attributes["pid"], "vcpu pid")
+            self.domain.vcpu_threads[_integer(attributes.get("id"), "vcpu id")] = _integer(
+                attributes["pid"], "vcpu pid"
+            )
         elif path.startswith("domain/"):
             self.element(path[len("domain/") :], element, attributes)
 
@@ -169,7 +221,9 @@ class _Reader:
         if path in TUNING:
             domain.tuned.add(path)
         elif path == "vcpus/vcpu":
-            domain.individual_vcpus[_integer(attributes.get("id"), "vcpu id")] = attributes.get("enabled") != "no"
+            domain.individual_vcpus[_integer(attributes.get("id"), "vcpu id")] = (
+                attributes.get("enabled") != "no"
+            )
         elif path in ("cputune/vcpupin", "cputune/iothreadpin", "cputune/emulatorpin"):
             self.pin(element, attributes)
         elif path == "iothreadids/iothread":
@@ -179,13 +233,17 @@ class _Reader:
         elif path == "memoryBacking/hugepages":
             domain.hugepages = True
         elif path == "memoryBacking/hugepages/page" and attributes.get("nodeset"):
-            domain.hugepage_nodes = (domain.hugepage_nodes or CpuSet()) | CpuSet.parse(attributes["nodeset"])
+            domain.hugepage_nodes = (domain.hugepage_nodes or CpuSet()) | CpuSet.parse(
+                attributes["nodeset"]
+            )
         elif path == "cpu/numa/cell" and attributes.get("memory"):
             node = _integer(attributes.get("id", str(len(domain.node_memory))), "cell id")
             domain.node_memory[node] = self.bytes(attributes["memory"])
         elif path == "devices/video/model":
             vram = attributes.get("vram", DEFAULT_VRAM)
-            domain.video_memory += _integer(vram, "vram") * 1024 * _integer(attributes.get("heads", "1"), "heads")
+            domain.video_memory += (
+                _integer(vram, "vram") * 1024 * _integer(attributes.get("heads", "1"), "heads")
+            )
         elif path.startswith("metadata"):
             self.in_metadata(path.count("/") + 1, attributes)
 
@@ -250,13 +308,20 @@ class _Reader:
     def bytes(self, text: str) -> int:
         unit = self.attributes.get("unit", "KiB")
         if unit not in UNITS:
-            raise Error(f'the domain XML has an unknown unit of memory "{printable(unit[:20])}"', "use KiB, MiB or GiB")
+            raise Error(
+                f'the domain XML has an unknown unit of memory "{printable(unit[:20])}"',
+                "use KiB, MiB or GiB",
+            )
         return _integer(text, "memory") * UNITS[unit]
 
 
 def _declared(attributes: dict[str, str]) -> dict[str, str]:
     """Namespaces by prefix; the default one has the prefix ""."""
-    return {name[6:]: uri for name, uri in attributes.items() if name == "xmlns" or name.startswith("xmlns:")}
+    return {
+        name[6:]: uri
+        for name, uri in attributes.items()
+        if name == "xmlns" or name.startswith("xmlns:")
+    }
 
 
 def _namespace(element: str, scope: dict[str, str]) -> str | None:
@@ -268,7 +333,9 @@ def _namespace(element: str, scope: dict[str, str]) -> str | None:
 def _integer(text: str | None, what: str) -> int:
     digits = (text or "").strip()
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
-        raise Error(f'the domain XML has "{printable(digits[:20])}" as {what}', "it has to be a number")
+        raise Error(
+            f'the domain XML has "{printable(digits[:20])}" as {what}', "it has to be a number"
+        )
     return int(digits)
 
 
@@ -276,16 +343,26 @@ def _checked(domain: Domain) -> Domain:
     if not domain.name:
         raise Error("the domain XML has no name", "give the XML that `virsh dumpxml` prints")
     if any(character in domain.name for character in "/\n\0"):
-        raise Error(f'the domain XML has "{printable(domain.name)}" as name', "libvirt allows no / and no newline in it")
-    domain.uuid = domain.uuid or NIL_UUID
-    if [len(part) for part in domain.uuid.split("-")] != [8, 4, 4, 4, 12] or not set(domain.uuid) <= HEXADECIMAL:
         raise Error(
-            f'the domain XML has "{printable(domain.uuid[:40])}" as uuid', "it has to be 8-4-4-4-12 hexadecimal digits"
+            f'the domain XML has "{printable(domain.name)}" as name',
+            "libvirt allows no / and no newline in it",
+        )
+    domain.uuid = domain.uuid or NIL_UUID
+    if [len(part) for part in domain.uuid.split("-")] != [8, 4, 4, 4, 12] or not set(
+        domain.uuid
+    ) <= HEXADECIMAL:
+        raise Error(
+            f'the domain XML has "{printable(domain.uuid[:40])}" as uuid',
+            "it has to be 8-4-4-4-12 hexadecimal digits",
         )
     if any(character in domain.partition for character in "\n\0"):
         raise Error(
-            f'the domain XML has "{printable(domain.partition[:200])}" as partition', "the kernel allows no newline in it"
+            f'the domain XML has "{printable(domain.partition[:200])}" as partition',
+            "the kernel allows no newline in it",
         )
     if max(domain.max_vcpus, domain.vcpus, domain.iothreads, *domain.iothread_ids, 0) > 65536:
-        raise Error("the domain XML asks for more than 65536 vCPUs or I/O threads", "libvirt itself takes no more")
+        raise Error(
+            "the domain XML asks for more than 65536 vCPUs or I/O threads",
+            "libvirt itself takes no more",
+        )
     return domain

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The one exception that is meant for the user, and the way untrusted text is shown to them."""
+"""The one exception that is meant for the user, and the way that text and sizes are shown to them."""
 
 from __future__ import annotations
+
+MIB = 1024**2
 
 
 class Error(Exception):
@@ -23,3 +25,12 @@ class Refusal(Error):
 def printable(text: str) -> str:
     """TEXT with every control, format and undecodable character escaped, for one line of a log or terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def size(amount: int) -> str:
+    """Bytes for people: whole where they are whole, else one decimal."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        tenths = round(amount * 10 / (1 << shift))
+        if tenths >= 10 and amount >= 1024:
+            return f"{tenths // 10} {unit}" if amount % (1 << shift) == 0 else f"{tenths / 10:.1f} {unit}"
+    return f"{amount} bytes"

@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import sys
 
-from . import managers, state
+from . import operations, snapshot, state
 from .config import PATH, Config
 from .domain import LIMIT, SETTINGS_URI, parse
 from .errors import Error, Refusal, printable
 from .host import Host
-from .plan import CLEAN_UP, ENFORCE, run_settled
+from .operations import CLEAN_UP, ENFORCE
+from .plan import run_settled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,17 +73,25 @@ class _Run:
             return 0
         except Error as error:
             return self.failed(error)
-        except Exception as error:  # a fault of ours: it must not kill a VM, and nobody wants to read a traceback
-            return self.failed(Error(f"internal error: {type(error).__name__}: {error}", "please report it"))
+        except (
+            Exception
+        ) as error:  # a fault of ours: it must not kill a VM, and nobody wants to read a traceback
+            return self.failed(
+                Error(f"internal error: {type(error).__name__}: {error}", "please report it")
+            )
 
     def enforce(self) -> None:
         host = self.host
-        if self.operation in ENFORCE:  # cleaning up goes by what was recorded, whatever the configuration says now
-            self.config = state.load(host, self.warnings)
+        if (
+            self.operation in ENFORCE
+        ):  # cleaning up goes by what was recorded, whatever the configuration says now
+            self.config = snapshot.load(host, self.warnings)
             self.set_deadline()
         xml = _standard_input()
-        own = self.operation in ENFORCE and SETTINGS_URI.encode() in xml  # the VM has settings of its own
-        if not own and not managers.concerns(host, self.config, self.operation):
+        own = (
+            self.operation in ENFORCE and SETTINGS_URI.encode() in xml
+        )  # the VM has settings of its own
+        if not own and not operations.concerns(host, self.config, self.operation):
             return
         domain = parse(xml)
         if self.operation in ENFORCE:
@@ -92,14 +101,19 @@ class _Run:
         if self.operation == "reconnect" and self.settled(domain):
             return
         counted = self.operation == "prepare" and self.config.memory_admission
-        if self.operation == "release" or counted or self.config.anew or not self.work(domain, shared=True):
+        if (
+            self.operation == "release"
+            or counted
+            or self.config.anew
+            or not self.work(domain, shared=True)
+        ):
             self.work(domain)
 
     def work(self, domain: Domain, shared: bool = False) -> bool:
         """False where SHARED is not enough: hooks of other VMs may be at work then, and what VMs share is to be changed."""
 
         def make() -> Plan:
-            plan = managers.plan(self.host, self.config, self.operation, domain)
+            plan = operations.plan(self.host, self.config, self.operation, domain)
             if shared and plan.exclusive:
                 raise _Exclusive
             return plan
@@ -107,7 +121,7 @@ class _Run:
         try:
             with self.host.locked(state.LOCK, shared):
                 if self.operation in ENFORCE:  # whoever held the lock may have changed it
-                    self.config = state.load(self.host, [], save=not shared)
+                    self.config = snapshot.load(self.host, [], save=not shared)
                 run_settled(self.host, make, self.warnings)
             return True
         except _Exclusive:
@@ -119,7 +133,7 @@ class _Run:
         A daemon that restarts runs the hook for all its VMs at once.
         """
         try:
-            plan = managers.plan(self.host, self.config, self.operation, domain)
+            plan = operations.plan(self.host, self.config, self.operation, domain)
         except Error:  # of something that changes meanwhile, perhaps; with the lock it is told
             return False
         return not plan.steps and not plan.warnings
@@ -139,7 +153,10 @@ class _Run:
         signal.setitimer(signal.ITIMER_REAL, timeout * SHARE_TO_WORK, timeout * (1 - SHARE_TO_WORK))
 
     def alarm(self, *_: object) -> None:
-        error = Error(f"not done within hook_timeout = {self.config.hook_timeout} seconds", "see what the host is busy with")
+        error = Error(
+            f"not done within hook_timeout = {self.config.hook_timeout} seconds",
+            "see what the host is busy with",
+        )
         if self.late:  # even undoing took too long
             self.host.end_child()
             status = self.failed(error)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import time
 
-from . import managers, settings, state, threads, virconf
+from . import conformance, limits, managers, operations, settings, snapshot, state, threads, virconf
+from .admission import pins_outside
 from .config import PATH, parse
-from .errors import Error, printable
-from .fence import memory_of, pins_outside, size
-from .plan import Plan, Replace, run_settled
+from .errors import Error, printable, size
+from .kernel.lowering import lowers
+from .plan import Plan, run_settled
+from .steps import Replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +36,14 @@ class Change:
     LIVE: for the VMs that run, until the next boot. CONFIG: in the file. FORCE: also where VMs are pinned outside.
     """
 
-    def __init__(self, host: Host, wanted: dict[str, Value | None], live: bool, config: bool, force: bool = False) -> None:
+    def __init__(
+        self,
+        host: Host,
+        wanted: dict[str, Value | None],
+        live: bool,
+        config: bool,
+        force: bool = False,
+    ) -> None:
         self.host = host
         self.wanted = wanted
         self.live = live
@@ -76,15 +85,17 @@ class Change:
         plan = Plan("reserve")
         old, new = self._text()
         if self.config:
-            state.compiled(self.host, new, {}, self.warnings)  # what does not hold is not written
+            snapshot.compiled(
+                self.host, new, {}, self.warnings
+            )  # what does not hold is not written
         if self.live:
-            live = state.Live(self.host)
+            live = snapshot.Live(self.host)
             live.changes = self._changes(new, live.changes)
-            manager = self._choose(state.compiled(self.host, new, live.changes, []))
+            manager = self._choose(snapshot.compiled(self.host, new, live.changes, []))
             running = threads.running(self.host)
             self._check(manager, running)
             plan.add(*live.save())
-            manager.refit(plan, running, self.force)
+            operations.refit(plan, manager, running, self.force)
         if self.config and new != old:
             path = self.host.resolved(PATH)
             plan.add(Replace(path, new, old, self.host.mode(path) or 0o644))
@@ -101,9 +112,16 @@ class Change:
     def _changes(self, text: str, before: Changes) -> Changes:
         """What differs from the configuration TEXT until the next boot; what that has overtaken is left out."""
         configured = parse(text, PATH).values
-        wanted = {key: "" if value is None else canonical(key, value) for key, value in self.wanted.items()}
-        kept = {key: value for key, (was, value) in before.items() if configured.get(key, "") == was}
-        changes = {key: (configured.get(key, ""), value) for key, value in {**kept, **wanted}.items()}
+        wanted = {
+            key: "" if value is None else canonical(key, value)
+            for key, value in self.wanted.items()
+        }
+        kept = {
+            key: value for key, (was, value) in before.items() if configured.get(key, "") == was
+        }
+        changes = {
+            key: (configured.get(key, ""), value) for key, value in {**kept, **wanted}.items()
+        }
         return {key: change for key, change in changes.items() if change[0] != change[1]}
 
     def _choose(self, config: Config) -> Manager:
@@ -112,7 +130,11 @@ class Change:
     def _manager(self) -> Manager:
         """That of the changed configuration."""
         new = self._text()[1]
-        return self._choose(state.compiled(self.host, new, self._changes(new, state.Live(self.host).changes), []))
+        return self._choose(
+            snapshot.compiled(
+                self.host, new, self._changes(new, snapshot.Live(self.host).changes), []
+            )
+        )
 
     # what a running VM has against it
 
@@ -121,15 +143,15 @@ class Change:
         if fence.cpus is not None and not self.force:
             _check_pins(manager.pinnable(fence.cpus), running)
         if fence.memory is not None:
-            for directory, tree in manager.memory_parents().items():
+            for directory, tree in conformance.memory_parents(manager).items():
                 used = tree.memory_in_use(directory)
-                if tree.lowers(directory, fence.memory) and used > fence.memory:
+                if lowers(tree, directory, fence.memory) and used > fence.memory:
                     raise Error(
                         f"cannot lower the memory of all VMs to {size(fence.memory)}: {size(used)} are in use"
                         f"{_largest(manager, running)}",
                         "stop VMs or take memory from them, reserve less, or use --wait to reclaim what can be had",
                     )
-            may_take = sum(memory_of(domain) for domain in running)
+            may_take = sum(domain.host_memory() for domain in running)
             if may_take > fence.memory:
                 self.warnings.append(
                     f"the VMs that run may come to use {size(may_take)}, more than the {size(fence.memory)} left to them; "
@@ -146,18 +168,20 @@ class Change:
         if progress:  # pressure alone may reclaim all, and take its time
             progress(self._used(manager), limit)
         plan = Plan("press")
-        manager.press(plan)
+        limits.press(plan, manager)
         self._pressed = True  # before it is: Ctrl-C may come in between
         plan.run(self.host)
 
     def _settled(self, manager: Manager) -> list[bool]:
         limit = manager.fence.memory or 0
         return [
-            not tree.lowers(directory, limit) or tree.has_room(directory, limit)
-            for directory, tree in manager.memory_parents().items()
+            not lowers(tree, directory, limit) or tree.has_room(directory, limit)
+            for directory, tree in conformance.memory_parents(manager).items()
         ]
 
-    def _reclaim(self, manager: Manager, wait: float, progress: Callable[[int, int], None] | None) -> None:
+    def _reclaim(
+        self, manager: Manager, wait: float, progress: Callable[[int, int], None] | None
+    ) -> None:
         limit = manager.fence.memory or 0
         deadline = time.monotonic() + wait
         while not all(self._settled(manager)):
@@ -170,18 +194,21 @@ class Change:
                 )
             if progress:
                 progress(used, limit)
-            for directory, tree in manager.memory_parents().items():
+            for directory, tree in conformance.memory_parents(manager).items():
                 tree.reclaim(directory, limit)
             time.sleep(PAUSE)
 
     @staticmethod
     def _used(manager: Manager) -> int:
-        return max(tree.memory_in_use(directory) for directory, tree in manager.memory_parents().items())
+        return max(
+            tree.memory_in_use(directory)
+            for directory, tree in conformance.memory_parents(manager).items()
+        )
 
     def _relieve(self) -> None:
         with self.host.locked(state.LOCK):
             plan = Plan("relieve")
-            self._manager().relieve(plan)
+            limits.relieve(plan, self._manager())
             plan.run(self.host)
 
 
@@ -196,7 +223,11 @@ def canonical(key: str, value: Value) -> str:
 
 
 def _check_pins(cpus: CpuSet, running: list[Domain]) -> None:
-    pinned = [f"{printable(domain.name)} ({', '.join(found)})" for domain in running if (found := pins_outside(domain, cpus))]
+    pinned = [
+        f"{printable(domain.name)} ({', '.join(found)})"
+        for domain in running
+        if (found := pins_outside(domain, cpus))
+    ]
     if pinned:
         raise Error(
             f"cannot take CPUs from VMs that are pinned to them: {'; '.join(pinned)}",
@@ -206,11 +237,18 @@ def _check_pins(cpus: CpuSet, running: list[Domain]) -> None:
 
 def _largest(manager: Manager, running: list[Domain]) -> str:
     """What the largest VMs have, for the end of a sentence."""
-    uses = sorted(((manager.memory_in_use(domain), domain.name) for domain in running), reverse=True)[:LARGEST]
-    return "".join([": "[: 2 * bool(uses)], ", ".join(f"{printable(name)} has {size(used)}" for used, name in uses)])
+    uses = [(conformance.memory_in_use(manager, domain), domain.name) for domain in running]
+    largest = sorted(uses, reverse=True)[:LARGEST]
+    if not largest:
+        return ""
+    return ": " + ", ".join(f"{printable(name)} has {size(used)}" for used, name in largest)
 
 
 def outside(running: list[Domain], manager: Manager) -> list[Domain]:
     """The VMs of RUNNING that are pinned to CPUs that the host keeps."""
     cpus = manager.fence.cpus
-    return [] if cpus is None else [domain for domain in running if pins_outside(domain, manager.pinnable(cpus))]
+    return (
+        []
+        if cpus is None
+        else [domain for domain in running if pins_outside(domain, manager.pinnable(cpus))]
+    )

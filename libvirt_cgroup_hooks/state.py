@@ -1,34 +1,34 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is remembered under /run until the next boot: the compiled configuration, and the cgroups of each VM.
+"""What is remembered under /run until the next boot: what belongs to each VM, and what was done for all.
 
-The files are lines of `key value` below a version, written whole and renamed into place. They are not JSON, because
-the json module costs the hook more than all of its own work.
+The files are lines of `key value` below a version, written whole and renamed into place. They are not
+JSON, because the json module costs the hook more than all of its own work.
 """
 
 from __future__ import annotations
 
-from . import __version__
-from .config import PATH, Config, inert, parse, resolve
+from . import kinds
 from .domain import STATUS
 from .errors import Error, printable
-from .host import NEW, Host, page_size
-from .plan import Remove, Replace, Step
-from .topology import Topology, read_online
+from .host import NEW, Host
+from .steps import Remove, Replace, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .config import Changes
+    from .domain import Domain
+    from .kinds import Kind, Value
+    from .plan import Plan
+
+    Row = tuple[Kind, str]  # a kind of limit, and the path of the cgroup that carries it
 
 DIRECTORY = "/run/libvirt-cgroup-hooks"
-SNAPSHOT = f"{DIRECTORY}/config"
 VMS = f"{DIRECTORY}/vms"
 SHARED = f"{DIRECTORY}/shared"
-LIVE = f"{DIRECTORY}/live"
 ADMITTED = f"{DIRECTORY}/admitted"
 LOCK = f"{DIRECTORY}/lock"
 FORMAT = "libvirt-cgroup-hooks 1"
+LIMITS_FORMAT = "libvirt-cgroup-hooks 2"  # of SHARED; 1 had files and properties for rows
 GRACE = 60  # seconds
-END = "end\n"  # the last line of the snapshot
 
 
 class Record:
@@ -51,12 +51,12 @@ class Record:
         lines = [f"name {self.name}", f"memory {self.memory}"]
         for kind, values in (("group", self.groups), ("file", self.files), ("slice", self.slices)):
             lines += [f"{kind} {value}" for value in values]
-        return _lines(lines)
+        return lines_of(lines)
 
     @classmethod
     def read(cls, host: Host, uuid: str) -> Record | None:
         """None where there is none, or none that is understood."""
-        lines = [line.partition(" ") for line in _read(host, f"{VMS}/{uuid}")]
+        lines = [line.partition(" ") for line in read_lines(host, f"{VMS}/{uuid}")]
         values = {key: [value for kind, _, value in lines if kind == key] for key, _, _ in lines}
         if "name" not in values:
             return None
@@ -101,7 +101,7 @@ class Admitted:
         return self._total
 
     def _read(self) -> int:
-        values = dict(line.partition(" ")[::2] for line in _read(self.host, ADMITTED))
+        values = dict(line.partition(" ")[::2] for line in read_lines(self.host, ADMITTED))
         try:
             total, before, after = (int(values[key]) for key in ("total", "before", "after"))
         except (KeyError, ValueError):
@@ -118,49 +118,88 @@ class Admitted:
             return []
         self._total = self.total + after - before
         self._memory[uuid] = after
-        old, self._text = self._text, _lines([f"total {self.total}", f"uuid {uuid}", f"before {before}", f"after {after}"])
+        old, self._text = (
+            self._text,
+            lines_of([f"total {self.total}", f"uuid {uuid}", f"before {before}", f"after {after}"]),
+        )
         return [Replace(ADMITTED, self._text, old)]
 
 
-class Shared:
-    """What was done to cgroups that VMs share: the directories made, and of each limit file what it said before.
+class Records:
+    """The records of VMs, and the total of their memory, as one plan changes them."""
 
-    Both are put back when the last VM has gone; a limit also when it is no longer configured.
+    def __init__(self, host: Host, keep_total: bool) -> None:
+        """KEEP_TOTAL: memory_admission asks for it."""
+        self.host = host
+        self.keep_total = keep_total
+        self.admitted = Admitted(host)
+
+    def of(self, domain: Domain) -> tuple[Record, Record | None]:
+        """DOMAIN's record, to be changed, and as it is."""
+        old = Record.read(self.host, domain.uuid)
+        new = Record.read(self.host, domain.uuid)
+        return new or Record(domain.uuid, domain.name, domain.host_memory()), old
+
+    def save(self, plan: Plan, record: Record, old: Record | None) -> None:
+        before = old.memory if old else 0
+        plan.add_shared(*self.admitted.change(record.uuid, before, record.memory, self.keep_total))
+        plan.add(*record.save(old))
+
+    def forget(self, plan: Plan, record: Record) -> None:
+        plan.add_shared(*self.admitted.change(record.uuid, record.memory, 0, begin=False))
+        plan.add_shared(record.forget())
+
+    def is_last(self, record: Record) -> bool:
+        """Whether no other VM runs or starts."""
+        return set(recorded(self.host)) - set(left_behind(self.host)) <= {record.uuid}
+
+
+class Remembered:
+    """What was done to cgroups that VMs share, until the last VM has gone or it is no longer wanted.
+
+    `made`: the directories made. `before`: by kind and cgroup, the limit that was there before ours.
     """
 
     __slots__ = ("_text", "before", "made")
 
     def __init__(self, host: Host) -> None:
+        self.made: list[str] = []
+        self.before: dict[Row, Value] = {}
         self._text = host.read_optional(SHARED)
-        lines = _read(host, SHARED)
-        self.made = [line[len("made ") :] for line in lines if line.startswith("made ")]
-        limits = [line[len("limit ") :].partition(" ") for line in lines if line.startswith("limit ")]
-        self.before = {path: value for value, _, path in limits if path}
+        for line in read_lines(host, SHARED, LIMITS_FORMAT):
+            word, _, rest = line.partition(" ")
+            if word == "made":
+                self.made.append(rest)
+            elif word == "limit":
+                self._add(*rest.split(" ", 2))
+
+    def _add(self, name: str = "", value: str = "", path: str = "") -> None:
+        kind = kinds.named(name)
+        try:
+            if kind and path:
+                self.before[kind, path] = kind.parse(value)
+        except (Error, ValueError):  # not what `save` writes
+            return
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the file is there and is no file of this version."""
+        return bool(self._text) and not (self._text or "").startswith(f"{LIMITS_FORMAT}\n")
+
+    def __bool__(self) -> bool:
+        return bool(self.made or self.before)
 
     def save(self) -> list[Step]:
         """No step where nothing has changed."""
-        lines = [f"made {path}" for path in self.made] + [f"limit {value} {path}" for path, value in self.before.items()]
-        old, self._text = self._text, _lines(lines) if lines else None
-        return _saved(SHARED, _lines(lines), old, bool(lines))
+        lines = [f"made {path}" for path in self.made]
+        for (kind, path), value in self.before.items():
+            lines.append(f"limit {kind.name} {kinds.text(value)} {path}")
+        old, new = self._text, lines_of(lines, LIMITS_FORMAT)
+        self._text = new if lines else None
+        return saved(SHARED, new, old, bool(lines))
 
 
-class Live:
-    """What `virt-cgroup reserve --live` has changed, until the next boot or until the setting is edited."""
-
-    __slots__ = ("_text", "changes")
-
-    def __init__(self, host: Host) -> None:
-        self._text = host.read_optional(LIVE)
-        lines = [line.split("\t") for line in _read(host, LIVE)]
-        self.changes: Changes = {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
-
-    def save(self) -> list[Step]:
-        """No step where nothing has changed."""
-        text = _lines([f"{key}\t{configured}\t{value}" for key, (configured, value) in self.changes.items()])
-        return _saved(LIVE, text, self._text, bool(self.changes))
-
-
-def _saved(path: str, text: str, old: str | None, wanted: bool) -> list[Step]:
+def saved(path: str, text: str, old: str | None, wanted: bool) -> list[Step]:
     """PATH has TEXT afterwards, or is gone where that is not WANTED."""
     if wanted:
         return [] if text == old else [Replace(path, text, old)]
@@ -171,17 +210,21 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 20
 
 
-def _lines(lines: list[str]) -> str:
+def lines_of(lines: list[str], version: str = FORMAT) -> str:
     """Raises Error where one would become two, and so say what nobody meant."""
     for line in lines:
         if "\n" in line:
-            raise Error(f'cannot remember "{printable(line)}": it has a newline', "name VMs and partitions without one")
-    return "\n".join([FORMAT, *lines]) + "\n"
+            raise Error(
+                f'cannot remember "{printable(line)}": it has a newline',
+                "name VMs and partitions without one",
+            )
+    return "\n".join([version, *lines]) + "\n"
 
 
-def _read(host: Host, path: str) -> list[str]:
+def read_lines(host: Host, path: str, version: str = FORMAT) -> list[str]:
+    """None where the file is missing or of another version."""
     head, *lines = (host.read_optional(path) or "").split("\n")
-    return [line for line in lines if line] if head == FORMAT else []
+    return [line for line in lines if line] if head == version else []
 
 
 def recorded(host: Host) -> list[str]:
@@ -199,11 +242,15 @@ def left_behind(host: Host, running: set[str] | None = None) -> list[str]:
     lost of one that takes longer is written again at `start` and `started`.
     """
     found = recorded(host)
-    if running is None and len(found) <= len([name for name in host.names(STATUS) if name.endswith(".xml")]):
+    if running is None and len(found) <= len(
+        [name for name in host.names(STATUS) if name.endswith(".xml")]
+    ):
         return []  # the usual case costs the same however many VMs run
     old = [uuid for uuid in found if host.age(f"{VMS}/{uuid}") > GRACE]
     records = [(uuid, Record.read(host, uuid)) for uuid in old]
-    return [uuid for uuid, record in records if record is None or not _runs(host, record.name, running)]
+    return [
+        uuid for uuid, record in records if record is None or not _runs(host, record.name, running)
+    ]
 
 
 def _runs(host: Host, name: str, running: set[str] | None) -> bool:
@@ -229,54 +276,3 @@ def prepare_directory(host: Host) -> None:
     """/run is root's, and so is what we make in it."""
     host.make_directory(DIRECTORY, 0o755)
     host.make_directory(VMS, 0o700)
-
-
-def load(host: Host, warn: list[str], save: bool = False) -> Config:
-    """The configuration in force, from the snapshot where that still holds. Raises Error.
-
-    WARN gets the warnings of a file that is read anew. With SAVE the snapshot is written then, unless nothing is
-    configured.
-    """
-    fingerprint, changed = host.fingerprint(PATH), host.fingerprint(LIVE)
-    if not fingerprint and not changed:
-        return Config({})
-    online = str(read_online(host.read_optional))
-    stamp = f"{FORMAT}\nfor {__version__} {fingerprint} {changed} {online}\n"
-    kept = from_snapshot(host.read_optional(SNAPSHOT) or "", stamp)
-    if kept is not None:
-        return kept
-    text = host.read_optional(PATH) or ""
-    changes = Live(host).changes
-    if inert(text) and not changes:
-        return Config({})
-    config = compiled(host, text, changes, warn)
-    config.anew = True
-    if save and config:
-        prepare_directory(host)
-        host.replace(SNAPSHOT, snapshot(stamp, config))
-    return config
-
-
-def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config:
-    """TEXT as the configuration of HOST, with CHANGES made at run time. Raises Error."""
-    parsed = parse(text, PATH, changes)
-    warn += parsed.warnings
-    try:
-        return resolve(parsed, Topology.read(host.read_optional), page_size())
-    except ValueError:
-        raise Error(f"cannot read {LIVE}: it is damaged", "remove it") from None
-
-
-def snapshot(stamp: str, config: Config) -> str:
-    return stamp + "".join(f"{key} {value}\n" for key, value in config.values.items() if value) + END
-
-
-def from_snapshot(text: str, stamp: str) -> Config | None:
-    """None where TEXT is not a whole snapshot with this STAMP."""
-    if not (text.startswith(stamp) and text.endswith(END)):
-        return None
-    lines = [line.partition(" ") for line in text[len(stamp) : -len(END)].split("\n")]
-    try:
-        return Config({key: value for key, _, value in lines})
-    except (Error, ValueError):  # not what `snapshot` writes
-        return None

@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .domain import Domain
     from .host import Host
+    from .kernel.tree import Tree
 
 
 class Thread:
@@ -90,3 +91,15 @@ def members(host: Host, directory: str) -> list[int]:
     """The processes of the cgroup DIRECTORY itself."""
     text = host.read_optional(f"{directory}/cgroup.procs")
     return [int(line) for line in (text or "").split()]
+
+
+def home(host: Host, tree: Tree, thread: Thread) -> str:
+    """The cgroup of TREE where THREAD belongs.
+
+    A hierarchy that does not clip (v1) moves what is in a cpuset that lost its last CPU to the cpuset
+    above.
+    """
+    place = thread.cgroups.get(tree.hierarchy.key, "")
+    own = f"{place}/{thread.group}"
+    lost = tree.has_cpus and not tree.clips and not place.endswith(f"/{thread.group}")
+    return own if lost and host.exists(tree.hierarchy.directory(own)) else place

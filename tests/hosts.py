@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from libvirt_cgroup_hooks import config, state
+from libvirt_cgroup_hooks import config, snapshot, state
 from libvirt_cgroup_hooks.cgroups import Hierarchy, detect
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain, parse
 from libvirt_cgroup_hooks.host import Host, Refused
-from libvirt_cgroup_hooks.plan import Plan, RemoveCgroup
+from libvirt_cgroup_hooks.plan import Plan
+from libvirt_cgroup_hooks.steps import RemoveCgroup
 from libvirt_cgroup_hooks.topology import Topology
 
 DATA = Path(__file__).parent / "data"
@@ -75,7 +76,7 @@ class Kernel(Host):
         (Path(self.root) / CONF[1:]).write_text(text, encoding="utf-8")
 
     def config(self) -> Config:
-        return state.load(self, [])
+        return snapshot.load(self, [])
 
     # directories
 

@@ -11,14 +11,15 @@ import posixpath
 import zlib
 from collections.abc import Callable, Iterator
 
-from libvirt_cgroup_hooks import cgroups, config, domain, managers, state, threads
+from libvirt_cgroup_hooks import cgroups, config, domain, operations, snapshot, state, threads
+from libvirt_cgroup_hooks.admission import check_memory, check_pins
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error, printable
-from libvirt_cgroup_hooks.fence import check_memory, check_pins
 from libvirt_cgroup_hooks.host import Host
-from libvirt_cgroup_hooks.plan import Plan, Replace
+from libvirt_cgroup_hooks.plan import Plan
+from libvirt_cgroup_hooks.steps import Replace
 
 from .hosts import DATA, UUID, topology
 
@@ -84,8 +85,8 @@ def configuration(data: bytes) -> None:
         for warning in parsed.warnings:
             assert "\n" not in warning
         made = config.resolve(parsed, TOPOLOGY, 4096)
-        text = state.snapshot("for a test\n", made)
-        again = state.from_snapshot(text, "for a test\n")
+        text = snapshot.snapshot("for a test\n", made)
+        again = snapshot.from_snapshot(text, "for a test\n")
         assert again is not None and again.values == made.values
 
 
@@ -108,7 +109,7 @@ def domain_xml(data: bytes) -> None:
 
 def asked_of(found: Domain) -> None:
     with told():
-        check_pins(found, FIRST_TWO)
+        check_pins(found, FIRST_TWO, "refuse")
     with told():
         check_memory(found, 0, 1 << 30)
     assert len(found.group_names()) <= 3 * 65536 + 1
@@ -130,7 +131,7 @@ def planned(host: Host, layout: str, found: Domain) -> None:
         with told():
             settings = Config({"cgroup_layout": layout, "reserved_host_cpus": "0"})
             found.id = 7 if found.id is None and operation != "prepare" else found.id
-            contained(managers.plan(host, settings, operation, found, imagine=True))
+            contained(operations.plan(host, settings, operation, found, imagine=True))
 
 
 def contained(plan: Plan) -> None:
@@ -168,7 +169,7 @@ def mounts(data: bytes) -> None:
         for hierarchy in found.hierarchies:
             assert hierarchy.directory("/vm") in hierarchy.directories("/vm")
         settings = Config({"cgroup_layout": "nested", "reserved_host_cpus": "0"})
-        managers.plan(host, settings, "prepare", domain.parse(SMALLEST))
+        operations.plan(host, settings, "prepare", domain.parse(SMALLEST))
 
 
 RESERVED = Config(
@@ -180,20 +181,20 @@ SMALLEST = f"<domain type='qemu' id='3'><name>vm</name><uuid>{UUID}</uuid></doma
 def state_file(data: bytes) -> None:
     """As each of the files that are kept under /run; one that is damaged is as good as none."""
     record, shared = f"{state.VMS}/{UUID}", state.SHARED
-    several = {record: data, shared: data, state.ADMITTED: data, state.LIVE: data}
+    several = {record: data, shared: data, state.ADMITTED: data, snapshot.LIVE: data}
     files = ({record: data}, {shared: data}, several)[zlib.crc32(data) % 3]
     for host in (Texts(files, HYBRID), Texts({**SYSTEMD, **files}, HYBRID), Texts({**SYSTEMD, **files}, UNIFIED)):
         for operation in ("prepare", "start", "stopped", "release"):
             with told():
-                managers.plan(host, RESERVED, operation, domain.parse(SMALLEST))
+                operations.plan(host, RESERVED, operation, domain.parse(SMALLEST))
     found = state.Record.read(Texts({record: data}, {}), UUID)
     if found:
         again = state.Record.read(Texts({record: str(found).encode("utf-8", "surrogateescape")}, {}), UUID)
         assert again is not None and str(again) == str(found)
     with told():
-        state.load(Texts({state.LIVE: data}, UNIFIED), [])
+        snapshot.load(Texts({snapshot.LIVE: data}, UNIFIED), [])
     with told():
-        state.from_snapshot(data.decode("utf-8", "surrogateescape"), state.FORMAT + "\n")
+        snapshot.from_snapshot(data.decode("utf-8", "surrogateescape"), state.FORMAT + "\n")
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from libvirt_cgroup_hooks import managers
-from libvirt_cgroup_hooks.bpf import CarryDevices
+from libvirt_cgroup_hooks import operations
 from libvirt_cgroup_hooks.domain import Domain
+from libvirt_cgroup_hooks.kernel.devices import CarryDevices
 from libvirt_cgroup_hooks.plan import Plan
 
 from .hosts import UUID, Kernel, domain, run
@@ -34,7 +34,7 @@ def vm(name: str = "vm", inner: str = INNER, number: int | None = None, uuid: st
 
 def plan(host: Kernel, operation: str, subject: Domain) -> Plan:
     """The device program needs a real kernel."""
-    made = managers.plan(host, host.config(), operation, subject)
+    made = operations.plan(host, host.config(), operation, subject)
     made.steps = [step for step in made.steps if not isinstance(step, CarryDevices)]
     return made
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import managers, state
+from libvirt_cgroup_hooks import managers, operations, state
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Refusal
-from libvirt_cgroup_hooks.fence import memory_of
-from libvirt_cgroup_hooks.plan import Plan, Step
+from libvirt_cgroup_hooks.plan import Plan
 from libvirt_cgroup_hooks.state import ADMITTED, FORMAT, Admitted, Record
+from libvirt_cgroup_hooks.steps import Step
 
 from .hosts import UUID, Kernel, domain, run
 from .machined import Machined
@@ -186,7 +186,7 @@ def numbered(number: int, memory: int = 1) -> Domain:
 
 
 def do(host: Kernel, operation: str, subject: Domain) -> Plan:
-    made = managers.plan(host, host.config(), operation, subject)
+    made = operations.plan(host, host.config(), operation, subject)
     run(host, made)
     return made
 
@@ -207,16 +207,16 @@ def test_admission(counting: Counting) -> None:
     half, small = numbered(1, limit // 2 // MIB), numbered(3, 1)
     do(counting, "prepare", half)
     again = numbered(2, limit // 2 // MIB)
-    with pytest.raises(Refusal, match=r"^VM vm2 needs .* and the VMs that run have "):
+    with pytest.raises(Refusal, match=r"^VM vm2 needs .* running VMs already account for "):
         do(counting, "prepare", again)
     do(counting, "prepare", small)
-    assert total(counting) == memory_of(half) + memory_of(small)
+    assert total(counting) == half.host_memory() + small.host_memory()
     do(counting, "prepare", half)  # its own earlier record does not count against it
-    assert total(counting) == memory_of(half) + memory_of(small)
+    assert total(counting) == half.host_memory() + small.host_memory()
     do(counting, "release", half)
     do(counting, "release", half)
     do(counting, "prepare", again)
-    assert total(counting) == memory_of(again) + memory_of(small)
+    assert total(counting) == again.host_memory() + small.host_memory()
 
 
 def test_without_admission_nothing_is_kept(counting: Counting) -> None:
@@ -225,10 +225,10 @@ def test_without_admission_nothing_is_kept(counting: Counting) -> None:
     assert not counting.exists(ADMITTED)
     counting.configure(CONF)
     do(counting, "prepare", numbered(2))
-    assert total(counting) == memory_of(numbered(1)) + memory_of(numbered(2))
+    assert total(counting) == numbered(1).host_memory() + numbered(2).host_memory()
     counting.configure("")
     do(counting, "release", numbered(1))
-    assert total(counting) == memory_of(numbered(2))
+    assert total(counting) == numbered(2).host_memory()
 
 
 def test_a_vm_that_ran_before_there_was_a_hook_counts_from_reconnect(tmp_path: Path) -> None:
@@ -236,6 +236,6 @@ def test_a_vm_that_ran_before_there_was_a_hook_counts_from_reconnect(tmp_path: P
     state.prepare_directory(host)
     subject = host.start_vm(domain(inner="<memory unit='GiB'>1</memory>"), "<memory unit='GiB'>1</memory>")
     do(host, "reconnect", subject)
-    assert total(host) == memory_of(subject)
+    assert total(host) == subject.host_memory()
     do(host, "reconnect", subject)
-    assert total(host) == memory_of(subject)
+    assert total(host) == subject.host_memory()

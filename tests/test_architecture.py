@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import state
+from libvirt_cgroup_hooks import snapshot, state
 from libvirt_cgroup_hooks.managers import ACTIVATION
 
 from .hosts import DATA, Kernel
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "libvirt_cgroup_hooks"
-PURE = "errors cpuset virconf settings config domain topology layout fence cgroups managers.units".split()
-EFFECTS = "bpf bus host plan state threads managers hook reserve cli".split()
+PURE = (
+    "admission cgroups config cpuset domain errors fence kinds layout settings topology virconf managers.units"
+).split()
+EFFECTS = (
+    "bus cli conformance hook host kernel leave limits managers operations plan reserve snapshot state steps threads"
+).split()
 OUTSIDE = (
     "asyncio io logging multiprocessing os pathlib shutil signal socket subprocess sys syslog tempfile threading time".split()
 )
@@ -57,8 +61,8 @@ def top(name: str) -> str:
 def test_all_modules_are_found() -> None:
     assert set(PURE) < set(modules())
     assert ".errors" in imports("cpuset")
-    assert ".errors" in imports("managers.base")
-    assert {".state", ".managers.v1"} <= imports("managers.base")
+    assert ".cpuset" in imports("managers.base")
+    assert {".kernel", ".state"} <= imports("managers.base")
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -83,9 +87,9 @@ def test_who_may_use_other_projects(module: str) -> None:
 
 
 def test_nothing_but_the_door_opens_files() -> None:
-    """os is used by the door to the kernel, by bpf(2), by the hook for its own descriptors, and by the command line."""
+    """os is used by the door to the kernel, by bpf(2) (kernel.devices), by the hook for its own descriptors, and by the command line."""
     users = {module for module in modules() if "os" in imports(module) and not module.startswith("cli")}
-    assert users == {"host", "bpf", "hook"}
+    assert users == {"host", "kernel.devices", "hook"}
     assert [module for module in modules() if imports(module) & {"socket", "_socket"}] == ["bus"]
     assert [module for module in modules() if "subprocess" in imports(module)] == []
 
@@ -95,16 +99,16 @@ import sys
 before = set(sys.modules)
 root, copy, operation, xml = sys.argv[1:]
 sys.path.insert(0, root)
-from libvirt_cgroup_hooks import hook, managers, state
+from libvirt_cgroup_hooks import hook, operations, snapshot, state
 from libvirt_cgroup_hooks.domain import parse
 from libvirt_cgroup_hooks.host import Host
 host = Host(copy)
-config = state.load(host, [], save=True)
+config = snapshot.load(host, [], save=True)
 assert config
 domain = parse(open(xml, "rb").read())
-if managers.concerns(host, config, operation):
+if operations.concerns(host, config, operation):
     with host.locked(state.LOCK):
-        print(managers.plan(host, config, operation, domain, imagine=True), file=sys.stderr)
+        print(operations.plan(host, config, operation, domain, imagine=True), file=sys.stderr)
 print("\\n".join(sorted(set(sys.modules) - before)))
 """
 ALLOWED = set(
@@ -112,10 +116,13 @@ ALLOWED = set(
     "_signal stat time errno sys".split()
 )
 HEAVY = "argparse collections configobj ctypes dataclasses json libvirt logging lxml re subprocess syslog typing".split()
-ALWAYS = "cgroups config cpuset domain errors fence hook host layout managers plan settings state topology".split()
-PLANNING = "managers.base managers.limits threads".split()
-CGROUPFS = [*ALWAYS, *PLANNING, "managers.cgroupfs", "managers.placement"]
-SYSTEMD = [*ALWAYS, *PLANNING, "managers.placement", "managers.systemd", "managers.units"]
+ALWAYS = (
+    "cgroups config cpuset domain errors fence hook host kinds layout limits managers operations plan settings "
+    "snapshot state steps topology"
+).split()
+PLANNING = ["kernel", "kernel.tree", "managers.base"]
+CGROUPFS = [*ALWAYS, *PLANNING, "managers.cgroupfs"]
+SYSTEMD = [*ALWAYS, *PLANNING, "managers.systemd", "managers.units"]
 MACHINED = ("run/dbus/system_bus_socket", "run/systemd/system/x", "usr/share/" + ACTIVATION)
 
 
@@ -126,7 +133,7 @@ def loaded_at(operation: str, host: str, folder: Path, machined: bool = False) -
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).touch()
     state.prepare_directory(copy)
-    state.load(copy, [], save=True)
+    snapshot.load(copy, [], save=True)
     command = [sys.executable, "-I", "-S", "-c", STEADY, str(ROOT), copy.root, operation, str(DATA / "domains/status.xml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -159,15 +166,17 @@ def test_a_run_of_the_hook_does_not_load(loaded: set[str], name: str) -> None:
 @pytest.mark.parametrize(
     ("operation", "host", "machined", "expected"),
     [
-        *((operation, "small", False, [*CGROUPFS, "managers.v1"]) for operation in ("prepare", "started", "release")),
-        *((operation, "unified", False, [*CGROUPFS, "managers.v2"]) for operation in ("prepare", "release")),
-        *((operation, "unified", True, [*SYSTEMD, "managers.v2"]) for operation in ("prepare", "start", "started", "release")),
-        *((operation, "small", True, [*SYSTEMD, "managers.v1"]) for operation in ("prepare", "start")),
+        *((operation, "small", False, [*CGROUPFS, "kernel.v1"]) for operation in ("prepare", "release")),
+        ("started", "small", False, [*CGROUPFS, "kernel.v1", "threads"]),
+        *((operation, "unified", False, [*CGROUPFS, "kernel.v2"]) for operation in ("prepare", "release")),
+        *((operation, "unified", True, [*SYSTEMD, "kernel.v2"]) for operation in ("prepare", "start", "release")),
+        ("started", "unified", True, [*SYSTEMD, "kernel.v2", "threads"]),
+        *((operation, "small", True, [*SYSTEMD, "kernel.v1"]) for operation in ("prepare", "start")),
         ("start", "unified", False, ALWAYS),
         ("stopped", "unified", True, ALWAYS),
     ],
 )
 def test_budget_of_modules(tmp_path: Path, operation: str, host: str, machined: bool, expected: list[str]) -> None:
     """Each costs a run of the hook about 0.2 ms, where a bare interpreter takes 10."""
-    pinned = {"managers.admission"} if operation == "prepare" else set()  # the VM has pins
+    pinned = {"admission", "conformance"} if operation == "prepare" else set()  # the VM has pins
     assert ours(loaded_at(operation, host, tmp_path, machined)) == {*expected, *pinned}

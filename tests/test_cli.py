@@ -264,7 +264,7 @@ def test_a_domain_that_cannot_be_read(command: Command, host: Kernel, tmp_path: 
     ("conf", "message"),
     [
         ("colour = 1\n", "1: colour = 1: there is no such setting: the settings are reserved_host_cpus, "),
-        ("\nreserved_host_cpus = '0-3'", '2: reserved_host_cpus = "0-3": reserved_host_cpus 0-3 leaves no CPU for VMs'),
+        ("\nreserved_host_cpus = '0-3'", '2: reserved_host_cpus = "0-3": reserving CPUs 0-3 leaves none for VMs'),
         ("reserved_host_cpus = '99'", '1: reserved_host_cpus = "99": this host has no CPU 99: its CPUs are 0-3'),
         ("reserved_host_mem = 4", "1: reserved_host_mem = 4: "),
         ("reserved_host_mem = '99 TiB'", '1: reserved_host_mem = "99 TiB": '),

@@ -126,23 +126,23 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
         (
             "desktop",
             "reserved_host_cpus = '0-7'",
-            '"0-7": reserved_host_cpus 0-7 leaves no CPU for VMs (online: 0-7): reserve fewer CPUs',
+            '"0-7": reserving CPUs 0-7 leaves none for VMs (online: 0-7): reserve fewer CPUs',
         ),
-        ("desktop", "reserved_host_cpus = 8", "8: reserved_host_cpus 0-7 leaves no CPU for VMs"),
-        ("desktop", "reserved_host_cpus = 7", "7: reserved_host_cpus 0-7 leaves no CPU for VMs"),  # the cores are whole
+        ("desktop", "reserved_host_cpus = 8", "8: reserving CPUs 0-7 leaves none for VMs"),
+        ("desktop", "reserved_host_cpus = 7", "7: reserving CPUs 0-7 leaves none for VMs"),  # the cores are whole
         ("desktop", "reserved_host_cpus = 9", "9: the host has 8 CPUs: reserve fewer"),
         ("small", "reserved_host_cpus = 18446744073709551615", "18446744073709551615: the host has 2 CPUs"),
         (
             "desktop",
             "reserved_host_mem = '64 GiB'",
-            f'"64 GiB": reserved_host_mem "{64 * 2**30}" leaves no memory for VMs '
-            "(31.3 GiB in all, 0 bytes in hugepage pools, 64 GiB reserved): reserve less, or make the hugepage pools smaller",
+            '"64 GiB": reserving 64 GiB leaves no memory for VMs '
+            "(31.3 GiB in all, 0 bytes in hugepage pools): reserve less, or make the hugepage pools smaller",
         ),
-        ("desktop", "reserved_host_mem = '999999999999999 TiB'", '"999999999999999 TiB": reserved_host_mem "'),
+        ("desktop", "reserved_host_mem = '999999999999999 TiB'", '"999999999999999 TiB": reserving '),
         (
             "twonode",
             "reserved_host_mem = '90%'",
-            '"90%": reserved_host_mem "90%" leaves no memory for VMs (62.8 GiB in all, 10 GiB in hugepage pools, 56.5 GiB',
+            '"90%": reserving 56.5 GiB leaves no memory for VMs (62.8 GiB in all, 10 GiB in hugepage pools)',
         ),
         (
             "desktop",
@@ -207,7 +207,7 @@ def test_offline_cpus_may_be_named_but_do_not_count() -> None:
     host.online = CpuSet.parse("0-6")
     kept = config.resolve(config.parse("reserved_host_cpus = '0,7'"), host, PAGE)
     assert str(kept.reserved_host_cpus) == "0,7"
-    with pytest.raises(Error, match=r"leaves no CPU for VMs \(online: 0-6\)"):
+    with pytest.raises(Error, match=r"leaves none for VMs \(online: 0-6\)"):
         config.resolve(config.parse("reserved_host_cpus = '0-6'"), host, PAGE)
     sets = config.resolve(config.parse("reserved_host_cpus = '0'\nvcpu_cpus = '7'"), host, PAGE)
     assert str(sets.vcpu_cpus) == "7"
@@ -218,7 +218,7 @@ HOST_WIDE = "cgroup_layout = '/vms/$NAME'\nvcpu_cpus = '4-7'\nemulator_cpus = '2
 
 def test_a_vm_with_no_settings_has_those_of_the_host() -> None:
     made = configured(HOST_WIDE, "desktop")
-    assert made.of(domain()) is made
+    assert made.for_domain(domain()) is made
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_vm_with_no_settings_has_those_of_the_host() -> None:
 def test_settings_of_a_vm(settings: dict[str, str], changed: dict[str, str]) -> None:
     made = configured(HOST_WIDE, "desktop")
     before = dict(made.values)
-    own = made.of(domain(settings=settings), topology("desktop").present)
+    own = made.for_domain(domain(settings=settings), topology("desktop").present)
     assert own.values == {**before, **changed}
     assert own.cgroup_layout.preset == own.values["cgroup_layout"]
     assert made.values == before
@@ -241,7 +241,7 @@ def test_settings_of_a_vm(settings: dict[str, str], changed: dict[str, str]) -> 
 
 def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
     assert not Config({})
-    assert Config({}).of(domain(settings={"vcpu_cpus": "1"}))
+    assert Config({}).for_domain(domain(settings={"vcpu_cpus": "1"}))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
 def test_settings_of_a_vm_that_cannot_be(text: str, settings: dict[str, str], message: str) -> None:
     (key,) = settings
     with pytest.raises(Refusal) as error:
-        configured(text, "desktop").of(domain("web", settings=settings), topology("desktop").present)
+        configured(text, "desktop").for_domain(domain("web", settings=settings), topology("desktop").present)
     remedy = f"change it, or remove it: virt-cgroup domain web --unset {key}"
     assert str(error.value) == f"VM web has {message}: {remedy}"
 
@@ -285,7 +285,7 @@ def test_settings_of_a_vm_that_cannot_be(text: str, settings: dict[str, str], me
 def test_the_remedy_is_for_all_that_is_wrong() -> None:
     vm = domain("a b", settings={"layout": "flat", "foo": "1", "vcpu_cpus": "\x1b"})
     with pytest.raises(Refusal) as error:
-        Config({}).of(vm)
+        Config({}).for_domain(vm)
     assert str(error.value) == (
         'VM a b has foo = "1" in its metadata: there is no such setting: '
         f"change it, or remove it: virt-cgroup domain {UUID} --unset foo --unset vcpu_cpus"
@@ -294,4 +294,4 @@ def test_the_remedy_is_for_all_that_is_wrong() -> None:
 
 @pytest.mark.parametrize("layout", ["native", "/vms/$NAME", "nested"])
 def test_a_limit_of_memory_holds_for_a_vm_with_a_parent(layout: str) -> None:
-    assert configured("reserved_host_mem = '1 GiB'", "desktop").of(domain(settings={"layout": layout}))
+    assert configured("reserved_host_mem = '1 GiB'", "desktop").for_domain(domain(settings={"layout": layout}))

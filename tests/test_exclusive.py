@@ -9,7 +9,8 @@ import pytest
 from libvirt_cgroup_hooks import state
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.managers.systemd import UNITS
-from libvirt_cgroup_hooks.plan import MakeDirectory, Plan, Systemctl, Write
+from libvirt_cgroup_hooks.plan import Plan
+from libvirt_cgroup_hooks.steps import MakeDirectory, Systemctl, Write
 
 from .hosts import UUID, Kernel, run
 from .operations import OTHER

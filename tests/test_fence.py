@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from libvirt_cgroup_hooks.admission import Cpus, check_cpus, check_memory, check_pins, pins_outside
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
-from libvirt_cgroup_hooks.errors import Error, Refusal
-from libvirt_cgroup_hooks.fence import (
-    Fence,
-    check_memory,
-    check_online,
-    check_pins,
-    fence,
-    memory_of,
-    pins_outside,
-    reserved_memory,
-    size,
-)
+from libvirt_cgroup_hooks.errors import Error, Refusal, size
+from libvirt_cgroup_hooks.fence import Fence, reserved_memory
 from libvirt_cgroup_hooks.topology import Memory
 
 from .hosts import PAGE, configured, domain, topology
@@ -27,7 +18,7 @@ GIB = 2**30
 
 def fence_of(text: str, name: str) -> Fence:
     host = topology(name)
-    return fence(configured(text, name), host.online, host.memory, PAGE)
+    return configured(text, name).fence(host.online, host.memory, PAGE)
 
 
 @pytest.mark.parametrize(
@@ -55,22 +46,23 @@ def test_fence(host: str, text: str, cpus: str | None, memory: int | None) -> No
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"reserved_host_cpus": "0-3"}, "reserved_host_cpus 0-3 leaves no CPU for VMs (online: 0-1): reserve fewer CPUs"),
+        ({"reserved_host_cpus": "0-3"}, "reserving CPUs 0-3 leaves none for VMs (online: 0-1): reserve fewer CPUs"),
         (
             {"reserved_host_mem": str(GIB - PAGE + 1)},
-            'reserved_host_mem "1073737729" leaves no memory for VMs (1 GiB in all, 0 bytes in hugepage pools, ',
+            "reserving 1.0 GiB leaves no memory for VMs (1 GiB in all, 0 bytes in hugepage pools)",
         ),
-        ({"reserved_host_mem": "auto"}, 'reserved_host_mem "auto" leaves no memory for VMs'),
+        ({"reserved_host_mem": "auto"}, "reserving 1 GiB leaves no memory for VMs"),
     ],
 )
 def test_nothing_left(values: dict[str, str], message: str) -> None:
     with pytest.raises(Error) as error:
-        fence(Config(values), CpuSet([0, 1]), Memory(GIB, 0), PAGE)
+        Config(values).fence(CpuSet([0, 1]), Memory(GIB, 0), PAGE)
     assert str(error.value).startswith(message)
 
 
 def test_one_page_is_enough() -> None:
-    assert fence(Config({"reserved_host_mem": str(GIB - PAGE)}), CpuSet([0]), Memory(GIB, 0), PAGE).memory == PAGE
+    config = Config({"reserved_host_mem": str(GIB - PAGE)})
+    assert config.fence(CpuSet([0]), Memory(GIB, 0), PAGE).memory == PAGE
 
 
 @pytest.mark.parametrize(
@@ -124,7 +116,7 @@ TWO_CELLS = (
     ],
 )
 def test_what_a_vm_takes_with_qemus_own(inner: str, memory: int) -> None:
-    assert memory_of(domain(inner=inner)) == memory * 2**20
+    assert domain(inner=inner).host_memory() == memory * 2**20
 
 
 @pytest.mark.parametrize(("others", "fits"), [(0, True), (1024, True), (1025, False)])
@@ -136,8 +128,8 @@ def test_admission(others: int, fits: bool) -> None:
     with pytest.raises(Refusal) as error:
         check_memory(made, others * 2**20, limit)
     assert str(error.value) == (
-        r"VM we\nb needs 585 MiB of memory with QEMU's own, and the VMs that run have 1.0 GiB of the 1.6 GiB that the host "
-        "leaves them: stop another VM, give this one less memory, or set memory_admission = 0"
+        r"VM we\nb needs 585 MiB including QEMU's overhead; running VMs already account for 1.0 GiB "
+        "of the 1.6 GiB available to VMs: stop another VM, give this one less memory, or set memory_admission = 0"
     )
 
 
@@ -149,25 +141,25 @@ TUNE = "<cputune><vcpupin vcpu='0' cpuset='0-1'/><vcpupin vcpu='1' cpuset='2'/><
     [
         ("", "1-3", []),
         (TUNE, "0-3", []),
-        (TUNE, "1-3", ["emulator to 0 (outside: 0)", "vcpu0 to 0-1 (outside: 0)"]),
-        (TUNE, "3", ["emulator to 0 (outside: 0)", "vcpu0 to 0-1 (outside: 0-1)", "vcpu1 to 2 (outside: 2)"]),
-        ("<vcpu cpuset='0-3'>1</vcpu>", "1-3", ["emulator to 0-3 (outside: 0)", "vcpu0 to 0-3 (outside: 0)"]),
-        ("<cputune><iothreadpin iothread='3' cpuset='0'/></cputune>", "1-3", ["iothread3 to 0 (outside: 0)"]),
+        (TUNE, "1-3", ["emulator to 0 (reserved: 0)", "vcpu0 to 0-1 (reserved: 0)"]),
+        (TUNE, "3", ["emulator to 0 (reserved: 0)", "vcpu0 to 0-1 (reserved: 0-1)", "vcpu1 to 2 (reserved: 2)"]),
+        ("<vcpu cpuset='0-3'>1</vcpu>", "1-3", ["emulator to 0-3 (reserved: 0)", "vcpu0 to 0-3 (reserved: 0)"]),
+        ("<cputune><iothreadpin iothread='3' cpuset='0'/></cputune>", "1-3", ["iothread3 to 0 (reserved: 0)"]),
     ],
 )
 def test_pins_outside(inner: str, cpus: str, outside: list[str]) -> None:
     made, allowed = domain(inner=inner), CpuSet.parse(cpus)
     assert sorted(pins_outside(made, allowed)) == outside
     if not outside:
-        check_pins(made, allowed)
+        check_pins(made, allowed, "refuse")
 
 
 def test_a_pin_outside_is_refused_in_one_sentence() -> None:
     with pytest.raises(Refusal) as error:
-        check_pins(domain("we\nb", "<cputune><emulatorpin cpuset='0-1'/></cputune>"), CpuSet.parse("1-7"))
+        check_pins(domain("we\nb", "<cputune><emulatorpin cpuset='0-1'/></cputune>"), CpuSet.parse("1-7"), "refuse")
     assert str(error.value) == (
-        r"VM we\nb is pinned to CPUs that are kept for the host: emulator to 0-1 (outside: 0): "
-        'pin it within 1-7, reserve other CPUs, or set pin_conflict = "warn"'
+        r"VM we\nb is pinned to reserved CPUs: emulator to 0-1 (reserved: 0): "
+        "pin it within 1-7, or reserve other CPUs"
     )
 
 
@@ -187,12 +179,14 @@ def test_a_pin_outside_is_refused_in_one_sentence() -> None:
     ],
 )
 def test_pinned_to_offline_cpus(pins: str, all_of_them: bool, told: str) -> None:
-    made, cpus, kept = domain("web", f"<vcpu>32</vcpu><cputune>{pins}</cputune>"), CpuSet.parse("2-6"), CpuSet.parse("0-1")
+    made = domain("web", f"<vcpu>32</vcpu><cputune>{pins}</cputune>")
+    fence, pinnable, reserved = map(CpuSet.parse, ("2-6", "2-7", "0-1"))  # CPU 7 is offline
+    cpus = Cpus(fence, pinnable, reserved, {}, all_of_them)
     if not told:
-        check_online(made, cpus, kept, all_of_them)
+        assert bool(check_cpus(made, cpus, "warn")) is ("1," in pins)
         return
     with pytest.raises(Refusal) as error:
-        check_online(made, cpus, kept, all_of_them)
+        check_cpus(made, cpus, "refuse")
     assert error.value.message.startswith("VM web is pinned to CPUs that are offline: vcpu0 to ")
     assert error.value.message.endswith(told)
     assert error.value.hint == "bring them online, or pin it within 2-6"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import cli, hook, managers
+from libvirt_cgroup_hooks import cli, hook, operations
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.domain import parse
 from libvirt_cgroup_hooks.errors import Error, Refusal
@@ -130,7 +130,7 @@ def test_the_hook_makes_the_steps_that_the_command_shows(
     shown, done = (Kernel(tmp_path / name, "unified", CONF) for name in ("shown", "done"))
     xml = domain_xml("plain")
     assert cli.main(["--root", shown.root, "plan", "prepare", str(Path(__file__).parent / "data/domains/plain.xml")]) == 0
-    plan = managers.plan(shown, shown.config(), "prepare", parse(xml))
+    plan = operations.plan(shown, shown.config(), "prepare", parse(xml))
     assert capsys.readouterr().out.rstrip("\n") == str(plan)
     feed(stdin, xml)
     assert _Run(done, "plain", "prepare").guarded() == 0
@@ -195,7 +195,7 @@ def test_a_fault_of_ours_is_one_sentence(tmp_path: Path, clock: None, capfd: pyt
 def test_a_bad_configuration_does_not_keep_a_vm_that_has_ended(tmp_path: Path, stdin: int) -> None:
     host = Kernel(tmp_path, "small", CONF)
     xml = domain_xml("plain")
-    prepared = managers.plan(host, host.config(), "prepare", parse(xml))
+    prepared = operations.plan(host, host.config(), "prepare", parse(xml))
     host.make_directory("/run/libvirt-cgroup-hooks")
     host.make_directory("/run/libvirt-cgroup-hooks/vms")
     prepared.run(host)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import state
+from libvirt_cgroup_hooks import snapshot, state
 from libvirt_cgroup_hooks.cli import hook, main
 from libvirt_cgroup_hooks.cli.hookfile import HOOK, HOOK_D, shipped_file
-from libvirt_cgroup_hooks.cli.leave import leave
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.host import Host
+from libvirt_cgroup_hooks.leave import leave
 
 from .hosts import Kernel, domain
 from .machined import Machined
@@ -212,7 +212,7 @@ PARENT = "/sys/fs/cgroup/vms.slice"
 def started(host: Kernel, vm_starts: Callable[[], object]) -> None:
     vm = domain(id=3)
     state.prepare_directory(host)
-    state.load(host, [], save=True)
+    snapshot.load(host, [], save=True)
     with host.locked(state.LOCK):
         pass
     for operation in ("prepare", "start"):
@@ -228,7 +228,7 @@ def test_leaving_a_host_of_systemd(tmp_path: Path) -> None:
     started(host, lambda: host.starts(domain(), "/vms.slice"))
     places = {number: host.where(*number) for number in host.all_tasks()}
     assert host.read(f"{PARENT}/cpuset.cpus").strip() != everything
-    assert leave(host) == ["opened the fence of the VM parent", "removed /run/libvirt-cgroup-hooks"]
+    assert leave(host) == ["lifted the limits of the VM parent", "removed /run/libvirt-cgroup-hooks"]
     assert host.read(f"{PARENT}/cpuset.cpus").strip() == everything
     assert host.read(f"{PARENT}/memory.max").strip() == "max"
     assert [name for name in host.names("/run/systemd/system.control") if name.endswith(".d")] == []

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import managers, state, threads
+from libvirt_cgroup_hooks import conformance, managers, operations, state, threads
 from libvirt_cgroup_hooks.cli.status import describe
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error, Refusal
+from libvirt_cgroup_hooks.kinds import CPUS
 
 from . import reserving
 from .hosts import PID, Kernel, domain
@@ -78,7 +79,9 @@ def test_a_vm_parent_above_another(tmp_path: Path, kind: str, layouts: tuple[str
     do(host, "prepare", domain())
     host.configure(second)
     do(host, "prepare", domain())
-    files = [file for file in state.Shared(host).before if file.startswith(f"{CG}/cpuset/vms")]
+    rows = state.Remembered(host).before
+    paths = [path for kind, path in rows if kind is CPUS and path.startswith("/vms")]
+    files = [f"{CG}/cpuset{path}/cpuset.cpus" for path in paths]
     assert len(files) == 2
     for online, wanted in ((None, "1-3"), (3, "1-2"), (None, "1-3")):
         plug(host)
@@ -120,7 +123,7 @@ def test_partitions_of_others(tmp_path: Path, kind: str, files: dict[str, str], 
     host = running(tmp_path, kind)
     for name, text in files.items():
         host.put(f"{CG}/mine/{name}", text)
-    found = managers.choose(host, host.config()).taken()
+    found = conformance.taken(managers.choose(host, host.config()))
     assert {path: str(cpus) for path, cpus in found.items()} == ({f"{CG}/mine": taken} if taken else {})
 
 
@@ -131,7 +134,7 @@ def test_a_remote_partition(tmp_path: Path, kind: str) -> None:
     for path, kind_of in (("mine", "member"), ("mine/deep", "root")):
         host.put(f"{CG}/{path}/cpuset.cpus.partition", kind_of)
         host.put(f"{CG}/{path}/cpuset.cpus.exclusive.effective", "3")
-    found = managers.choose(host, host.config()).taken()
+    found = conformance.taken(managers.choose(host, host.config()))
     assert {path: str(cpus) for path, cpus in found.items()} == {f"{CG}/mine/deep": "3"}
 
 
@@ -142,9 +145,9 @@ def test_pinned_to_a_partition_of_others(tmp_path: Path, kind: str) -> None:
     host.put(f"{CG}/mine/cpuset.cpus.exclusive.effective", "3")
     host.put(reserving.file(host, "cpuset.cpus.effective"), "1-2")
     half, whole = (domain("late", f"<cputune><vcpupin vcpu='0' cpuset='{cpus}'/></cputune>") for cpus in ("2-3", "3"))
-    managers.plan(host, host.config(), "prepare", half)
+    operations.plan(host, host.config(), "prepare", half)
     with pytest.raises(Refusal) as error:
-        managers.plan(host, host.config(), "prepare", whole)
+        operations.plan(host, host.config(), "prepare", whole)
     assert str(error.value) == (
         f"VM late is pinned to CPUs 3 (vcpu0), which {CG}/mine has for itself alone: "
         "take them back from it, or pin it within 1-2"
@@ -153,5 +156,5 @@ def test_pinned_to_a_partition_of_others(tmp_path: Path, kind: str) -> None:
 
 def test_nobody_has_anything(tmp_path: Path) -> None:
     host = made(tmp_path, V2_KINDS[0], "")
-    assert managers.choose(host, host.config()).taken() == {}
+    assert conformance.taken(managers.choose(host, host.config())) == {}
     assert threads.running(host) == []

@@ -17,7 +17,8 @@ from libvirt_cgroup_hooks import managers, state
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.managers.systemd import UNITS
 from libvirt_cgroup_hooks.managers.units import scope_unit
-from libvirt_cgroup_hooks.plan import Plan, RemoveCgroup
+from libvirt_cgroup_hooks.plan import Plan
+from libvirt_cgroup_hooks.steps import RemoveCgroup
 
 from .hosts import UUID, Kernel, domain
 from .machined import Machined

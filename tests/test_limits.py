@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import managers
+from libvirt_cgroup_hooks import managers, operations
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.host import Refused
-from libvirt_cgroup_hooks.managers.limits import HaveRoom, LowerLimit, fits, pressed
-from libvirt_cgroup_hooks.managers.v1 import V1
-from libvirt_cgroup_hooks.managers.v2 import V2
+from libvirt_cgroup_hooks.kernel.lowering import (
+    HaveRoom,
+    LowerLimit,
+    fits,
+    lowers,
+    needs_pressure,
+    pressed,
+)
+from libvirt_cgroup_hooks.kernel.v1 import V1
+from libvirt_cgroup_hooks.kernel.v2 import V2
+from libvirt_cgroup_hooks.kinds import MEMORY
+from libvirt_cgroup_hooks.plan import Plan
 
 from .hosts import NO_LIMIT, Kernel, domain, run
 from .machined import Machined
@@ -46,6 +56,12 @@ def test_what_fits(used: int, room: bool) -> None:
     assert fits(GIB, used) is room
 
 
+def limited(host: Kernel, limit: int) -> Plan:
+    """What limits /vms."""
+    manager = managers.choose(host, host.config())
+    return planned(*manager.set("/vms", {MEMORY: limit}))
+
+
 # cgroup v2
 
 
@@ -78,7 +94,8 @@ def v2(host: Kernel, used: int, high: str = "max") -> V2:
     ],
 )
 def test_lowering_v2(host: Kernel, used: int, high: str, limit: int, steps: list[str]) -> None:
-    made = planned(*v2(host, used, high).set_limit(f"{CG}/vms", limit))
+    v2(host, used, high)
+    made = limited(host, limit)
     assert run(host, made) == [f"{CG}/vms/{step}" for step in steps]
     assert (host.get(f"{CG}/vms/memory.max"), host.get(f"{CG}/vms/memory.high")) == (str(limit), high)
     checks = [step for step in made.steps if isinstance(step, HaveRoom)]
@@ -90,20 +107,24 @@ def test_lowering_v2(host: Kernel, used: int, high: str, limit: int, steps: list
 def test_from_no_limit_at_all(host: Kernel) -> None:
     host.put(f"{CG}/vms/memory.max", "max")
     tree = v2(host, GIB - 1)
-    assert [tree.lowers(f"{CG}/vms", limit) for limit in (GIB, 2**60)] == [True, True]
-    assert len(tree.set_limit(f"{CG}/vms", GIB)) == 4
+    assert [lowers(tree, f"{CG}/vms", limit) for limit in (GIB, 2**60)] == [True, True]
+    assert len(limited(host, GIB).steps) == 4
 
 
-@pytest.mark.parametrize(("limit", "lowers"), [(GIB, True), (4 * GIB - 1, True), (4 * GIB, False), (5 * GIB, False)])
-def test_what_lowers_v2(host: Kernel, limit: int, lowers: bool) -> None:
-    assert v2(host, 0).lowers(f"{CG}/vms", limit) is lowers
+@pytest.mark.parametrize(("limit", "expected"), [(GIB, True), (4 * GIB - 1, True), (4 * GIB, False), (5 * GIB, False)])
+def test_what_lowers_v2(host: Kernel, limit: int, expected: bool) -> None:
+    assert lowers(v2(host, 0), f"{CG}/vms", limit) is expected
 
 
 def test_more_in_use_is_refused_before_anything_is_written(host: Kernel) -> None:
     tree = v2(host, GIB + 1)
-    for refused in (tree.set_limit, tree.crowded):
+    refusals: list[Callable[[], object]] = [
+        lambda: limited(host, GIB),
+        lambda: needs_pressure(tree, f"{CG}/vms", GIB),
+    ]
+    for refused in refusals:
         with pytest.raises(Error) as error:
-            refused(f"{CG}/vms", GIB)
+            refused()
         assert str(error.value) == (
             f"cannot limit {CG}/vms to 1 GiB of memory: 1.0 GiB are in use: stop VMs or reserve less; "
             "a lower limit would kill one"
@@ -113,7 +134,8 @@ def test_more_in_use_is_refused_before_anything_is_written(host: Kernel) -> None
 @pytest.mark.parametrize("cold", [0, 20 * MIB])
 def test_without_room_the_limit_is_not_written(host: Kernel, cold: int) -> None:
     """A use near the limit: memory.high makes room, or the plan ends."""
-    made = planned(*v2(host, GIB - MIB).set_limit(f"{CG}/vms", GIB))
+    v2(host, GIB - MIB)
+    made = limited(host, GIB)
     host.cold = cold
     if cold:
         run(host, made)
@@ -171,7 +193,7 @@ def v1(host: Kernel, used: int, limit: str) -> V1:
 
 
 @pytest.mark.parametrize(
-    ("used", "present", "limit", "lowers", "writes"),
+    ("used", "present", "limit", "falls", "writes"),
     [
         (0, NO_LIMIT, GIB, True, True),
         (GIB, NO_LIMIT, GIB, True, True),
@@ -180,17 +202,18 @@ def v1(host: Kernel, used: int, limit: str) -> V1:
         (GIB, str(2 * GIB), GIB, True, True),
     ],
 )
-def test_lowering_v1(old: Kernel, used: int, present: str, limit: int, lowers: bool, writes: bool) -> None:
+def test_lowering_v1(old: Kernel, used: int, present: str, limit: int, falls: bool, writes: bool) -> None:
     tree = v1(old, used, present)
-    assert tree.lowers(f"{CG}/memory/vms", limit) is lowers
-    made = planned(*tree.set_limit(f"{CG}/memory/vms", limit))
-    assert [isinstance(step, LowerLimit) for step in made.steps] == [lowers] * writes
+    assert lowers(tree, f"{CG}/memory/vms", limit) is falls
+    made = limited(old, limit)
+    assert [isinstance(step, LowerLimit) for step in made.steps] == [falls] * writes
     assert run(old, made) == [f"{CG}/memory/vms/memory.limit_in_bytes {limit}"] * writes
-    assert not tree.lowers(f"{CG}/memory/vms", limit)
+    assert not lowers(v1(old, used, str(limit)), f"{CG}/memory/vms", limit)
 
 
 def test_what_the_kernel_refuses_on_v1_has_a_reason(old: Kernel) -> None:
-    made = planned(*v1(old, 0, NO_LIMIT).set_limit(f"{CG}/memory/vms", GIB))
+    v1(old, 0, NO_LIMIT)
+    made = limited(old, GIB)
     old.put(f"{CG}/memory/vms/memory.usage_in_bytes", str(2 * GIB))  # meanwhile
     with pytest.raises(Error) as error:
         run(old, made)
@@ -200,15 +223,17 @@ def test_what_the_kernel_refuses_on_v1_has_a_reason(old: Kernel) -> None:
 
 
 def test_another_failure_is_told_as_it_is(old: Kernel) -> None:
-    made = planned(*v1(old, 0, NO_LIMIT).set_limit(f"{CG}/memory/vms", GIB))
+    v1(old, 0, NO_LIMIT)
+    made = limited(old, GIB)
     old.remove_directory(f"{CG}/memory/vms")
     with pytest.raises(Refused, match="No such file or directory"):
         run(old, made)
 
 
 def test_more_in_use_is_refused_on_v1_too(old: Kernel) -> None:
+    v1(old, GIB + 1, NO_LIMIT)
     with pytest.raises(Error, match=f"^cannot limit {CG}/memory/vms to 1 GiB of memory: 1.0 GiB are in use"):
-        v1(old, GIB + 1, NO_LIMIT).set_limit(f"{CG}/memory/vms", GIB)
+        limited(old, GIB)
 
 
 @pytest.mark.parametrize(("cold", "left"), [(0, 2 * GIB), (GIB // 2, 3 * GIB // 2), (2 * GIB, GIB)])
@@ -249,7 +274,7 @@ def test_lowering_through_systemd(tmp_path: Path, used: int, present: str, high:
 def test_room_is_looked_for_before_systemd_is_asked(tmp_path: Path) -> None:
     host = Machined(tmp_path, "unified", CONF)
     host.slice("vms.slice", used=str(UNIFIED_LIMIT - MIB))
-    made = managers.plan(host, host.config(), "prepare", domain(id=3))
+    made = operations.plan(host, host.config(), "prepare", domain(id=3))
     assert [type(step).__name__ for step in made.steps][-4:] == ["Systemctl", "HaveRoom", "Systemctl", "Systemctl"]
     with pytest.raises(Error, match=f"^cannot limit {CG}/vms.slice to "):
         run(host, made)

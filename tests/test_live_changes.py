@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import config, state
+from libvirt_cgroup_hooks import config, snapshot, state
 from libvirt_cgroup_hooks.errors import Error
-from libvirt_cgroup_hooks.state import FORMAT, LIVE, Live
+from libvirt_cgroup_hooks.snapshot import LIVE, Live
+from libvirt_cgroup_hooks.state import FORMAT
 
 from .hosts import CONF, Kernel, run
 from .test_plan import planned
@@ -30,7 +31,7 @@ def change(host: Kernel, changes: dict[str, tuple[str, str]]) -> list[str]:
 
 
 def load(host: Kernel, save: bool = True) -> tuple[str, str]:
-    made = state.load(host, [], save=save)
+    made = snapshot.load(host, [], save=save)
     return str(made.reserved_host_cpus or ""), made.reserved_host_mem
 
 
@@ -77,7 +78,7 @@ def test_a_damaged_file(host: Kernel, text: str, changes: dict[str, tuple[str, s
 def test_a_value_that_cannot_be_is_an_error(host: Kernel, value: str) -> None:
     change(host, {"reserved_host_cpus": ("0", value)})
     with pytest.raises(Error):
-        state.load(host, [])
+        snapshot.load(host, [])
 
 
 # what holds
@@ -123,9 +124,9 @@ def test_the_snapshot_follows(host: Kernel) -> None:
     assert load(host) == ("0", "")
     change(host, {"reserved_host_cpus": ("0", "1-2")})
     assert load(host, save=False) == ("1-2", "")
-    before = host.read(state.SNAPSHOT)
+    before = host.read(snapshot.SNAPSHOT)
     assert load(host) == ("1-2", "")
-    assert host.read(state.SNAPSHOT) != before
+    assert host.read(snapshot.SNAPSHOT) != before
     host.remove(LIVE)
     assert load(host) == ("0", "")
     change(host, {"reserved_host_cpus": ("0", "")})

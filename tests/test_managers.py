@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import managers
+from libvirt_cgroup_hooks import managers, operations
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.errors import Error, Refusal
 
@@ -77,7 +77,7 @@ def test_whether_an_operation_concerns_us(v2: Kernel, operation: str, conf: str,
     v2.configure(conf)
     if known:
         v2.make_directory("/run/libvirt-cgroup-hooks")
-    assert managers.concerns(v2, v2.config(), operation) == concerns
+    assert operations.concerns(v2, v2.config(), operation) == concerns
 
 
 # prepare
@@ -86,19 +86,19 @@ def test_whether_an_operation_concerns_us(v2: Kernel, operation: str, conf: str,
 def test_prepare_v1(v1: Kernel) -> None:
     """cpuset.mems and cpuset.cpus are there before any process, and so is the limit."""
     assert do(v1, "prepare", vm()) == [
-        f"mkdir {CG}/memory/machine",
-        f"{CG}/memory/machine/memory.use_hierarchy 1",
-        f"{CG}/memory/machine/memory.limit_in_bytes {SMALL_LIMIT}",
-        f"mkdir {CG}/memory/vms",
-        f"{CG}/memory/vms/memory.use_hierarchy 1",
-        f"{CG}/memory/vms/memory.limit_in_bytes {SMALL_LIMIT}",
-        f"mkdir {CG}/cpu/vms",
         f"mkdir {CG}/cpuset/machine",
         f"{CG}/cpuset/machine/cpuset.mems 0",
         f"{CG}/cpuset/machine/cpuset.cpus 1",
         f"mkdir {CG}/cpuset/vms",
         f"{CG}/cpuset/vms/cpuset.mems 0",
         f"{CG}/cpuset/vms/cpuset.cpus 1",
+        f"mkdir {CG}/memory/machine",
+        f"{CG}/memory/machine/memory.use_hierarchy 1",
+        f"mkdir {CG}/memory/vms",
+        f"{CG}/memory/vms/memory.use_hierarchy 1",
+        f"mkdir {CG}/cpu/vms",
+        f"{CG}/memory/machine/memory.limit_in_bytes {SMALL_LIMIT}",
+        f"{CG}/memory/vms/memory.limit_in_bytes {SMALL_LIMIT}",
     ]
 
 
@@ -195,17 +195,17 @@ def test_a_limit_below_what_is_in_use_is_refused(host: Kernel) -> None:
 @pytest.mark.parametrize(
     ("inner", "outside"),
     [
-        ("<vcpu cpuset='0-1'>1</vcpu>", "emulator to 0-1 (outside: 0), vcpu0 to 0-1 (outside: 0)"),
-        ("<cputune><vcpupin vcpu='0' cpuset='0'/></cputune>", "vcpu0 to 0 (outside: 0)"),
+        ("<vcpu cpuset='0-1'>1</vcpu>", "emulator to 0-1 (reserved: 0), vcpu0 to 0-1 (reserved: 0)"),
+        ("<cputune><vcpupin vcpu='0' cpuset='0'/></cputune>", "vcpu0 to 0 (reserved: 0)"),
     ],
 )
 def test_pins_outside_are_refused_or_told(host: Kernel, inner: str, outside: str) -> None:
     with pytest.raises(Refusal) as error:
         plan(host, "prepare", vm("web", inner))
-    assert str(error.value).startswith(f"VM web is pinned to CPUs that are kept for the host: {outside}: pin it within ")
+    assert str(error.value).startswith(f"VM web is pinned to reserved CPUs: {outside}: pin it within ")
     host.configure(CONF + "pin_conflict = 'warn'")
     made = plan(host, "prepare", vm("web", inner))
-    assert made.warnings == ["VM web is pinned to CPUs that are kept for the host"]
+    assert made.warnings == [f"VM web is pinned to reserved CPUs: {outside}"]
     assert made.steps
 
 
@@ -315,5 +315,5 @@ def test_a_child_with_fewer_cpus_keeps_those_that_are_left(four: Kernel) -> None
         fenced(four, "3")
     assert str(error.value) == (
         f"cannot set the CPUs of {CG}/cpuset/vms to 0-2: {CG}/cpuset/vms/vm/vcpu0 is limited to 3: "
-        "stop or re-pin the VM it belongs to first"
+        "stop the VM that it belongs to, or pin it to other CPUs, first"
     )

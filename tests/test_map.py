@@ -16,7 +16,7 @@ import pytest
 from libvirt_cgroup_hooks.cli import main
 from libvirt_cgroup_hooks.cli.map import model, text
 from libvirt_cgroup_hooks.host import Host
-from libvirt_cgroup_hooks.state import load
+from libvirt_cgroup_hooks.snapshot import load
 
 from .conftest import Command
 from .hosts import DATA, UUID

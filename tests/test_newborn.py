@@ -8,8 +8,9 @@ import pytest
 
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.host import Refused
-from libvirt_cgroup_hooks.managers.v1 import V1
-from libvirt_cgroup_hooks.plan import Plan, Write
+from libvirt_cgroup_hooks.kernel.v1 import V1
+from libvirt_cgroup_hooks.plan import Plan
+from libvirt_cgroup_hooks.steps import Write
 
 from .hosts import Kernel
 

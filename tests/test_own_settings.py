@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import managers, state
+from libvirt_cgroup_hooks import operations, state
 from libvirt_cgroup_hooks.domain import SETTINGS_URI
 from libvirt_cgroup_hooks.errors import Refusal
 from libvirt_cgroup_hooks.reserve import Change
@@ -50,14 +50,14 @@ def test_its_own_parent_is_fenced_too(tmp_path: Path, kind: str) -> None:
 def test_one_outside_the_memory_limit_is_refused(tmp_path: Path, kind: str, layout: str) -> None:
     host = reserving.made(tmp_path, kind, CONF)
     with pytest.raises(Refusal) as error:
-        managers.plan(host, host.config(), "prepare", domain(inner=own(layout=layout)))
+        operations.plan(host, host.config(), "prepare", domain(inner=own(layout=layout)))
     assert str(error.value).startswith(f'VM vm has layout = "{layout}" in its metadata, and reserved_host_mem limits what is ')
 
 
 def test_one_below_the_memory_limit_is_not(tmp_path: Path, kind: str) -> None:
     host = reserving.made(tmp_path, kind, CONF)
     for layout in ("/vms/$UUID", "/vms/prod/$NAME"):
-        assert managers.plan(host, host.config(), "prepare", domain(inner=own(layout=layout))).steps
+        assert operations.plan(host, host.config(), "prepare", domain(inner=own(layout=layout))).steps
 
 
 def test_the_parents_of_earlier_layouts_stay_fenced(tmp_path: Path, kind: str) -> None:
@@ -65,5 +65,5 @@ def test_the_parents_of_earlier_layouts_stay_fenced(tmp_path: Path, kind: str) -
     host.configure(CPUS.replace("/vms/", "/other/"))
     Change(host, {"reserved_host_cpus": "0-1"}, live=True, config=False).run()
     assert host.get(reserving.file(host, "cpuset.cpus")) == "2-3"
-    assert state.Shared(host).before
+    assert state.Remembered(host).before
     assert [path for path in host.cgroups() if path.startswith(CG)]

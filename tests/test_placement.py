@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import managers
-from libvirt_cgroup_hooks.bpf import CarryDevices
+from libvirt_cgroup_hooks import operations
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.host import Refused
+from libvirt_cgroup_hooks.kernel.devices import CarryDevices
 
 from .hosts import UUID, Kernel, cpus, run, splits
 from .operations import CG, CONF, INNER, MIB, do, plan, vm
@@ -89,7 +89,7 @@ def test_the_text_of_a_plan_for_a_running_vm(v1: Kernel) -> None:
 
 def test_a_vm_in_v2_takes_its_device_program_along(v2: Kernel) -> None:
     do(v2, "prepare", vm())
-    made = managers.plan(v2, v2.config(), "started", v2.start_vm(vm(), INNER))
+    made = operations.plan(v2, v2.config(), "started", v2.start_vm(vm(), INNER))
     carried = [number for number, step in enumerate(made.steps) if isinstance(step, CarryDevices)]
     moves = [number for number, step in enumerate(made.steps) if str(step).startswith("move ")]
     assert len(carried) == 1

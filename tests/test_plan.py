@@ -11,11 +11,11 @@ import pytest
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.host import Host, Refused
-from libvirt_cgroup_hooks.plan import (
+from libvirt_cgroup_hooks.plan import Plan, run_settled
+from libvirt_cgroup_hooks.steps import (
     MakeDirectory,
     Move,
     Pin,
-    Plan,
     Remove,
     RemoveCgroup,
     RemoveEmpty,
@@ -23,7 +23,6 @@ from libvirt_cgroup_hooks.plan import (
     Several,
     Step,
     Write,
-    run_settled,
 )
 
 from .hosts import Kernel

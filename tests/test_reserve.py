@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from libvirt_cgroup_hooks import config, settings, state
+from libvirt_cgroup_hooks import config, settings, snapshot
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.reserve import Change, canonical, literal
 
@@ -61,8 +61,8 @@ def test_a_change_of_both(host: Kernel, kind: str, how: str) -> None:
     edited = CONF.replace('"0" #', '"0-1" #').replace('"512 MiB"', '"1 GiB"')
     assert conf(host) == (edited if kept else CONF)
     changes = {"reserved_host_cpus": ("0", "0-1"), "reserved_host_mem": (str(512 * MIB), str(GIB))}
-    assert state.Live(host).changes == (changes if how == "live" else {})
-    in_force = state.load(host, [])
+    assert snapshot.Live(host).changes == (changes if how == "live" else {})
+    in_force = snapshot.load(host, [])
     assert (str(in_force.reserved_host_cpus), in_force.reserved_host_mem) == ("0-1", str(GIB))
 
 
@@ -83,7 +83,7 @@ def test_none_opens_the_fence_until_the_next_boot(host: Kernel, kind: str) -> No
     assert states(host) == before  # the hook knows of it
     change(host, "live", cpus="0", mem="512 MiB").run()
     assert (reserving.cpus(host), says(host, "limit")) == ("1-3", str(total(kind) - 512 * MIB))
-    assert not host.exists(state.LIVE)
+    assert not host.exists(snapshot.LIVE)
 
 
 def test_none_in_the_file_is_a_comment(host: Kernel) -> None:
@@ -95,14 +95,14 @@ def test_none_in_the_file_is_a_comment(host: Kernel) -> None:
 def test_one_change_after_another(host: Kernel, kind: str) -> None:
     change(host, "live", cpus="0-1").run()
     change(host, "live", mem="1 GiB").run()
-    assert set(state.Live(host).changes) == {"reserved_host_cpus", "reserved_host_mem"}
+    assert set(snapshot.Live(host).changes) == {"reserved_host_cpus", "reserved_host_mem"}
     change(host, "live config", cpus="0-2").run()  # the file and what is in force agree on CPUs again
-    assert set(state.Live(host).changes) == {"reserved_host_mem"}
+    assert set(snapshot.Live(host).changes) == {"reserved_host_mem"}
     assert (reserving.cpus(host), says(host, "limit")) == ("3", str(total(kind) - GIB))
     host.configure(conf(host).replace("512 MiB", "600 MiB"))  # the edit counts
     change(host, "live", cpus="0").run()
     assert says(host, "limit") == str(total(kind) - 600 * MIB)
-    assert set(state.Live(host).changes) == {"reserved_host_cpus"}
+    assert set(snapshot.Live(host).changes) == {"reserved_host_cpus"}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_pins_outside(tmp_path: Path, kind: str) -> None:
     with pytest.raises(Error) as error:
         change(host, "live config", cpus="0-1").run()
     assert str(error.value) == (
-        "cannot take CPUs from VMs that are pinned to them: vm (vcpu1 to 1 (outside: 1)): "
+        "cannot take CPUs from VMs that are pinned to them: vm (vcpu1 to 1 (reserved: 1)): "
         "pin them within 2-3 with virsh vcpupin, emulatorpin or iothreadpin, stop them, or use --force"
     )
     assert states(host) == before
@@ -194,7 +194,7 @@ def test_pins_outside_by_force(tmp_path: Path, kind: str) -> None:
     ("wanted", "message"),
     [
         ({"cpus": "0-9"}, 'reserved_host_cpus = "0-9": this host has no CPU 4-9'),
-        ({"cpus": "0-3"}, 'reserved_host_cpus = "0-3": reserved_host_cpus 0-3 leaves no CPU for VMs'),
+        ({"cpus": "0-3"}, 'reserved_host_cpus = "0-3": reserving CPUs 0-3 leaves none for VMs'),
         ({"cpus": 5}, "reserved_host_cpus = "),
         ({"mem": "900 GiB"}, "reserved_host_mem "),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import managers, reserve, state
+from libvirt_cgroup_hooks import limits, managers, reserve, snapshot, state
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.plan import Plan
 from libvirt_cgroup_hooks.reserve import Change
@@ -91,9 +91,9 @@ def test_killed_in_the_middle(tmp_path: Path, kind: str, before: str) -> None:
     host = reserving.running(tmp_path, kind)
     host.put(file(host, "memory.high"), before)
     use(host, 1200 * MIB)
-    config = state.compiled(host, reserving.CONF, {"reserved_host_mem": (str(512 * MIB), str(total(host) - GIB))}, [])
+    config = snapshot.compiled(host, reserving.CONF, {"reserved_host_mem": (str(512 * MIB), str(total(host) - GIB))}, [])
     plan = Plan("press")
-    managers.choose(host, config).press(plan)
+    limits.press(plan, managers.choose(host, config))
     run(host, plan)
     assert high(host) not in ("max", before)
     do(host, "reconnect", reserving.vm(host))

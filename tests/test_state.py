@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import state
+from libvirt_cgroup_hooks import snapshot, state
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.state import Record
 
@@ -22,14 +22,14 @@ def host(tmp_path: Path) -> Kernel:
 
 
 def load(host: Kernel, save: bool = True) -> tuple[str, int, str]:
-    made = state.load(host, [], save=save)
+    made = snapshot.load(host, [], save=save)
     return str(made.reserved_host_cpus), made.hook_timeout, made.cgroup_layout.preset
 
 
 def test_no_file_is_no_configuration(tmp_path: Path) -> None:
     host = Kernel(tmp_path, "desktop")
     before = host.snapshot()
-    assert not state.load(host, [], save=True)
+    assert not snapshot.load(host, [], save=True)
     assert host.snapshot() == before
 
 
@@ -39,7 +39,7 @@ def test_no_file_is_no_configuration(tmp_path: Path) -> None:
 def test_nothing_is_written_where_nothing_is_configured(host: Kernel, text: str) -> None:
     host.configure(text)
     before = host.snapshot()
-    assert not state.load(host, [], save=True)
+    assert not snapshot.load(host, [], save=True)
     assert host.snapshot() == before
     assert not host.exists(state.DIRECTORY)
 
@@ -51,17 +51,17 @@ def test_only_who_may_save_does(host: Kernel) -> None:
 
 
 def test_the_snapshot_says_the_same(host: Kernel) -> None:
-    first = state.load(host, [], save=True)
-    text = host.read(state.SNAPSHOT)
-    again = state.load(host, [], save=True)
+    first = snapshot.load(host, [], save=True)
+    text = host.read(snapshot.SNAPSHOT)
+    again = snapshot.load(host, [], save=True)
     assert again.values == first.values
-    assert host.read(state.SNAPSHOT) == text
+    assert host.read(snapshot.SNAPSHOT) == text
 
 
 def tampered(host: Kernel) -> None:
     """A snapshot that says 7 seconds, so that one sees where it is used."""
     load(host)
-    host.replace(state.SNAPSHOT, host.read(state.SNAPSHOT).replace("hook_timeout 3", "hook_timeout 7"))
+    host.replace(snapshot.SNAPSHOT, host.read(snapshot.SNAPSHOT).replace("hook_timeout 3", "hook_timeout 7"))
 
 
 def test_the_snapshot_is_used_while_nothing_changes(host: Kernel) -> None:
@@ -89,14 +89,14 @@ def test_a_count_is_resolved_again_when_cpus_come_or_go(host: Kernel) -> None:
 
 def test_another_versions_snapshot_is_not_used(host: Kernel) -> None:
     tampered(host)
-    host.replace(state.SNAPSHOT, host.read(state.SNAPSHOT).replace("for ", "for 0."))
+    host.replace(snapshot.SNAPSHOT, host.read(snapshot.SNAPSHOT).replace("for ", "for 0."))
     assert load(host)[1] == 3
 
 
 @pytest.mark.parametrize("text", ["", "garbage", "\x00" * 100, "libvirt-cgroup-hooks 2\n"])
 def test_a_damaged_snapshot_is_not_used(host: Kernel, text: str) -> None:
     load(host)
-    host.replace(state.SNAPSHOT, text)
+    host.replace(snapshot.SNAPSHOT, text)
     assert load(host) == ("0,4", 3, "/my vms/$NAME")
 
 
@@ -104,7 +104,7 @@ def test_warnings_are_told_once(host: Kernel) -> None:
     host.configure(TEXT + "hook_timeout = 4\n")
     warnings: list[str] = []
     for _ in range(2):
-        state.load(host, warnings, save=True)
+        snapshot.load(host, warnings, save=True)
     assert warnings == [f"{CONF}:4: hook_timeout is set in line 2 already, which counts"]
 
 
@@ -112,8 +112,8 @@ def test_a_bad_file_is_an_error_each_time_and_leaves_no_snapshot(host: Kernel) -
     host.configure("reserved_host_cpus = '99'\n")
     for _ in range(2):
         with pytest.raises(Error, match=f"{CONF}:1: .*this host has no CPU 99"):
-            state.load(host, [], save=True)
-    assert not host.exists(state.SNAPSHOT)
+            snapshot.load(host, [], save=True)
+    assert not host.exists(snapshot.SNAPSHOT)
 
 
 def record(name: str, groups: list[str]) -> Record:
@@ -183,8 +183,8 @@ def test_a_file_that_is_being_written_is_no_record(host: Kernel) -> None:
 
 def test_what_we_keep_is_roots(host: Kernel) -> None:
     load(host)
-    modes = {path: os.stat(host.root + path).st_mode & 0o777 for path in (state.DIRECTORY, state.VMS, state.SNAPSHOT)}
-    assert modes == {state.DIRECTORY: 0o755, state.VMS: 0o700, state.SNAPSHOT: 0o600}
+    modes = {path: os.stat(host.root + path).st_mode & 0o777 for path in (state.DIRECTORY, state.VMS, snapshot.SNAPSHOT)}
+    assert modes == {state.DIRECTORY: 0o755, state.VMS: 0o700, snapshot.SNAPSHOT: 0o600}
 
 
 def test_who_is_left_behind(host: Kernel) -> None:

@@ -7,11 +7,24 @@ import pytest
 from libvirt_cgroup_hooks import managers, state
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error
-from libvirt_cgroup_hooks.plan import Write
+from libvirt_cgroup_hooks.steps import Write
 
 from .hosts import NO_LIMIT, run
 from .machined import ACTIVATION, BUS, DROP_IN, UNITS, Machined, U, layout, systemd
-from .operations import CG, CPUS, MIB, OTHER, RECORD, SMALL_LIMIT, UNIFIED_LIMIT, do, lines, plan, started, vm
+from .operations import (
+    CG,
+    CPUS,
+    MIB,
+    OTHER,
+    RECORD,
+    SMALL_LIMIT,
+    UNIFIED_LIMIT,
+    do,
+    lines,
+    plan,
+    started,
+    vm,
+)
 
 HOST = Machined
 
@@ -235,18 +248,21 @@ def test_one_of_two_reservations_is_taken_back(v2: Machined, left: str, call: st
 
 
 def test_the_parent_of_an_earlier_layout_stays_fenced(v2: Machined) -> None:
-    """VMs may still run there."""
+    """VMs may still run there, for as long as it has a cgroup."""
     layout(v2, "/vms/$NAME", CPUS)
     do(v2, "prepare", vm())
+    v2.slice("vms.slice", "1-3")
     layout(v2, "/other/$NAME", CPUS)
     assert calls(v2, vm("other", uuid=OTHER)) == ["other.slice AllowedCPUs=1-3"]
     layout(v2, "/other/$NAME", "reserved_host_cpus = '0,2'\n")
     assert sorted(calls(v2, vm("other", uuid=OTHER))) == ["other.slice AllowedCPUs=1,3", "vms.slice AllowedCPUs=1,3"]
+    v2.remove_directory(f"{CG}/vms.slice")
+    assert calls(v2, vm("other", uuid=OTHER)) == ["vms.slice AllowedCPUs=0-3"]
 
 
 def test_nothing_is_cleared_that_is_not_in_effect(v2: Machined) -> None:
     v2.make_directory("/run/libvirt-cgroup-hooks")
-    v2.put(state.SHARED, f"{state.FORMAT}\nlimit 0-3 vms.slice AllowedCPUs\nlimit infinity vms.slice MemoryMax")
+    v2.put(state.SHARED, f"{state.LIMITS_FORMAT}\nlimit cpus 0-3 /vms.slice\nlimit memory - /vms.slice")
     layout(v2, "/other/$NAME")
     assert lines(v2, "prepare", vm()) == [f"save {RECORD}", f"remove {state.SHARED}"]
 

@@ -6,15 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import state, threads
+from libvirt_cgroup_hooks import conformance, state, threads
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error
-from libvirt_cgroup_hooks.plan import Write
+from libvirt_cgroup_hooks.steps import Write
 
 from .hosts import PID, UUID, run
 from .machined import DROP_IN, SCOPE, UNITS, Machined, U, layout, systemd
-from .operations import CG, CONF, CPUS, OTHER, RECORD, SMALL_LIMIT, UNIFIED_LIMIT, do, lines, plan, started, vm
+from .operations import (
+    CG,
+    CONF,
+    CPUS,
+    OTHER,
+    RECORD,
+    SMALL_LIMIT,
+    UNIFIED_LIMIT,
+    do,
+    lines,
+    plan,
+    started,
+    vm,
+)
 
 HOST = Machined
 FILE = f"{UNITS}/{SCOPE}.d/{DROP_IN}"
@@ -286,14 +299,14 @@ def test_on_v1_shared_cpusets_go_with_the_last_vm(v1: Machined, template: str, d
     made = [f"{CG}/cpuset/{directory}" for directory in directories]
     for subject in (vm(), vm("other", uuid=OTHER)):
         do(v1, "prepare", subject)
-    assert state.Shared(v1).made == made
+    assert state.Remembered(v1).made == made
     assert v1.cgroups() == made
     assert [v1.get(f"{path}/cpuset.cpus") for path in made] == ["0-1"] * (len(made) - 1) + ["1"]
     do(v1, "release", vm("other", uuid=OTHER))
     assert v1.cgroups() == made
     do(v1, "release", vm())
     assert v1.cgroups() == []
-    assert state.Shared(v1).made == []
+    assert state.Remembered(v1).made == []
 
 
 def test_on_v1_a_shared_cpuset_that_others_made_stays(v1: Machined) -> None:
@@ -346,15 +359,15 @@ def test_the_parent_and_the_vms_place(host: Machined) -> None:
     started(host, vm(number=3))
     subject = host.starts(vm(), "/vms.slice")
     manager = systemd(host)
-    parent = manager.parent()
-    assert parent["path"] == "/vms.slice"
-    assert parent["memory_current"] == 4096
+    parent = conformance.parent(manager)
+    assert parent.path == "/vms.slice"
+    assert parent.memory_current == 4096
     main = threads.threads(host, threads.running(host)[0])[0]
     assert manager.vm_of(main) == f"/vms.slice/{SCOPE}"
-    assert manager.problems(subject, main, CpuSet([1])) == []
+    assert conformance.problems(manager, subject, main, CpuSet([1])) == []
     main.cgroups = {key: path.replace("/vms.slice", "/machine.slice") for key, path in main.cgroups.items()}
     trees = ("memory", "cpuset") if host.version == 1 else ("cgroup",)
-    found = manager.problems(subject, main, CpuSet([0, 1]))
+    found = conformance.problems(manager, subject, main, CpuSet([0, 1]))
     at = f"/vms.slice/{SCOPE}"
     assert sorted(found) == sorted(
         [

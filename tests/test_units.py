@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from libvirt_cgroup_hooks.managers.units import machine_name, scope_unit, slice_of, slice_path, slice_unit
+from libvirt_cgroup_hooks.managers.units import (
+    machine_name,
+    scope_unit,
+    slice_of,
+    slice_path,
+    slice_unit,
+)
 
 LONG = "kstest-network-device-default-httpks_(c9eed63e-981e-48e"
 

@@ -20,7 +20,19 @@ from .hosts import Kernel, domain
 from .machined import Machined
 from .operations import CG, SMALL_LIMIT, UNIFIED_LIMIT
 from .operations import NAMED as CONF
-from .validating import DAEMON, RUNNING, Break, effective, found, install, no_hook, not_passed, process, start_daemon, well
+from .validating import (
+    DAEMON,
+    RUNNING,
+    Break,
+    effective,
+    found,
+    install,
+    no_hook,
+    not_passed,
+    process,
+    start_daemon,
+    well,
+)
 
 RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, HUGEPAGES, CPUS = (one.title for one in TABLE[:9])
 THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (one.title for one in TABLE[9:18])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .. import managers, state, threads
+from .. import managers, operations, snapshot, state, threads
 from ..config import Config
 from ..domain import Domain
 from ..errors import Error, printable
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     if not host.real:
         raise Error("nothing can be applied below --root", "virt-cgroup plan shows what would be done")
     warnings: list[str] = []
-    config = state.load(host, warnings)
+    config = snapshot.load(host, warnings)
     found = [] if arguments.parent else threads.running(host)
     domains = found if arguments.all else [_find(found, name) for name in arguments.domains]
     steps = {"parent": _parent(host, config, warnings)}
@@ -59,9 +59,7 @@ def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:
         plan = Plan("apply")
         if config or host.exists(state.SHARED):
             manager = managers.choose(host, config, managers.daemon(host))
-            manager.check_controllers()
-            manager.forget_left_behind(plan, running={domain.name for domain in threads.running(host)})
-            manager.fence_parent(plan, [])
+            operations.parent(plan, manager, threads.running(host))
         return plan
 
     return _made(host, make, warnings)
@@ -69,7 +67,7 @@ def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:
 
 def _domain(host: Host, config: Config, domain: Domain, warnings: list[str]) -> list[str]:
     def make() -> Plan:
-        return managers.plan(host, config, "reconnect", domain, managers.daemon(host))
+        return operations.plan(host, config, "reconnect", domain, managers.daemon(host))
 
     return _made(host, make, warnings)
 

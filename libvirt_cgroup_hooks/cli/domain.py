@@ -8,7 +8,7 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
-from .. import state
+from .. import snapshot
 from ..config import Config
 from ..domain import SETTINGS_URI, Domain
 from ..errors import Error, printable
@@ -110,7 +110,7 @@ def changed(domain: Domain, settings: Settings, changes: dict[str, str | None]) 
             raise Error(f"VM {domain.name} has no setting {key}", "the settings of a VM are " + ", ".join(OF_VM))
     merged: dict[str, str | None] = {**settings, **changes}
     domain.settings = {key: value for key, value in merged.items() if value is not None}
-    Config({}).of(domain)  # what was there before may not be right
+    Config({}).for_domain(domain)  # what was there before may not be right
     return {key: read_of_vm(key, value)[1] for key, value in domain.settings.items()}
 
 
@@ -161,9 +161,9 @@ def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None
         domain.settings = settings
         try:
             if host and settings:
-                state.load(host, warnings).of(domain, Topology.read(host.read_optional).present)
+                snapshot.load(host, warnings).for_domain(domain, Topology.read(host.read_optional).present)
             else:
-                Config({}).of(domain)
+                Config({}).for_domain(domain)
         except Error as error:
             warnings.append(str(error))
     for warning in dict.fromkeys(warnings):

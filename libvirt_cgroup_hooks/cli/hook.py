@@ -14,9 +14,9 @@ from typing import Any
 from .. import managers
 from ..errors import Error, printable
 from ..host import NEW, Host, Refused
+from ..leave import leave
 from . import add as add_command
 from .hookfile import HOOK, HOOK_D, PYTHON, ours, python_of, shipped_file
-from .leave import leave
 from .output import print_json, print_pairs
 
 SHIPPED = ("share/libvirt-cgroup-hooks/qemu", "hooks/qemu")  # installed, and in the source tree

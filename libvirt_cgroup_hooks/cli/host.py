@@ -9,8 +9,7 @@ from typing import Any
 from .. import managers
 from ..cgroups import Cgroups, Hierarchy, detect
 from ..cpuset import CpuSet
-from ..errors import Error
-from ..fence import size
+from ..errors import Error, size
 from ..host import Host
 from ..topology import Memory, Topology
 from . import add as add_command

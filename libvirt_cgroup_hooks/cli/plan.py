@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import managers, state
+from .. import managers, operations, snapshot
 from ..domain import LIMIT, Domain, parse
 from ..errors import Error, printable
 from ..host import Host
@@ -34,10 +34,10 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace, host: Host) -> int:
     warnings: list[str] = []
     domain = parse(_read(arguments.file))
-    config = state.load(host, warnings)
+    config = snapshot.load(host, warnings)
     plan = Plan(arguments.operation)
-    if managers.concerns(host, config, arguments.operation) or domain.settings:
-        plan = managers.plan(host, config, arguments.operation, domain, managers.daemon(host), imagine=True)
+    if operations.concerns(host, config, arguments.operation) or domain.settings:
+        plan = operations.plan(host, config, arguments.operation, domain, managers.daemon(host), imagine=True)
     for warning in warnings + plan.warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)
     if arguments.json:

@@ -9,20 +9,21 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from .. import managers, settings, state, threads
+from .. import conformance, managers, settings, snapshot, threads
 from ..config import PATH, Config, inert
 from ..cpuset import CpuSet
-from ..errors import Error, printable
-from ..fence import fence, reserved_memory, size
+from ..errors import Error, printable, size
+from ..fence import reserved_memory
 from ..host import Host, page_size
 from ..managers.base import Manager
-from ..plan import Plan, Systemctl, Write
+from ..plan import Plan
 from ..reserve import KEYS, Change, outside
 from ..topology import Topology
 from . import add as add_command
 from .output import print_json, print_table
 
 if TYPE_CHECKING:
+    from ..kernel.tree import InEffect
     from ..virconf import Value
 
 WAIT = 60  # seconds
@@ -160,7 +161,7 @@ def _tell(arguments: argparse.Namespace, host: Host, change: Change, plan: Plan)
     if arguments.verbose:
         for step in plan.steps:
             print(step)
-        writes = sum(isinstance(step, (Write, Systemctl)) for step in plan.steps)
+        writes = sum(step.writes_cgroup for step in plan.steps)
         print(f"{len(plan.steps)} steps, {writes} of them writes to cgroups\n")
     _print(arguments, report)
     if forced:
@@ -196,45 +197,45 @@ def _show(arguments: argparse.Namespace, host: Host) -> int:
 
 
 def _live(host: Host) -> Manager:
-    return managers.choose(host, state.load(host, []), managers.daemon(host))
+    return managers.choose(host, snapshot.load(host, []), managers.daemon(host))
 
 
 def _report(host: Host) -> dict[str, Any]:
     topology = Topology.read(host.read_optional)
     text = host.read_optional(PATH) or ""
-    configured = Config({}) if inert(text) else state.compiled(host, text, {}, [])
+    configured = Config({}) if inert(text) else snapshot.compiled(host, text, {}, [])
     manager = _live(host)
-    parent = manager.parent()
+    parent = conformance.parent(manager)
     return {
         "configured": _reservation(configured, topology),
         "live": _reservation(manager.config, topology),
         "in_effect": _in_effect(parent, topology),
-        "parent": parent["path"],
-        "memory_current": parent["memory_current"],
+        "parent": parent.path,
+        "memory_current": parent.memory_current,
     }
 
 
 def _reservation(config: Config, topology: Topology) -> dict[str, Any]:
     """CPUs as text, memory in bytes; None where nothing is reserved."""
-    limits = fence(config, topology.online, topology.memory, page_size())
+    fence = config.fence(topology.online, topology.memory, page_size())
     memory = reserved_memory(config.reserved_host_mem, topology.memory.total) if config.reserved_host_mem else None
     return {
         "reserved_cpus": str(config.reserved_host_cpus) if config.reserved_host_cpus else None,
         "reserved_memory": memory,
-        "cpus": str(limits.cpus) if limits.cpus is not None else None,
-        "memory_limit": limits.memory,
+        "cpus": str(fence.cpus) if fence.cpus is not None else None,
+        "memory_limit": fence.memory,
     }
 
 
-def _in_effect(parent: dict[str, Any], topology: Topology) -> dict[str, Any]:
+def _in_effect(parent: InEffect, topology: Topology) -> dict[str, Any]:
     """What the kernel enforces on the VM parent; all None where there is no such cgroup."""
-    cpus, limit = parent["cpus"], parent["memory_limit"]
-    kept = topology.online - CpuSet.parse(cpus) if cpus else CpuSet()
+    cpus, limit = parent.cpus, parent.memory_limit
+    kept = topology.online - cpus if cpus else CpuSet()
     memory = topology.memory
     return {
         "reserved_cpus": str(kept) or None,
         "reserved_memory": memory.total - memory.hugetlb - limit if limit else None,
-        "cpus": cpus,
+        "cpus": str(cpus) if cpus else None,
         "memory_limit": limit,
     }
 

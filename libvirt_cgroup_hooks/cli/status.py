@@ -7,10 +7,10 @@ import argparse
 import sys
 from typing import Any
 
-from .. import managers, state, threads
+from .. import conformance, managers, snapshot, threads
 from ..domain import Domain
-from ..errors import Error, printable
-from ..fence import reserved_memory, size
+from ..errors import Error, printable, size
+from ..fence import reserved_memory
 from ..host import Host
 from ..managers.base import Manager
 from ..topology import Memory
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
     warnings: list[str] = []
-    config = state.load(host, warnings)
+    config = snapshot.load(host, warnings)
     manager = managers.choose(host, config, managers.daemon(host))
     for warning in warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)
@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
 
 def _report(host: Host, manager: Manager) -> dict[str, Any]:
     config, fence = manager.config, manager.fence
+    parent = conformance.parent(manager)
     memory = Memory.parse(host.read("/proc/meminfo"))
     kept = reserved_memory(config.reserved_host_mem, memory.total) if config.reserved_host_mem else None
     return {
@@ -45,8 +46,13 @@ def _report(host: Host, manager: Manager) -> dict[str, Any]:
         "layout": config.cgroup_layout.preset,
         "reservation": {"cpus": str(config.reserved_host_cpus or ""), "memory": kept},
         "fence": {"cpus": str(fence.cpus or ""), "memory_limit": fence.memory},
-        "parent": manager.parent(),
-        "taken": {path: str(cpus) for path, cpus in manager.taken().items()},
+        "parent": {
+            "path": parent.path,
+            "cpus": str(parent.cpus) if parent.cpus else None,
+            "memory_limit": parent.memory_limit,
+            "memory_current": parent.memory_current,
+        },
+        "taken": {path: str(cpus) for path, cpus in conformance.taken(manager).items()},
         "domains": [describe(host, manager, domain) for domain in threads.running(host)],
     }
 
@@ -55,7 +61,7 @@ def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
     found = threads.threads(host, domain)
     rows, problems = [], []
     try:
-        manager = manager.of(domain)
+        manager = manager.for_domain(domain)
     except Error as error:
         problems.append(str(error))
     for thread in found:
@@ -69,7 +75,8 @@ def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
                 "cpus": str(cpus),
             }
         )
-        problems += [f"thread {thread.tid} ({thread.group}): {text}" for text in manager.problems(domain, thread, cpus)]
+        for text in conformance.problems(manager, domain, thread, cpus):
+            problems.append(f"thread {thread.tid} ({thread.group}): {text}")
     return {
         "name": domain.name,
         "uuid": domain.uuid,

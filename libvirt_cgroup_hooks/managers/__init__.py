@@ -3,27 +3,26 @@
 
 from __future__ import annotations
 
-from .. import state
 from ..cgroups import detect, placements
-from ..fence import fence
 from ..host import BUS, page_size
-from ..plan import CLEAN_UP, ENFORCE
 from ..topology import Memory, read_online
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..config import Config
-    from ..domain import Domain
     from ..host import Host
-    from ..plan import Plan
     from .base import Manager
 
-PID_FILES = ("/run/libvirtd.pid", "/run/virtqemud.pid", "/run/libvirt/libvirtd.pid", "/run/libvirt/virtqemud.pid")
+PID_FILES = (
+    "/run/libvirtd.pid",
+    "/run/virtqemud.pid",
+    "/run/libvirt/libvirtd.pid",
+    "/run/libvirt/virtqemud.pid",
+)
 # libvirt asks the bus whether it can start machined and knows systemd (virSystemdHasMachined). The bus itself goes by
 # these files, and systemd by the directory it makes when it has booted the host.
 BOOTED = "/run/systemd/system"
 SERVICES = ("/usr/local/share", "/usr/share", "/lib", "/etc", "/run")
-IDLE = {"start": "cgroupfs", "stopped": "systemd"}  # the manager that has nothing to do at the operation
 ACTIVATION = "dbus-1/system-services/org.freedesktop.machine1.service"
 
 
@@ -35,30 +34,17 @@ def name(host: Host) -> str:
 
 def choose(host: Host, config: Config, pid: str = "self") -> Manager:
     """The manager of HOST, for a daemon whose process (or child) is PID. Raises Error where nothing can be enforced."""
-    limits = fence(config, read_online(host.read_optional), Memory.parse(host.read("/proc/meminfo")), page_size())
+    memory = Memory.parse(host.read("/proc/meminfo"))
+    fence = config.fence(read_online(host.read_optional), memory, page_size())
     daemon_at = placements(host.read_optional(f"/proc/{pid}/cgroup") or "")
     cgroups = detect(host.read_optional, pid)
     if name(host) == "systemd":
         from .systemd import Systemd
 
-        return Systemd(host, config, cgroups, limits, daemon_at)
+        return Systemd(host, config, cgroups, fence, daemon_at)
     from .cgroupfs import Cgroupfs
 
-    return Cgroupfs(host, config, cgroups, limits, daemon_at)
-
-
-def concerns(host: Host, config: Config, operation: str) -> bool:
-    """Whether there can be anything to do at OPERATION."""
-    if operation in IDLE and IDLE[operation] == name(host):
-        return False
-    if operation in CLEAN_UP:
-        return host.exists(state.DIRECTORY)
-    return operation in ENFORCE and (bool(config) or host.exists(state.SHARED))
-
-
-def plan(host: Host, config: Config, operation: str, domain: Domain, pid: str = "self", imagine: bool = False) -> Plan:
-    """What the hook does; with IMAGINE also for a VM that is not running. Raises Error where that cannot be done."""
-    return choose(host, config, pid).plan(operation, domain, imagine)
+    return Cgroupfs(host, config, cgroups, fence, daemon_at)
 
 
 def daemon(host: Host) -> str:

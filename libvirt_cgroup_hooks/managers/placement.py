@@ -3,55 +3,98 @@
 
 from __future__ import annotations
 
-from ..plan import Move, Pin, Plan, Step, Write
-from ..threads import groups_of
+from ..steps import Move, Pin, Step
+from ..threads import groups_of, home, members, process_cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..cpuset import CpuSet
     from ..domain import Domain
     from ..host import Host
+    from ..kernel.tree import Tree
+    from ..plan import Plan
     from ..threads import Thread
-    from .base import Manager, Tree
+    from .base import Manager
 
 
-def move(tree: Tree, path: str, pid: int, found: list[Thread], helpers: dict[int, dict[str, str]]) -> list[Step]:
-    """Process PID, whose threads are FOUND, and its HELPERS (cgroups by process id) to the VM cgroup PATH of TREE.
+def move(
+    tree: Tree,
+    path: str,
+    pid: int,
+    vm_threads: list[Thread],
+    helpers: dict[int, dict[str, str]],
+) -> list[Step]:
+    """Process PID with VM_THREADS, and its HELPERS (cgroups by process id), to the VM cgroup PATH of TREE.
 
     Whole processes first, which takes every thread along; then each vCPU and I/O thread to its group.
     """
-    key, directory = tree.hierarchy.key, tree.hierarchy.directory
-    home = f"{path}/emulator" if tree.splits else path
-    here = {thread.tid: thread.cgroups[key] for thread in found}
-    back = {tid: f"{directory(at)}/{tree.thread_file}" for tid, at in here.items()}
-    outside = any(at != path and not at.startswith(f"{path}/") for at in here.values())
-    places = {number: place[key] for number, place in helpers.items()}
-    if outside:
-        places = {pid: found[0].cgroups[key], **places}
+    key = tree.hierarchy.key
+    arrival = f"{path}/emulator" if tree.splits else path
+    places = {thread.tid: thread.cgroups[key] for thread in vm_threads}
+    outside = any(not _within(place, path) for place in places.values())
     steps: list[Step] = []
-    for number, at in places.items():
-        if at == home:
-            continue
-        undo = [Move("process", number, f"{directory(at)}/cgroup.procs", [])]
-        if number == pid:
-            undo += [Move("thread", tid, file, []) for tid, file in back.items() if here[tid] != at]
-            here = dict.fromkeys(here, home)
-        steps.append(Move("process", number, f"{directory(home)}/cgroup.procs", undo))
-    for thread in found if tree.splits else ():
-        target = f"{path}/{thread.group}"
-        if here[thread.tid] != target:
-            undo = [] if outside else [Move("thread", thread.tid, back[thread.tid], [])]
-            steps.append(Move("thread", thread.tid, f"{directory(target)}/{tree.thread_file}", undo))
+    if outside and places[pid] != arrival:
+        steps.append(_move_vm(tree, pid, places, arrival))
+        places = dict.fromkeys(places, arrival)
+    for number, cgroups in helpers.items():
+        if cgroups[key] != arrival:
+            back = Move("process", number, _procs(tree, cgroups[key]), [])
+            steps.append(Move("process", number, _procs(tree, arrival), [back]))
+    for thread in vm_threads if tree.splits else ():
+        group = f"{path}/{thread.group}"
+        if places[thread.tid] != group:
+            # a thread that came with its process goes back with it
+            undo = (
+                []
+                if outside
+                else [Move("thread", thread.tid, _tasks(tree, places[thread.tid]), [])]
+            )
+            steps.append(Move("thread", thread.tid, _tasks(tree, group), undo))
     return steps
 
 
-def pin(host: Host, pins: dict[str, CpuSet | None], found: list[Thread], moved: bool) -> list[Step]:
+def _move_vm(tree: Tree, pid: int, places: dict[int, str], target: str) -> Move:
+    """Process PID to TARGET, and back: the process, then the threads that were elsewhere (PLACES by id)."""
+    undo = [Move("process", pid, _procs(tree, places[pid]), [])]
+    for tid, place in places.items():
+        if place != places[pid]:
+            undo.append(Move("thread", tid, _tasks(tree, place), []))
+    return Move("process", pid, _procs(tree, target), undo)
+
+
+def _procs(tree: Tree, path: str) -> str:
+    return f"{tree.hierarchy.directory(path)}/cgroup.procs"
+
+
+def _tasks(tree: Tree, path: str) -> str:
+    return f"{tree.hierarchy.directory(path)}/{tree.thread_file}"
+
+
+def _within(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top}/")
+
+
+def helpers(host: Host, directories: list[str], running: Domain) -> dict[int, dict[str, str]]:
+    """swtpm, virtiofsd and so on: the other processes of a VM's cgroup DIRECTORIES, and where each is."""
+    numbers: dict[int, None] = {}
+    for directory in directories:
+        numbers.update(dict.fromkeys(members(host, directory)))
+        numbers.update(dict.fromkeys(members(host, f"{directory}/emulator")))
+    numbers.pop(running.pid or 0, None)
+    places = {number: process_cgroups(host, number) for number in numbers}
+    return {number: place for number, place in places.items() if place is not None}
+
+
+def pin(
+    host: Host, pins: dict[str, CpuSet | None], vm_threads: list[Thread], moved: bool
+) -> list[Step]:
     """The CPUs of each thread whose group has PINS, again.
 
-    Before Linux 6.2 a change of cpuset undoes sched_setaffinity; since then it is kept. Setting it serves both.
+    Before Linux 6.2 a change of cpuset undoes sched_setaffinity; since then it is kept. Setting it
+    serves both.
     """
     steps: list[Step] = []
-    for thread in found:
+    for thread in vm_threads:
         cpus = pins.get(thread.group)
         old = host.affinity(thread.tid) if cpus else None
         if cpus and old and (moved or old != cpus):
@@ -59,42 +102,54 @@ def pin(host: Host, pins: dict[str, CpuSet | None], found: list[Thread], moved: 
     return steps
 
 
-def set_cpus_in_place(manager: Manager, plan: Plan, domain: Domain, found: list[Thread]) -> None:
-    """The configured sets, in the thread groups that libvirt made, for threads that the XML does not pin; where there
-    is none any more, all CPUs of the VM.
+def set_cpus_in_place(
+    manager: Manager, plan: Plan, domain: Domain, vm_threads: list[Thread]
+) -> None:
+    """The configured sets, in the thread groups that libvirt made, for threads that the XML does not pin.
 
-    On v1 pins as well, as far as the fence allows now: there it has cut what libvirt wrote.
+    Where no set is configured any more, all CPUs of the VM. Where the kernel does not clip what is
+    below a cgroup (v1), pins as well, as far as the fence allows now: there it has cut what libvirt
+    wrote.
     """
+    # a VM that has just started has no earlier sets
+    everything = manager.config.has_sets or plan.operation != "started"
     pins = domain.pins()
-    everywhere = manager.config.has_sets or plan.operation != "started"  # a VM that has just started has no earlier sets
-    for tree in [tree for tree in manager.trees if tree.has_cpus]:
-        if not everywhere and (not pins or tree.hierarchy.version == 2):
-            continue
-        homes = {thread.tid: home(manager.host, tree, thread) for thread in found}
-        places = {thread.group: homes[thread.tid] for thread in reversed(found)}
-        for group, cpus in manager.allowed_of(domain, groups_of(found)).items():
-            libvirts = tree.hierarchy.version == 2 if group in pins else domain.auto_placement and not cpus
-            place = places.get(group, "")
-            directory = tree.hierarchy.directory(place)
-            if place.endswith(f"/{group}") and not libvirts and manager.host.exists(directory):
-                plan.add(*map(_may_be_gone, tree.set_cpus(directory, cpus)))
-        for thread in found:
-            here = thread.cgroups[tree.hierarchy.key]
-            if homes[thread.tid] != here:
-                back, there = (f"{tree.hierarchy.directory(at)}/{tree.thread_file}" for at in (here, homes[thread.tid]))
-                plan.add(Move("thread", thread.tid, there, [Move("thread", thread.tid, back, [])]))
+    for tree in manager.trees:
+        if tree.has_cpus and (everything or (pins and not tree.clips)):
+            homes = {thread.tid: home(manager.host, tree, thread) for thread in vm_threads}
+            _set_groups(manager, plan, tree, domain, vm_threads, homes)
+            plan.add(*_returned(tree, vm_threads, homes))
 
 
-def home(host: Host, tree: Tree, thread: Thread) -> str:
-    """Where THREAD belongs. v1 moves what is in a cpuset that has lost its last CPU to the cpuset above."""
-    place = thread.cgroups.get(tree.hierarchy.key, "")
-    own = f"{place}/{thread.group}"
-    lost = tree.version == 1 and tree.has_cpus and not place.endswith(f"/{thread.group}")
-    return own if lost and host.exists(tree.hierarchy.directory(own)) else place
+def _set_groups(
+    manager: Manager,
+    plan: Plan,
+    tree: Tree,
+    domain: Domain,
+    vm_threads: list[Thread],
+    homes: dict[int, str],
+) -> None:
+    """The CPUs of each thread group whose place (HOMES, by thread id) is one of libvirt's making."""
+    pins = domain.pins()
+    places = {thread.group: homes[thread.tid] for thread in reversed(vm_threads)}
+    for group, cpus in manager.allowed(domain, groups_of(vm_threads)).items():
+        if group in pins:
+            is_libvirts = tree.clips
+        else:
+            is_libvirts = domain.auto_placement and not cpus
+        place = places.get(group, "")
+        directory = tree.hierarchy.directory(place)
+        if place.endswith(f"/{group}") and not is_libvirts and manager.host.exists(directory):
+            # libvirt removes a thread group with its thread
+            plan.add(*tree.set_cpus(directory, cpus, may_be_gone=True))
 
 
-def _may_be_gone(step: Step) -> Step:
-    """A thread group is libvirt's, which removes it with its thread."""
-    if isinstance(step, Write):
-        step.may_be_gone = True
-    return step
+def _returned(tree: Tree, vm_threads: list[Thread], homes: dict[int, str]) -> list[Step]:
+    """Each thread that is not where it belongs goes there."""
+    steps: list[Step] = []
+    for thread in vm_threads:
+        here, there = thread.cgroups[tree.hierarchy.key], homes[thread.tid]
+        if here != there:
+            back = Move("thread", thread.tid, _tasks(tree, here), [])
+            steps.append(Move("thread", thread.tid, _tasks(tree, there), [back]))
+    return steps

@@ -34,6 +34,11 @@ def slice_path(unit: str) -> str:
     return "".join("/" + "-".join(names[: length + 1]) + ".slice" for length in range(len(names)))
 
 
+def unit_of(path: str) -> str:
+    """The unit that has the cgroup PATH, as `slice_path` makes it."""
+    return path.rpartition("/")[2] or ROOT
+
+
 def slice_of(path: str) -> str:
     """The slice that holds the cgroup PATH: /system.slice/libvirtd.service -> system.slice."""
     slices = [component for component in path.split("/") if component.endswith(".slice")]

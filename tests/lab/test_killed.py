@@ -9,7 +9,17 @@ import pytest
 
 from ..live.faults import counted, killed, points
 from ..live.harness import STATE, destroy_vm, running_vm, virsh, wait_for
-from .host import UNITS, configure, drop_ins, fenced, restart_libvirtd, start, status, virt_cgroup, xml
+from .host import (
+    UNITS,
+    configure,
+    drop_ins,
+    fenced,
+    restart_libvirtd,
+    start,
+    status,
+    virt_cgroup,
+    xml,
+)
 
 OPERATIONS = ("prepare", "start", "started", "release", "reconnect")
 LAYOUTS = ("/vms/$NAME", "/vms/$DRIVER-$UUID")

@@ -15,7 +15,15 @@ import pytest
 from libvirt_cgroup_hooks.cpuset import CpuSet
 
 from ..live.harness import LIVE, all_cgroups, virsh
-from ..live.reserving import assert_conform, assert_same, everything, nobody_is_killed, parent_directory, refused, reserve
+from ..live.reserving import (
+    assert_conform,
+    assert_same,
+    everything,
+    nobody_is_killed,
+    parent_directory,
+    refused,
+    reserve,
+)
 from .drift import (
     FENCE,
     LAYOUT,

@@ -93,7 +93,7 @@ def test_refused() -> None:
         message = refused("--memory", leaving(48 * MIB), "--cpus", "0-1")
         assert "cannot lower the memory of all VMs to 48 MiB: " in message
         assert "web has " in message
-        assert "db (vcpu1 to 7 (outside: 7))" in refused("--cpus", "7-7", "--live", "--config")
+        assert "db (vcpu1 to 7 (reserved: 7))" in refused("--cpus", "7-7", "--live", "--config")
         assert "leaves no CPU for VMs" in refused("--cpus", "0-7")
 
 

@@ -62,7 +62,7 @@ def test_libvirt_slices_are_refused() -> None:
 
 def test_pin_outside_the_fence() -> None:
     configure(fenced(LAYOUT))
-    assert "kept for the host: vcpu0 to 0-3 (outside: 0-1)" in refused("web", vcpupin={0: "0-3"})
+    assert "reserved CPUs: vcpu0 to 0-3 (reserved: 0-1)" in refused("web", vcpupin={0: "0-3"})
 
 
 def test_host_wide_thread_sets() -> None:

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from .harness import LIVE, PRIVATE_HOST, Daemon, configure, destroy_all_vms, qemu_processes, wait_for
+from .harness import (
+    LIVE,
+    PRIVATE_HOST,
+    Daemon,
+    configure,
+    destroy_all_vms,
+    qemu_processes,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

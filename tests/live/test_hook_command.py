@@ -76,7 +76,7 @@ def test_leaving_opens_the_fence_and_leaves_vms_alone(configure: Configure, layo
     assert threads(vm.pid)[vm.pid].cpus_allowed == VM_CPUS
     said = virt_cgroup("hook", "remove")
     assert "removed /etc/libvirt/hooks/qemu\n" in said
-    assert "opened the fence of the VM parent\n" in said
+    assert "lifted the limits of the VM parent\n" in said
     assert (HOOK.exists(), HOOK_D.exists(), STATE.exists()) == (False, False, False)
     assert places(vm) == before
     assert limit(parent) != fenced

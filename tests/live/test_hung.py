@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 from .faults import counted, refused, traced
-from .harness import FENCED, STATE, Configure, Daemon, all_cgroups, destroy_vm, domain_xml, running_vm, start_vm, virsh
+from .harness import (
+    FENCED,
+    STATE,
+    Configure,
+    Daemon,
+    all_cgroups,
+    destroy_vm,
+    domain_xml,
+    running_vm,
+    start_vm,
+    virsh,
+)
 from .test_operations import assert_nothing_left, status, virt_cgroup
 
 XML = domain_xml("web", vcpus=2, iothreads=1)

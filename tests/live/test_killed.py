@@ -13,7 +13,17 @@ from collections.abc import Callable
 import pytest
 
 from .faults import counted, killed, points
-from .harness import FENCED, STATE, Daemon, all_cgroups, destroy_vm, domain_xml, running_vm, start_vm, virsh
+from .harness import (
+    FENCED,
+    STATE,
+    Daemon,
+    all_cgroups,
+    destroy_vm,
+    domain_xml,
+    running_vm,
+    start_vm,
+    virsh,
+)
 from .test_operations import assert_nothing_left, left_since, status, virt_cgroup
 
 OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect")

@@ -87,7 +87,7 @@ def test_pin_outside_the_fence(configure: Configure) -> None:
     before = all_cgroups()
     configure(FENCED)
     message = refused(domain_xml("greedy", vcpus=2, vcpupin={1: "0"}))
-    assert "VM greedy is pinned to CPUs that are kept for the host: vcpu1 to 0 (outside: 0)" in message
+    assert "VM greedy is pinned to reserved CPUs: vcpu1 to 0 (reserved: 0)" in message
     assert_nothing_left(before)
 
 

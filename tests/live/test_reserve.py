@@ -129,8 +129,8 @@ def test_pins_outside(configure: Configure) -> None:
     start_vm("a\N{SNOWMAN}", xml=domain_xml("a\N{SNOWMAN}", vcpus=2, vcpupin={1: LAST_CPU}))
     start_vm("b", xml=domain_xml("b", emulatorpin=ALL_CPUS))
     message = refused("--cpus", RESERVE_LAST, "--live")
-    assert f"vcpu1 to {LAST_CPU} (outside: {LAST_CPU})" in message
-    assert f"b (emulator to {ALL_CPUS} (outside: {LAST_CPU}))" in message
+    assert f"vcpu1 to {LAST_CPU} (reserved: {LAST_CPU})" in message
+    assert f"b (emulator to {ALL_CPUS} (reserved: {LAST_CPU}))" in message
     assert "or use --force" in message
 
 
@@ -284,7 +284,7 @@ def test_vm_that_starts_obeys_a_live_change(configure: Configure) -> None:
     assert allowed("web") == {VM_CPUS}
     assert limit_of(parent_directory()) == str((total_memory() - (2 << 30)) // 4096 * 4096)
     pinned = virsh("create", "/dev/stdin", stdin=domain_xml("greedy", vcpupin={0: "0"}), check=False)
-    assert "kept for the host: vcpu0 to 0" in pinned.stderr
+    assert "reserved CPUs: vcpu0 to 0" in pinned.stderr
     assert_conform("web")
 
 

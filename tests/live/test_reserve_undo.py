@@ -13,7 +13,16 @@ import pytest
 from libvirt_cgroup_hooks.host import Host
 
 from .guests import toucher
-from .harness import ALL_CPUS, FENCED, HAS_V1, LAYOUT, Configure, cgroup_directory, domain_xml, start_vm
+from .harness import (
+    ALL_CPUS,
+    FENCED,
+    HAS_V1,
+    LAYOUT,
+    Configure,
+    cgroup_directory,
+    domain_xml,
+    start_vm,
+)
 from .reserving import (
     MIB,
     RESERVE_LAST,

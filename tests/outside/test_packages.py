@@ -122,7 +122,7 @@ def test_the_life_of_the_package(host: Packaged) -> None:
 
     said = host.apt("remove", "libvirt-cgroup-hooks")
     assert f"removed {HOOKS}/qemu" in said
-    assert "opened the fence" in said
+    assert "lifted the limits" in said
     check_nothing_is_left(host)
     assert host.check(f"cat {CONF}") == edited
     assert (host.pid("web"), host.place("web"), host.cpus("web")) == (*web, CPUS)

@@ -13,10 +13,11 @@ from bench_host import HOOK, NAME, SCRATCH, STATE, TREE, UUID, remove_tree, sett
 from bench_run import BARE_PYTHON, PYTHON, in_turn, run, say
 from bench_table import Goal, Row, measured
 
-from libvirt_cgroup_hooks import managers, state
+from libvirt_cgroup_hooks import managers, operations, snapshot, state
 from libvirt_cgroup_hooks.domain import parse
 from libvirt_cgroup_hooks.host import Host
-from libvirt_cgroup_hooks.plan import MakeDirectory, Move, Pin, Plan, Write
+from libvirt_cgroup_hooks.plan import Plan
+from libvirt_cgroup_hooks.steps import MakeDirectory, Move, Pin, Write
 from tests.live.harness import LAST_CPU, configure
 
 BARE_LOOP = "bare write() loop"
@@ -70,7 +71,7 @@ class _Placing:
 
     def _plan(self, operation: str) -> Plan:
         domain = parse(self.xml.encode())
-        return managers.plan(self.host, state.load(self.host, [], save=True), operation, domain)
+        return operations.plan(self.host, snapshot.load(self.host, [], save=True), operation, domain)
 
     def placed(self) -> float:
         self.leave()
@@ -98,7 +99,7 @@ class _Placing:
         """Back to where this program is, and nothing left of the VM cgroup."""
         made = [one.path for one in self.steps if isinstance(one, MakeDirectory)]
         tops = [path for path in made if not any(path.startswith(f"{other}/") for other in made)]
-        for hierarchy in managers.choose(self.host, state.load(self.host, [])).all:
+        for hierarchy in managers.choose(self.host, snapshot.load(self.host, [])).hierarchies:
             for top in [path for path in tops if path.startswith(f"{hierarchy.mount}/")]:
                 Path(hierarchy.directory(hierarchy.placement), "cgroup.procs").write_text(str(self.pid))
                 remove_tree(top)

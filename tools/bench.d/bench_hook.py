@@ -14,7 +14,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bench_host import HOOK, LAYOUTS, NAME, SCRATCH, STATE, UUID, VmHost, have, install, remove_tree, settings
+from bench_host import (
+    HOOK,
+    LAYOUTS,
+    NAME,
+    SCRATCH,
+    STATE,
+    UUID,
+    VmHost,
+    have,
+    install,
+    remove_tree,
+    settings,
+)
 from bench_run import BARE_PYTHON, Took, empty_hook, in_turn, run, say
 from bench_stats import ratio
 from bench_table import Goal, Row, measured

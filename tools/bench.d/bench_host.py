@@ -11,7 +11,15 @@ from pathlib import Path
 
 from libvirt_cgroup_hooks import managers
 from libvirt_cgroup_hooks.host import Host
-from tests.live.harness import CONFIG, Daemon, configure, destroy_all_vms, domain_xml, virsh, wait_for
+from tests.live.harness import (
+    CONFIG,
+    Daemon,
+    configure,
+    destroy_all_vms,
+    domain_xml,
+    virsh,
+    wait_for,
+)
 
 TREE = Path(__file__).resolve().parents[2]
 HOOK = Path("/etc/libvirt/hooks/qemu")

@@ -13,7 +13,7 @@ from ...cgroups import placements
 from ...errors import Error, printable
 from ...host import Host, Refused
 from ...managers import BOOTED
-from ...plan import SYSTEMCTL
+from ...steps import SYSTEMCTL
 from ..hookfile import DIRECTORY, HOOK, HOOK_D, ours, python_of
 from .subject import FAIL, NOTE, WARN, Problem, Subject
 

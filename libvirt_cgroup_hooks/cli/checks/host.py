@@ -6,15 +6,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ... import managers, threads
+from ... import conformance, managers, operations, threads
 from ...config import PATH
 from ...cpuset import CpuSet
 from ...domain import parse
-from ...errors import Error
-from ...fence import memory_of, size
+from ...errors import Error, size
+from ...kernel.tree import Tree
 from ...managers.base import Manager
-from ...managers.v1 import V1
-from ...managers.v2 import V2
+from ...plan import Plan
 from ...topology import Topology
 from .subject import FAIL, NOTE, WARN, Problem, Subject
 
@@ -50,29 +49,27 @@ def manager(subject: Subject) -> Iterator[Problem]:
 
 def controllers(subject: Subject) -> Iterator[Problem]:
     try:
-        subject.manager().check_controllers()
+        operations.check_controllers(subject.manager())
     except Error as error:
         yield Problem(FAIL, error.message, error.hint)
 
 
 def parent_controllers(subject: Subject) -> Iterator[Problem]:
-    """On v2 a cgroup has a controller only if each cgroup above it enables it for its children."""
+    """What a cgroup above the VM parent does not pass on, the VM parent does not have."""
     manager = subject.manager()
-    wanted = {"cpuset": manager.fence.cpus, "memory": manager.fence.memory}
+    wanted = [kind.controller for kind in manager.fence.limits()]
     for tree, path in manager.parent_paths().items():
-        hierarchy = tree.hierarchy
-        if not isinstance(tree, V2) or not subject.host.exists(hierarchy.directory(path)):
+        if not subject.host.exists(tree.hierarchy.directory(path)):
             continue
-        for directory in [hierarchy.mount, *hierarchy.directories(path)[:-1]]:
-            enabled = (subject.host.read_optional(f"{directory}/cgroup.subtree_control") or "").split()
-            for name in (name for name, value in wanted.items() if value is not None and name not in enabled):
-                yield _drift(subject, f"{directory} does not pass the {name} controller down to {path}")
+        for directory, name in tree.not_passed_down(path, wanted):
+            text = f"{directory} does not pass the {name} controller down to {path}"
+            yield _drift(subject, text)
 
 
 def first_start(subject: Subject) -> Iterator[Problem]:
     """Whatever the VM: the plan of `prepare` says what the kernel or systemd would not do."""
     try:
-        subject.manager().plan("prepare", parse(PROBE))
+        operations.prepare(Plan("prepare"), subject.manager(), parse(PROBE))
     except Error as error:
         yield Problem(FAIL, error.message, error.hint)
 
@@ -86,14 +83,15 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
             continue
         found = tree.in_effect(directory)
         if manager.fence.cpus is not None and tree.has_cpus:
-            actual = CpuSet.parse(str(found["cpus"] or ""))
-            yield from _cpus(subject, tree, directory, actual, manager.fence.cpus, manager.taken())
+            actual = found.cpus or CpuSet()
+            taken = conformance.taken(manager)
+            yield from _cpus(subject, tree, directory, actual, manager.fence.cpus, taken)
         if manager.fence.memory is not None and tree.has_memory:
-            yield from _memory(subject, directory, found["memory_limit"], manager.fence.memory)
+            yield from _memory(subject, directory, found.memory_limit, manager.fence.memory)
 
 
 def _cpus(
-    subject: Subject, tree: V1 | V2, directory: str, actual: CpuSet, wanted: CpuSet, taken: dict[str, CpuSet]
+    subject: Subject, tree: Tree, directory: str, actual: CpuSet, wanted: CpuSet, taken: dict[str, CpuSet]
 ) -> Iterator[Problem]:
     others = ", ".join(f"{path} has {cpus} for itself alone" for path, cpus in taken.items() if cpus - actual)
     if not actual:
@@ -106,12 +104,12 @@ def _cpus(
         yield _drift(subject, f"{directory} may use CPUs {actual}, of which the host keeps {actual - wanted}")
     elif wanted - actual:
         text = f"{directory} may use CPUs {actual} only, and not {wanted - actual}"
-        above = CpuSet.parse(str(tree.in_effect(directory.rpartition("/")[0])["cpus"] or ""))
+        above = tree.cpus_in_effect(directory.rpartition("/")[0]) or CpuSet()
         yield Problem(WARN, text, APPLY if (wanted - actual) & above else "the cgroup above it has no more")
 
 
-def _memory(subject: Subject, directory: str, actual: object, wanted: int) -> Iterator[Problem]:
-    if not isinstance(actual, int):
+def _memory(subject: Subject, directory: str, actual: int | None, wanted: int) -> Iterator[Problem]:
+    if actual is None:
         yield _drift(subject, f"{directory} has no memory limit, which should be {size(wanted)}")
     elif actual > wanted:
         yield _drift(subject, f"the memory limit of {directory} is {size(actual)} ({actual} bytes) and should be {wanted}")
@@ -131,7 +129,7 @@ def hugepages(subject: Subject) -> Iterator[Problem]:
     limit = subject.manager().fence.memory
     if not pools or limit is None:
         return
-    running = sum(memory_of(vm) for vm in threads.running(subject.host))
+    running = sum(vm.host_memory() for vm in threads.running(subject.host))
     text = f"hugepage pools hold {size(pools)}, which leaves {size(limit)} for VMs' other memory"
     if running > limit:
         remedy = "make the pools smaller, or give VMs hugepages"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ... import state
+from ... import snapshot
 from ...errors import Error, printable
 from ...host import Host
 from .. import add as add_command
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     if arguments.svg is not None and arguments.json:
         raise Error("--svg and --json are two forms of one answer", "give one of them")
     warnings: list[str] = []
-    found = model.read(host, state.load(host, warnings))
+    found = model.read(host, snapshot.load(host, warnings))
     for warning in warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)
     if arguments.json:

@@ -13,7 +13,6 @@ from ...config import Config
 from ...cpuset import CpuSet
 from ...domain import Domain
 from ...errors import printable
-from ...fence import fence
 from ...host import Host, page_size
 from ...topology import Topology
 
@@ -94,7 +93,7 @@ def read(host: Host, config: Config) -> Map:
         topology.present - topology.online,
         topology.isolated,
         config.reserved_host_cpus or CpuSet(),
-        fence(config, topology.online, topology.memory, page_size()).cpus,
+        config.fence(topology.online, topology.memory, page_size()).cpus,
         tuple(_nodes(topology)),
         tuple(_vm(host, domain, topology.online) for domain in threads.running(host)),
     )

@@ -9,7 +9,23 @@ from typing import Any
 from lxml import etree
 
 from ...cpuset import CpuSet
-from .model import Map, Mark, Node, Row, blocks, cut, facts, host_rows, mark, rows, rows_on, shown, title, union, width
+from .model import (
+    Map,
+    Mark,
+    Node,
+    Row,
+    blocks,
+    cut,
+    facts,
+    host_rows,
+    mark,
+    rows,
+    rows_on,
+    shown,
+    title,
+    union,
+    width,
+)
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 # All in pixels. A cell has CELL by CELL of room, shapes leave one free on each side.

@@ -5,7 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .model import Map, Mark, Node, Row, blocks, cut, facts, host_rows, mark, rows, rows_on, shown, title, union, width
+from .model import (
+    Map,
+    Mark,
+    Node,
+    Row,
+    blocks,
+    cut,
+    facts,
+    host_rows,
+    mark,
+    rows,
+    rows_on,
+    shown,
+    title,
+    union,
+    width,
+)
 
 Cell = Callable[[int], "str | Mark"]  # what is drawn for a CPU
 

@@ -10,18 +10,25 @@ from __future__ import annotations
 import os
 import sys
 
-from .errors import Error, printable
-from .host import Refused
-from .plan import Step
+from ..errors import Error, printable
+from ..host import Refused
+from ..steps import Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .host import Host
+    from ..host import Host
 
 # include/uapi/linux/bpf.h
 PROG_ATTACH, PROG_GET_FD_BY_ID, PROG_QUERY = 8, 13, 16
 CGROUP_DEVICE = 6
-SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361, "s390x": 351}
+SYSCALL = {
+    "x86_64": 321,
+    "aarch64": 280,
+    "riscv64": 280,
+    "loongarch64": 280,
+    "ppc64le": 361,
+    "s390x": 351,
+}
 MAX_PROGRAMS = 64
 
 
@@ -37,7 +44,9 @@ class CarryDevices(Step):
 
     def run(self, host: Host) -> None:
         if not host.real:
-            raise Error(f"cannot attach a program to {printable(self.new)}", "this is a copy of a host")
+            raise Error(
+                f"cannot attach a program to {printable(self.new)}", "this is a copy of a host"
+            )
         old = new = -1
         try:
             old = os.open(self.old, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -59,7 +68,9 @@ def _query(cgroup: int) -> list[int]:
     ids = (ctypes.c_uint32 * MAX_PROGRAMS)()
     # union bpf_attr: target_fd, attach_type, query_flags, attach_flags, prog_ids (pointer), prog_cnt
     pointer = ctypes.addressof(ids).to_bytes(8, sys.byteorder)
-    answer = _bpf(PROG_QUERY, _words(cgroup, CGROUP_DEVICE, 0, 0) + pointer + _words(MAX_PROGRAMS, 0))[1]
+    answer = _bpf(
+        PROG_QUERY, _words(cgroup, CGROUP_DEVICE, 0, 0) + pointer + _words(MAX_PROGRAMS, 0)
+    )[1]
     count = int.from_bytes(answer[24:28], sys.byteorder)
     return list(ids[:count])
 

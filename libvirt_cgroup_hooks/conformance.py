@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Questions: what is in effect on the VM parent and in a VM, and how it differs from what is wanted."""
+
+from __future__ import annotations
+
+from .admission import Cpus
+from .cpuset import CpuSet
+from .kernel.tree import InEffect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .domain import Domain
+    from .kernel.tree import Tree
+    from .managers.base import Manager
+    from .threads import Thread
+
+
+class Parent(InEffect):
+    """What is in effect on the VM parent, and its cgroup (None where each VM carries the fence)."""
+
+    __slots__ = ("path",)
+
+    path: str | None
+
+
+def parent(manager: Manager) -> Parent:
+    """The VM parent, over all hierarchies that limit it."""
+    found = Parent()
+    found.path = None
+    for tree, path in manager.parent_paths().items():
+        found.path = path
+        one = tree.in_effect(tree.hierarchy.directory(path))
+        if tree.has_cpus:
+            found.cpus = one.cpus
+        if tree.has_memory:
+            found.memory_limit = one.memory_limit
+            found.memory_current = one.memory_current
+    return found
+
+
+def taken(manager: Manager) -> dict[str, CpuSet]:
+    """The CPUs of the fence that others have for themselves alone, by the directories of their cgroups."""
+    fence = manager.fence.cpus
+    found: dict[str, CpuSet] = {}
+    if fence is None:
+        return found
+    for tree, path in manager.parent_paths().items():
+        if not tree.has_cpus:
+            continue
+        for directory, cpus in tree.taken(tree.hierarchy.directory(path)).items():
+            if cpus & fence:
+                found[directory] = cpus & fence
+    return found
+
+
+def cpus_for_pins(manager: Manager, fence: CpuSet) -> Cpus:
+    """What a VM's pins are held against."""
+    in_effect = parent(manager).cpus
+    # others can have taken CPUs only where fewer are in effect
+    others = taken(manager) if in_effect and not fence <= in_effect else {}
+    all_online = any(tree.has_cpus and not tree.clips for tree in manager.trees)
+    return Cpus(fence, manager.pinnable(fence), manager.kept, others, all_online)
+
+
+# memory
+
+
+def memory_parents(manager: Manager) -> dict[str, Tree]:
+    """The directories of the VM parent that count its memory, those that exist."""
+    found: dict[str, Tree] = {}
+    for tree, path in manager.parent_paths().items():
+        directory = tree.hierarchy.directory(path)
+        if tree.has_memory and manager.host.exists(directory):
+            found[directory] = tree
+    return found
+
+
+def memory_in_use(manager: Manager, domain: Domain) -> int:
+    """Bytes that the running DOMAIN has now; 0 where it has ended."""
+    from . import threads  # only now: the hook asks nothing of it
+
+    cgroups = threads.process_cgroups(manager.host, domain.pid or 0)
+    tree = next((tree for tree in manager.trees if tree.has_memory), None)
+    if cgroups is None or tree is None:
+        return 0
+    main = threads.Thread(domain.pid or 0, "", "emulator", cgroups)
+    return tree.memory_in_use(tree.hierarchy.directory(manager.vm_of(main, tree)))
+
+
+# a VM
+
+
+def problems(manager: Manager, domain: Domain, thread: Thread, cpus: CpuSet) -> list[str]:
+    """How the place of THREAD, and the CPUS it may use, differ from what is configured."""
+    from . import threads
+
+    found: list[str] = []
+    for tree in manager.trees:
+        actual = thread.cgroups.get(tree.hierarchy.key)
+        wanted = manager.place_of(domain, tree, thread)
+        if wanted in (None, actual) and actual is not None:
+            wanted = threads.home(manager.host, tree, thread)
+        if wanted not in (None, actual):
+            found.append(f"it is in {tree.hierarchy.key or 'cgroup'} {actual}, not in {wanted}")
+    allowed = manager.allowed(domain, [thread.group])[thread.group] or manager.fence.cpus
+    if allowed and not cpus <= allowed:
+        found.append(f"it may use CPUs {cpus}, not only {allowed}")
+    return found

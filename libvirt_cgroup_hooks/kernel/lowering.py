@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Lowering a memory limit without killing: the limit follows the use, never the other way round.
+
+On cgroup v1 the kernel itself refuses a limit below what it cannot reclaim (EBUSY). On v2 it takes
+the limit and then kills, so memory.high goes first: it throttles whoever takes more and kills
+nobody. Once the use is below, the limit follows, and memory.high goes back to what it was.
+"""
+
+from __future__ import annotations
+
+from ..errors import MIB, Error, printable, size
+from ..host import EBUSY, Refused
+from ..kinds import MEMORY, PRESSURE
+from ..steps import Step, Write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..host import Host
+    from ..kinds import Value
+    from .tree import Tree
+
+
+def pressed(limit: int) -> int:
+    """Where memory.high is while LIMIT is being set (bytes).
+
+    Below it by more than what runs takes before it sleeps.
+    """
+    return (limit - min(32 * MIB, limit // 16)) & ~0xFFFF
+
+
+def pressure(limit: int, there: Value) -> Value:
+    """What memory.high has to be while LIMIT is being set, where it is THERE now (bytes)."""
+    wanted = pressed(limit)
+    return wanted if PRESSURE.rises(wanted, there) else there
+
+
+def fits(limit: int, used: int) -> bool:
+    """Whether LIMIT can be set over USED bytes, with room for what comes meanwhile."""
+    return used <= (limit + pressed(limit)) // 2
+
+
+def lowers(tree: Tree, directory: str, limit: int) -> bool:
+    """Whether LIMIT bytes are less than DIRECTORY may have now."""
+    return not MEMORY.rises(tree.read(MEMORY, directory), limit)
+
+
+def needs_pressure(tree: Tree, directory: str, limit: int) -> bool:
+    """Whether what DIRECTORY uses could reach LIMIT bytes while that is being set.
+
+    Raises Error where it is above.
+    """
+    used = tree.memory_in_use(directory)
+    if used > limit:
+        raise over_limit(directory, limit, used)
+    return tree.limits(PRESSURE) and used > limit // 2
+
+
+def over_limit(directory: str, limit: int, used: int) -> Error:
+    return Error(
+        f"cannot limit {printable(directory)} to {size(limit)} of memory: {size(used)} are in use",
+        "stop VMs or reserve less; a lower limit would kill one",
+    )
+
+
+class HaveRoom(Step):
+    """Ends the plan where DIRECTORY uses too much for LIMIT after all."""
+
+    def __init__(self, directory: str, limit: int) -> None:
+        self.directory = directory
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"check that {printable(self.directory)} uses less than {self.limit} bytes"
+
+    def run(self, host: Host) -> None:
+        used = int(host.read(f"{self.directory}/memory.current"))
+        if not fits(self.limit, used):
+            raise over_limit(self.directory, self.limit, used)
+
+
+class LowerLimit(Write):
+    """Lowers a v1 limit, with a reason where the kernel refuses."""
+
+    def __init__(self, write: Write, directory: str) -> None:
+        super().__init__(write.path, write.value, write.old)
+        self.directory = directory
+
+    def run(self, host: Host) -> None:
+        try:
+            super().run(host)
+        except Refused as error:
+            used = int(host.read(f"{self.directory}/memory.usage_in_bytes"))
+            limit = int(self.value)
+            if error.errno != EBUSY or used <= limit:
+                raise
+            raise over_limit(self.directory, limit, used) from None

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The kinds of limit that a cgroup can carry: one row for each, which says where it is kept."""
+
+from __future__ import annotations
+
+from .cpuset import CpuSet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional, Union
+
+    Value = Optional[Union[CpuSet, int]]  # CPUs, or bytes; None: no limit
+
+UNLIMITED = 1 << 62  # a v1 memory limit above this is the kernel's way to say none
+NONE = "-"  # no limit, in the state file
+NO_LIMIT = ("", NONE, "-1", "max", "infinity")  # ours, v1's, v2's, systemd's
+
+
+class Kind:
+    """A kind of limit whose values are bytes.
+
+    `v1` and `v2` are its files in a cgroup of that version ("" where there is none), `controller`
+    the one that has to be there, `unit_property` what systemd calls it (systemd.resource-control(5)).
+    """
+
+    __slots__ = ("controller", "name", "unit_property", "v1", "v2")
+
+    def __init__(self, name: str, controller: str, v1: str, v2: str, unit_property: str) -> None:
+        self.name = name
+        self.controller = controller
+        self.v1 = v1
+        self.v2 = v2
+        self.unit_property = unit_property
+
+    def parse(self, text: str) -> Value:
+        """From the text of the kernel, of systemd or of the state file. Raises ValueError, Error."""
+        text = text.strip()
+        if text in NO_LIMIT or int(text) > UNLIMITED:
+            return None
+        return int(text)
+
+    def rises(self, there: Value, wanted: Value) -> bool:
+        """Whether a cgroup that has THERE may use more, or the same, when it has WANTED."""
+        if wanted is None or there is None:
+            return wanted is None
+        return there <= wanted  # type: ignore[operator]  # two values of one kind
+
+
+class Cpus(Kind):
+    """A kind of limit whose values are sets of CPUs."""
+
+    __slots__ = ()
+
+    def parse(self, text: str) -> Value:
+        # systemd writes a list with spaces into its own files
+        cpus = CpuSet.parse(",".join(text.split())) if text.strip() != NONE else CpuSet()
+        return cpus or None
+
+
+CPUS = Cpus("cpus", "cpuset", "cpuset.cpus", "cpuset.cpus", "AllowedCPUs")
+MEMORY = Kind("memory", "memory", "memory.limit_in_bytes", "memory.max", "MemoryMax")
+# Set for the time that MEMORY is lowered: it throttles and reclaims, and kills nobody.
+PRESSURE = Kind("pressure", "memory", "", "memory.high", "MemoryHigh")
+KINDS = (CPUS, MEMORY, PRESSURE)
+
+
+def named(name: str) -> Kind | None:
+    """The kind that the state file calls NAME."""
+    return next((kind for kind in KINDS if kind.name == name), None)
+
+
+def text(value: Value) -> str:
+    """VALUE as the state file has it."""
+    return NONE if value is None else str(value)
+
+
+def in_bytes(value: Value) -> int | None:
+    """A VALUE of a kind in bytes, for what takes no other."""
+    return None if isinstance(value, CpuSet) else value
+
+
+def as_cpus(value: Value) -> CpuSet | None:
+    """A VALUE of CPUS, for what takes no other."""
+    return value if isinstance(value, CpuSet) else None

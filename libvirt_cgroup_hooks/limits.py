@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The limits that are kept on cgroups that VMs share: one table, and the steps from what is there to it.
+
+A row is a kind of limit and the cgroup that carries it. What is wanted follows from the configuration,
+the host, and the VMs that run or start. What was there before is remembered with the row, and is put
+back when the row is no longer wanted. A limit is set here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from .kinds import CPUS, PRESSURE, as_cpus
+from .state import SHARED, Remembered
+from .steps import RemoveEmpty, Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .cpuset import CpuSet
+    from .domain import Domain
+    from .kernel.tree import Tree
+    from .kinds import Kind, Value
+    from .managers.base import Manager
+    from .plan import Plan
+    from .state import Row
+
+    Table = dict[Row, Value]
+
+
+def wanted(manager: Manager, domains: list[Domain], remembered: Remembered) -> Table:
+    """The fence, on the VM parent, on what else holds DOMAINS, and on parents of earlier layouts.
+
+    In those, VMs may still run. They keep the fence for as long as they are there.
+    """
+    table: Table = {}
+    for kind, value in manager.fence.limits().items():
+        paths = manager.parents(kind, domains)
+        for known, path in remembered.before:
+            if known is kind and path not in paths and manager.exists(kind, path):
+                paths.append(path)
+        table.update({(kind, path): value for path in paths})
+    return table
+
+
+def enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
+    """The VM parent, the cgroups in which DOMAINS start, and all limits.
+
+    Raises Error where that cannot be, before anything is changed.
+    """
+    remembered = Remembered(manager.host)
+    if remembered.is_foreign:
+        plan.warnings.append(
+            f"{SHARED} is of another version: what was there before the limits is not known any "
+            "more, and is not put back"
+        )
+    table = wanted(manager, domains, remembered)
+    steps: list[Step] = []
+    for tree, path in _directories(manager, domains, table):
+        steps += _make(tree, path, as_cpus(table.get((CPUS, path))), table, remembered)
+    reconcile(plan, manager, remembered, table, steps)
+
+
+def reconcile(
+    plan: Plan, manager: Manager, remembered: Remembered, table: Table, before: list[Step]
+) -> None:
+    """From what is there and REMEMBERED to TABLE, after the steps BEFORE.
+
+    What may be more comes before what may be less: VMs always have something to run on. Pressure goes
+    last, since lowering a limit puts back the pressure that it has found.
+    """
+    obsolete = [row for row in remembered.before if row not in table]
+    for (kind, path), value in table.items():
+        if (kind, path) not in remembered.before:
+            there = manager.before(kind, path)
+            # ours, of a time that is forgotten
+            remembered.before[kind, path] = None if there == value else there
+    plan.add_shared(*remembered.save(), *before)
+    pressure = [row for row in obsolete if row[0] is PRESSURE]
+    _put_back(plan, manager, remembered, [row for row in obsolete if row not in pressure])
+    present = {row: manager.read(*row) for row in table}
+    if present != table:
+        for path, values in _in_order(table, present):
+            plan.add_shared(*manager.set(path, values))
+    _put_back(plan, manager, remembered, pressure)
+    for row in obsolete:
+        del remembered.before[row]
+    plan.add_shared(*remembered.save())
+
+
+def _in_order(table: Table, present: Table) -> list[tuple[str, dict[Kind, Value]]]:
+    """TABLE by cgroup, parents first: the limits that rise, then those that fall."""
+    rising: dict[str, dict[Kind, Value]] = {}
+    falling: dict[str, dict[Kind, Value]] = {}
+    for row in sorted(table, key=lambda row: row[1]):
+        kind, path = row
+        changes = rising if kind.rises(present[row], table[row]) else falling
+        changes.setdefault(path, {})[kind] = table[row]
+    return [*rising.items(), *falling.items()]
+
+
+def _put_back(plan: Plan, manager: Manager, remembered: Remembered, rows: list[Row]) -> None:
+    for kind, path in rows:
+        plan.add_shared(*manager.put_back(path, kind, remembered.before[kind, path]))
+
+
+def _directories(manager: Manager, domains: list[Domain], table: Table) -> list[tuple[Tree, str]]:
+    """What has to be there: cgroups in which VMs start, and those that carry a limit and are ours to make."""
+    found: list[tuple[Tree, str]] = []
+    for kind, path in table:
+        tree = manager.tree_of(kind)
+        if tree and manager.makes(kind):
+            found.append((tree, path))
+    return list(dict.fromkeys([*found, *manager.directories(domains)]))
+
+
+def _make(
+    tree: Tree, path: str, cpus: CpuSet | None, table: Table, remembered: Remembered
+) -> list[Step]:
+    """The cgroup PATH, with CPUS from the beginning; what is new is noted in REMEMBERED."""
+    hierarchy = tree.hierarchy
+    directories = hierarchy.directories(path)
+    # those above it may have lost CPUs that were offline
+    above: dict[str, CpuSet | None] = {}
+    for directory in directories[:-1]:
+        row = (CPUS, directory[len(hierarchy.mount) :])
+        if row in table:
+            above[directory] = as_cpus(table[row])
+        elif directory in remembered.made:
+            above[directory] = None
+    steps = tree.regain(above)
+    new = [directory for directory in directories if not tree.exists(directory)]
+    remembered.made += new
+    made = tree.make(path, cpus)
+    if made and cpus is not None:
+        tree.check_free(directories[-1], cpus)
+    return [*steps, *made]
+
+
+def press(plan: Plan, manager: Manager) -> None:
+    """Lowers memory.high of the VM parent, so that its use falls below the fence; `relieve` takes it back.
+
+    A row like others: the next run of the hook takes back what a killed one has left.
+    """
+    from .kernel import lowering
+
+    remembered = Remembered(manager.host)
+    steps: list[Step] = []
+    for tree, path in manager.parent_paths().items():
+        if manager.fence.memory is None or not tree.limits(PRESSURE):
+            continue
+        if not manager.exists(PRESSURE, path):
+            continue
+        there = manager.read(PRESSURE, path)
+        pressed = lowering.pressure(manager.fence.memory, there)
+        remembered.before.setdefault((PRESSURE, path), there)
+        steps += manager.write(path, {PRESSURE: pressed}, {PRESSURE: there})
+    plan.add(*remembered.save(), *steps)
+
+
+def relieve(plan: Plan, manager: Manager) -> None:
+    """Puts back what `press` has lowered."""
+    remembered = Remembered(manager.host)
+    _drop(plan, manager, remembered, [row for row in remembered.before if row[0] is PRESSURE])
+    plan.add_shared(*remembered.save())
+
+
+def end(plan: Plan, manager: Manager) -> None:
+    """No VM runs any more: the cgroups made for them go, and what others said is put back.
+
+    A slice's limits stay, for the VMs to come: systemd keeps them.
+    """
+    remembered = Remembered(manager.host)
+    _drop(plan, manager, remembered, [row for row in remembered.before if manager.makes(row[0])])
+    plan.add_shared(*_unmade(remembered))
+    plan.add_shared(*remembered.save())
+
+
+def lift(plan: Plan, manager: Manager) -> None:
+    """All limits go, for good; what was there before is put back."""
+    remembered = Remembered(manager.host)
+    before = dict(remembered.before)
+    _drop(plan, manager, remembered, list(before))
+    for (kind, path), value in before.items():
+        if value is None:
+            plan.add_shared(*manager.forgotten(path, kind))
+    plan.add_shared(*_unmade(remembered))
+
+
+def _drop(plan: Plan, manager: Manager, remembered: Remembered, rows: list[Row]) -> None:
+    _put_back(plan, manager, remembered, rows)
+    for row in rows:
+        del remembered.before[row]
+
+
+def _unmade(remembered: Remembered) -> list[Step]:
+    """What is empty of the directories made, those below first."""
+    made, remembered.made = remembered.made, []
+    return [RemoveEmpty(path) for path in sorted(made, reverse=True)]

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What happens at each operation of libvirt's, in order: the README's table as code.
+
+Each function adds to a plan what is to be done, and raises Error where what is configured cannot be.
+"""
+
+from __future__ import annotations
+
+from . import limits, managers, state
+from .errors import Error, Refusal, printable
+from .kinds import CPUS, MEMORY
+from .plan import Plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .config import Config
+    from .domain import Domain
+    from .host import Host
+    from .managers.base import Manager
+    from .threads import Thread
+
+ENFORCE = ("prepare", "start", "started", "reconnect")
+CLEAN_UP = ("stopped", "release")
+# The manager that has nothing to do at the operation
+IDLE = {"start": "cgroupfs", "stopped": "systemd"}
+
+
+def concerns(host: Host, config: Config, operation: str) -> bool:
+    """Whether there can be anything to do at OPERATION."""
+    if operation in IDLE and IDLE[operation] == managers.name(host):
+        return False
+    if operation in CLEAN_UP:
+        return host.exists(state.DIRECTORY)
+    return operation in ENFORCE and (bool(config) or host.exists(state.SHARED))
+
+
+def plan(
+    host: Host,
+    config: Config,
+    operation: str,
+    domain: Domain,
+    pid: str = "self",
+    imagine: bool = False,
+) -> Plan:
+    """What the hook, or a daemon whose process is PID, does for DOMAIN.
+
+    With IMAGINE, a VM that is not running is planned for as if it had just started.
+    """
+    made = Plan(operation, transaction=operation not in CLEAN_UP)
+    if operation not in ENFORCE + CLEAN_UP:
+        return made
+    manager = managers.choose(host, config, pid)
+    if operation == "prepare":
+        prepare(made, manager, domain)
+    elif operation == "start":
+        start(made, manager, domain)
+    elif operation in ("started", "reconnect"):
+        started(made, manager, domain, imagine)
+    elif operation == "stopped":
+        stopped(made, manager, domain)
+    elif operation == "release":
+        release(made, manager, domain)
+    return made
+
+
+def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
+    """A VM is to start; QEMU does not exist yet."""
+    forget_left_behind(plan, manager, but=domain.uuid)
+    own = manager.for_domain(domain)
+    check_controllers(manager)
+    _check_parent(manager, own, domain)
+    _admit(plan, own, domain)
+    own.prepare(plan, domain)
+    limits.enforce(plan, manager, [domain])
+
+
+def start(plan: Plan, manager: Manager, domain: Domain) -> None:
+    """The VM has an id; QEMU is about to be made."""
+    manager.for_domain(domain).start(plan, domain)
+
+
+def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False) -> None:
+    """QEMU runs, or was found running by a daemon that has started (reconnect)."""
+    from . import threads
+
+    limits.enforce(plan, manager, [domain])
+    own = manager.for_domain(domain)
+    running = threads.status(manager.host, domain.name)
+    vm_threads = threads.threads(manager.host, running) if running else []
+    if running and vm_threads:
+        _place(plan, own, domain, running, vm_threads)
+    elif imagine:
+        plan.warnings.append(
+            f"VM {printable(domain.name)} is not running: no process of it is placed"
+        )
+        own.imagined(plan, domain)
+    else:
+        raise Error(f"VM {printable(domain.name)} has no process", "it has ended meanwhile")
+
+
+def stopped(plan: Plan, manager: Manager, domain: Domain) -> None:
+    """QEMU has ended; libvirt still knows the VM."""
+    record = state.Record.read(manager.host, domain.uuid)
+    if record:
+        manager.stopped(plan, record)
+
+
+def release(plan: Plan, manager: Manager, domain: Domain) -> None:
+    """libvirt has removed what it knew of, so what is left of the VM is ours to remove."""
+    forget_left_behind(plan, manager, but=domain.uuid)
+    record = state.Record.read(manager.host, domain.uuid)
+    if record is None:
+        return
+    plan.add(*manager.remains(record))
+    manager.records.forget(plan, record)
+    if manager.records.is_last(record):
+        limits.end(plan, manager)
+
+
+# beside libvirt's operations
+
+
+def parent(plan: Plan, manager: Manager, running: list[Domain]) -> None:
+    """The VM parent alone: at boot, or as `virt-cgroup apply --parent`."""
+    check_controllers(manager)
+    forget_left_behind(plan, manager, running={domain.name for domain in running})
+    limits.enforce(plan, manager, [])
+
+
+def refit(plan: Plan, manager: Manager, running: list[Domain], force: bool = False) -> None:
+    """A changed reservation, for the VM parent and for the VMs that are RUNNING.
+
+    With FORCE Error is raised only where it cannot be by any means.
+    """
+    from . import threads
+
+    check_controllers(manager)
+    for tree in manager.trees:
+        tree.forced = force
+    limits.enforce(plan, manager, running)
+    for domain in running:
+        own = manager.for_domain(domain)
+        vm_threads = threads.threads(manager.host, domain) if own.reaches_into_vms else []
+        if vm_threads:
+            _place(plan, own, domain, domain, vm_threads)
+
+
+def _place(
+    plan: Plan, own: Manager, domain: Domain, running: Domain, vm_threads: list[Thread]
+) -> None:
+    """A VM that runs; one that started before there was a hook is to be counted from now on."""
+    if own.config.memory_admission:
+        record, old = own.records.of(domain)
+        own.records.save(plan, record, old)
+    own.place(plan, domain, running, vm_threads)
+
+
+def forget_left_behind(
+    plan: Plan, manager: Manager, but: str = "", running: set[str] | None = None
+) -> None:
+    """What is left of VMs that are gone, where the hook or the daemon was killed before it had cleaned up.
+
+    Not of the VM BUT (a UUID); RUNNING is as for `state.left_behind`.
+    """
+    host = manager.host
+    plan.add_shared(*state.half_written(host))
+    for uuid in state.left_behind(host, running):
+        record = state.Record.read(host, uuid)
+        if uuid == but:
+            continue
+        if record is None:
+            plan.add_shared(state.forget(host, uuid))
+        else:
+            plan.add_shared(*manager.remains(record))
+            manager.records.forget(plan, record)
+
+
+def check_controllers(manager: Manager) -> None:
+    """Raises Error where the kernel cannot limit what is to be limited."""
+    fence = manager.fence
+    if fence.cpus is not None and manager.tree_of(CPUS) is None:
+        raise Error(
+            "cannot keep CPUs for the host: there is no cpuset controller", "mount or enable it"
+        )
+    if fence.memory is not None and manager.tree_of(MEMORY) is None:
+        raise Error(
+            "cannot keep memory for the host: there is no memory controller", "mount or enable it"
+        )
+
+
+def _check_parent(manager: Manager, own: Manager, domain: Domain) -> None:
+    """Raises Refusal where DOMAIN's own layout would take it out of the one memory limit of all VMs."""
+    if own is manager or manager.fence.memory is None:
+        return
+    tops = manager.parent_paths()
+    for tree, path in own.parent_paths().items():
+        if not tree.has_memory or tree not in tops:
+            continue
+        top = tops[tree]
+        if path != top and not path.startswith(f"{top}/"):
+            raise Refusal(
+                f'VM {printable(domain.name)} has layout = "{printable(own.layout.preset)}" in its '
+                f"metadata, and reserved_host_mem limits what is below {top}",
+                "give it a layout below that, or none of its own",
+            )
+
+
+def _admit(plan: Plan, manager: Manager, domain: Domain) -> None:
+    """Raises Refusal for a VM that may not start. Most VMs have nothing to be asked for."""
+    config, fence = manager.config, manager.fence
+    if fence.cpus is not None and domain.pins():
+        from . import admission, conformance
+
+        cpus = conformance.cpus_for_pins(manager, fence.cpus)
+        plan.warnings += admission.check_cpus(domain, cpus, config.pin_conflict)
+    if fence.memory is not None and config.memory_admission:
+        from . import admission
+
+        stale = state.Record.read(manager.host, domain.uuid)
+        others = manager.records.admitted.total - (stale.memory if stale else 0)
+        admission.check_memory(domain, others, fence.memory)

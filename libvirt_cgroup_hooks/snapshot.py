@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The configuration in force: the file, with what `reserve --live` has changed, compiled for the hook.
+
+The hook reads the snapshot below /run; the file is parsed where it, a change or the online CPUs differ.
+"""
+
+from __future__ import annotations
+
+from . import __version__
+from .config import PATH, Config, inert, parse, resolve
+from .errors import Error
+from .host import Host, page_size
+from .state import DIRECTORY, FORMAT, lines_of, prepare_directory, read_lines, saved
+from .topology import Topology, read_online
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .config import Changes
+    from .steps import Step
+
+SNAPSHOT = f"{DIRECTORY}/config"
+LIVE = f"{DIRECTORY}/live"
+END = "end\n"  # the last line of the snapshot
+
+
+class Live:
+    """What `virt-cgroup reserve --live` has changed, until the next boot or until the setting is edited."""
+
+    __slots__ = ("_text", "changes")
+
+    def __init__(self, host: Host) -> None:
+        self._text = host.read_optional(LIVE)
+        lines = [line.split("\t") for line in read_lines(host, LIVE)]
+        self.changes: Changes = {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
+
+    def save(self) -> list[Step]:
+        """No step where nothing has changed."""
+        text = lines_of(
+            [f"{key}\t{configured}\t{value}" for key, (configured, value) in self.changes.items()]
+        )
+        return saved(LIVE, text, self._text, bool(self.changes))
+
+
+def load(host: Host, warn: list[str], save: bool = False) -> Config:
+    """The configuration in force, from the snapshot where that still holds. Raises Error.
+
+    WARN gets the warnings of a file that is read anew. With SAVE the snapshot is written then, unless nothing is
+    configured.
+    """
+    fingerprint, changed = host.fingerprint(PATH), host.fingerprint(LIVE)
+    if not fingerprint and not changed:
+        return Config({})
+    online = str(read_online(host.read_optional))
+    stamp = f"{FORMAT}\nfor {__version__} {fingerprint} {changed} {online}\n"
+    kept = from_snapshot(host.read_optional(SNAPSHOT) or "", stamp)
+    if kept is not None:
+        return kept
+    text = host.read_optional(PATH) or ""
+    changes = Live(host).changes
+    if inert(text) and not changes:
+        return Config({})
+    config = compiled(host, text, changes, warn)
+    config.anew = True
+    if save and config:
+        prepare_directory(host)
+        host.replace(SNAPSHOT, snapshot(stamp, config))
+    return config
+
+
+def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config:
+    """TEXT as the configuration of HOST, with CHANGES made at run time. Raises Error."""
+    parsed = parse(text, PATH, changes)
+    warn += parsed.warnings
+    try:
+        return resolve(parsed, Topology.read(host.read_optional), page_size())
+    except ValueError:
+        raise Error(f"cannot read {LIVE}: it is damaged", "remove it") from None
+
+
+def snapshot(stamp: str, config: Config) -> str:
+    return (
+        stamp + "".join(f"{key} {value}\n" for key, value in config.values.items() if value) + END
+    )
+
+
+def from_snapshot(text: str, stamp: str) -> Config | None:
+    """None where TEXT is not a whole snapshot with this STAMP."""
+    if not (text.startswith(stamp) and text.endswith(END)):
+        return None
+    lines = [line.partition(" ") for line in text[len(stamp) : -len(END)].split("\n")]
+    try:
+        return Config({key: value for key, _, value in lines})
+    except (Error, ValueError):  # not what `snapshot` writes
+        return None
