@@ -1,143 +1,77 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""bash completion: commands and options from the parser, settings and their words from the table."""
+"""Completion for bash and zsh: shtab makes it from the parser.
+
+What shtab cannot know, the names of VMs and KEY=VALUE, is in completion.bash and completion.zsh.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 
-from commands import commands, metavar, options, positionals, takes_value
+import shtab
+from commands import commands
 
-from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.layout import PRESETS
-from libvirt_cgroup_hooks.settings import Setting
+from libvirt_cgroup_hooks.settings import OF_VM
 
-WORDS = (*PRESETS, "auto", "refuse", "warn")  # what a setting in quotes may be, besides lists, amounts and templates
-DOMAINS = "$(virsh -q list --all --name 2>/dev/null)"
-SCRIPT = """\
-# bash completion for virt-cgroup; made from its own help, see packaging/generate
+HERE = Path(__file__).resolve().parent
 
-_virt_cgroup_setting() {
-    case $1 in
-@VALUES@
-    *) COMPREPLY=($(compgen -S = -W "@KEYS@" -- "$1")); compopt -o nospace ;;
-    esac
+
+def _function(name: str) -> dict[str, str]:
+    return dict.fromkeys(("bash", "zsh"), f"_virt_cgroup_{name}")
+
+
+# Both by an argument's name in the parser. Values that stand in neither are not completed.
+WORDS = {"cpus": ["auto", "none"], "memory": ["auto", "none"], "unset": list(OF_VM)}
+SOURCES = {
+    "root": shtab.DIRECTORY,
+    "svg": shtab.FILE,
+    "file": shtab.FILE,
+    "domain": _function("domains"),
+    "domains": _function("running"),
+    "set": _function("setting"),
 }
 
-_virt_cgroup_value() {
-    case $1 in
-    words:*) COMPREPLY=($(compgen -W "${1#words:}" -- "$cur")) ;;
-    DOMAIN) COMPREPLY=($(compgen -W "@DOMAINS@" -- "$cur")) ;;
-    KEY) COMPREPLY=($(compgen -W "@KEYS@" -- "$cur")) ;;
-    KEY=VALUE) _virt_cgroup_setting "$cur" ;;
-    LAYOUT | TEMPLATE) COMPREPLY=($(compgen -W "@PRESETS@" -- "$cur")) ;;
-    DIR) _filedir -d ;;
-    *FILE | PATH) _filedir ;;
-    esac
-}
 
-_virt_cgroup() {
-    local cur prev words cword
-    _init_completion -n = || return
-    local command="" i place=0 skip="" options="" values="" positions=()
-    for ((i = 1; i < cword; i++)); do
-        if [[ $skip ]]; then
-            skip=""
-        elif [[ -z $command && ${words[i]} == --root ]]; then
-            skip=1
-        elif [[ ${words[i]} == -* ]]; then
-            [[ " $values " == *" ${words[i]}:"* ]] && skip=1
-        elif [[ -z $command ]]; then
-            command=${words[i]}
-            case $command in
-@COMMANDS@
-            esac
-        else
-            ((++place))
-        fi
-    done
-    if [[ -z $command ]]; then
-        options="@OPTIONS@"
-        values="@VALUED@"
-    fi
-    local value
-    for value in $values; do
-        if [[ $prev == "${value%%:*}" ]]; then
-            _virt_cgroup_value "${value#*:}"
-            return
-        fi
-    done
-    if [[ $cur == -* ]]; then
-        COMPREPLY=($(compgen -W "$options" -- "$cur"))
-    elif [[ -z $command ]]; then
-        COMPREPLY=($(compgen -W "@NAMES@" -- "$cur"))
-    elif ((place < ${#positions[@]})); then
-        _virt_cgroup_value "${positions[place]%...}"
-    elif ((${#positions[@]})) && [[ ${positions[-1]} == *... ]]; then
-        _virt_cgroup_value "${positions[-1]%...}"
-    fi
-} &&
-    complete -F _virt_cgroup virt-cgroup
-"""
+def bash(parser: argparse.ArgumentParser) -> str:
+    """Changes PARSER."""
+    for action in _actions(parser):
+        _describe(action)
+    return shtab.complete(parser, "bash") + "\n\n" + _own("completion.bash")
 
 
-def bash(parser: argparse.ArgumentParser, table: Iterable[Setting]) -> str:
-    table = list(table)
-    found = commands(parser)
-    parts = {
-        "VALUES": "\n".join(_setting(setting) for setting in table),
-        "KEYS": " ".join(setting.key for setting in table),
-        "DOMAINS": DOMAINS,
-        "PRESETS": " ".join(PRESETS),
-        "COMMANDS": "\n".join(_command(name, command) for name, command in found.items()),
-        "OPTIONS": _options(parser),
-        "VALUED": _valued(parser),
-        "NAMES": " ".join(found),
-    }
-    text = SCRIPT
-    for name, value in parts.items():
-        text = text.replace(f"@{name}@", value)
-    return text
+def zsh(parser: argparse.ArgumentParser) -> str:
+    """Changes PARSER."""
+    for action in _actions(parser):
+        _describe(action)
+        _offer_choices_once(action)
+    text = shtab.complete(parser, "zsh", preamble=_own("completion.zsh"))
+    # shtab's form for any number of arguments completes the first alone.
+    return text.replace('"(*)::', '"*:') + "\n"
 
 
-def _setting(setting: Setting) -> str:
-    words = " ".join(word for word in WORDS if setting.example.startswith('"') and _takes(setting, word))
-    return f'    {setting.key}=*) COMPREPLY=($(compgen -P "{setting.key}=" -W "{words}" -- "${{1#*=}}")) ;;'
+def _actions(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
+    return (action for each in (parser, *commands(parser).values()) for action in each._actions)
 
 
-def _takes(setting: Setting, word: str) -> bool:
-    try:
-        setting.read(word)
-    except Error:
-        return False
-    return True
+def _describe(action: argparse.Action) -> None:
+    if action.dest in WORDS:
+        action.choices = WORDS[action.dest]
+    if action.dest in SOURCES:
+        vars(action)["complete"] = SOURCES[action.dest]
+    if action.nargs == argparse.OPTIONAL and action.option_strings:
+        action.nargs = None  # shtab 1.7 and older: bash would calculate with "?"
 
 
-def _command(name: str, parser: argparse.ArgumentParser) -> str:
-    positions = " ".join(f'"{_kind(action)}"' for action in positionals(parser))
-    return (
-        f"            {name})\n"
-        f'                options="{_options(parser)}"\n'
-        f'                values="{_valued(parser)}"\n'
-        f"                positions=({positions}) ;;"
-    )
+def _offer_choices_once(action: argparse.Action) -> None:
+    """shtab 1.7 and older write a positional argument that has choices twice for zsh."""
+    if action.choices and not action.option_strings and not isinstance(action.choices, dict):
+        vars(action)["complete"] = {"zsh": f"({' '.join(action.choices)})"}
+        action.choices = None
 
 
-def _options(parser: argparse.ArgumentParser) -> str:
-    return " ".join(name for action in options(parser) for name in action.option_strings)
-
-
-def _valued(parser: argparse.ArgumentParser) -> str:
-    """OPTION:WHAT for each option that takes a value."""
-    return " ".join(
-        f"{name}:{_kind(action).replace(' ', ',')}"
-        for action in options(parser)
-        if takes_value(action)
-        for name in action.option_strings
-    )
-
-
-def _kind(action: argparse.Action) -> str:
-    if action.choices:
-        return "words:" + " ".join(map(str, action.choices))
-    return metavar(action) + ("..." if action.nargs in ("*", "+") else "")
+def _own(name: str) -> str:
+    text = (HERE / name).read_text(encoding="utf-8")
+    return text.replace("@SETTINGS@", " ".join(OF_VM)).replace("@LAYOUTS@", " ".join(PRESETS))

@@ -25,11 +25,11 @@ from libvirt_cgroup_hooks.cli import _parser
 
 def files() -> dict[str, str]:
     date = time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
-    parser = _parser()
     return {
-        "man/virt-cgroup.8": manual.program(parser, date, __version__),
+        "man/virt-cgroup.8": manual.program(_parser(), date, __version__),
         "man/cgroup-hooks.conf.5": manual.configuration(settings.TABLE, date, __version__),
-        "completions/virt-cgroup": completion.bash(parser, settings.TABLE),
+        "completions/virt-cgroup": completion.bash(_parser()),
+        "completions/_virt-cgroup": completion.zsh(_parser()),
         "lenses/libvirt_cgroup_hooks.aug": lens.lens(settings.TABLE),
         "lenses/tests/test_libvirt_cgroup_hooks.aug": lens.test(settings.TABLE, settings.sample()),
     }

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Manual pages, in man(7)."""
+"""Manual pages, in man(7).
+
+Why not argparse-manpage: version 1.2.2 (Debian 12) gives the page section 1 and no date, fills the
+lines of a command's description and usage, so that their tables break, leaves out the examples and
+explains --root and --json once per command. Version 4.8 knows sections; the rest is the same. Exit
+status, files and "see also" would still be ours.
+"""
 
 from __future__ import annotations
 

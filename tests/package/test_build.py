@@ -40,6 +40,7 @@ def test_the_files_of_the_deb(deb: Path) -> None:
     files = deb_files(deb)
     assert set(EVERYWHERE) < set(files)
     assert "/lib/systemd/system/libvirt-cgroup-hooks.service" in files
+    assert "/usr/share/zsh/vendor-completions/_virt-cgroup" in files
     assert not [path for path in files if path.startswith("/etc/libvirt/hooks")]
     assert run("dpkg-deb", "-I", deb, "conffiles").split() == [CONFIGURATION]
 
@@ -48,6 +49,7 @@ def test_the_files_of_the_rpm(rpms: dict[str, Path]) -> None:
     files = run("rpm", "-qpl", rpms["first"]).split()
     assert set(EVERYWHERE) < set(files)
     assert "/usr/lib/systemd/system/libvirt-cgroup-hooks.service" in files
+    assert "/usr/share/zsh/site-functions/_virt-cgroup" in files
     assert not [path for path in files if path.startswith("/etc/libvirt/hooks")]
     flags = run("rpm", "-qp", "--queryformat", r"[%{FILENAMES} %{FILEFLAGS:fflags}\n]", rpms["first"])
     assert [line for line in flags.splitlines() if line.split()[1:] == ["cn"]] == [f"{CONFIGURATION} cn"]

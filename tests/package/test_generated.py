@@ -8,7 +8,6 @@ import pytest
 
 from libvirt_cgroup_hooks import config, settings
 from libvirt_cgroup_hooks.cli import _parser
-from libvirt_cgroup_hooks.layout import PRESETS
 
 from .conftest import run
 
@@ -89,61 +88,3 @@ def test_augtool_changes_a_line_and_no_other(generated: Path, host: Path) -> Non
     file.write_text("# mine\n\n  reserved_host_cpus='0,3' # as ever\nhook_timeout = 5\n")
     text = augtool(generated, host, "reserved_host_cpus", "0-1")
     assert text == "# mine\n\n  reserved_host_cpus='0-1' # as ever\nhook_timeout = 5\n"
-
-
-# completion
-
-DRIVER = """
-. /usr/share/bash-completion/bash_completion
-. {script}
-virsh() {{ echo web; echo db; }}
-COMP_LINE=$1
-COMP_POINT=${{#1}}
-COMP_WORDS=($1)
-[[ $1 == *" " ]] && COMP_WORDS+=("")
-COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
-_virt_cgroup
-printf '%s\n' "${{COMPREPLY[@]}}"
-"""
-
-
-def completed(generated: Path, line: str) -> list[str]:
-    script = DRIVER.format(script=generated / "completions/virt-cgroup")
-    return run("bash", "--norc", "-c", script, "bash", line).split()
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("virt-cgroup ", NAMES),
-        ("virt-cgroup st", ["status"]),
-        ("virt-cgroup --root / st", ["status"]),
-        ("virt-cgroup --ver", ["--version"]),
-        ("virt-cgroup apply ", ["web", "db"]),
-        ("virt-cgroup apply web d", ["db"]),
-        ("virt-cgroup apply --pa", ["--parent"]),
-        ("virt-cgroup plan pre", ["prepare"]),
-        ("virt-cgroup hook ", ["install", "remove", "status"]),
-        ("virt-cgroup hook install ", []),
-        ("virt-cgroup status nothing ", []),
-    ],
-)
-def test_completion(generated: Path, line: str, expected: list[str]) -> None:
-    assert completed(generated, line) == expected
-
-
-def test_settings_are_completed(generated: Path) -> None:
-    """For commands whose argument is called KEY or KEY=VALUE."""
-    script = f"""
-        . {generated}/completions/virt-cgroup
-        compopt() {{ :; }}
-        for cur in "$@"; do _virt_cgroup_value KEY=VALUE; echo "${{COMPREPLY[@]}}"; done
-    """
-    words = run("bash", "--norc", "-c", script, "bash", "hook_t", "cgroup_layout=", "pin_conflict=r", "reserved_host_cpus=")
-    layouts = " ".join(f"cgroup_layout={name}" for name in PRESETS)
-    assert words.splitlines() == ["hook_timeout=", layouts, "pin_conflict=refuse", "reserved_host_cpus=auto"]
-
-
-def test_the_completion_is_clean(generated: Path) -> None:
-    lint = ("shellcheck", "--shell=bash", "--exclude=SC2207,SC2034,SC2154", generated / "completions/virt-cgroup")
-    assert run(*lint, check=False) == ""
