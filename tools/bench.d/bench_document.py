@@ -114,17 +114,6 @@ The depth is that of a vCPU's cgroup. Layouts of one depth do the same, so how f
 the noise is.
 """,
     ),
-    "compare": (
-        "Before and now",
-        """\
-The hook of the commit before any of this was measured, and the hook now, in turn. CPU time, since they are close together.
-What was done: the interpreter is not taken apart at the end; only the modules for the host's
-cgroup version are loaded, and none where there is nothing to do; a VM's pins are gathered once, not once for each thread
-group. What was measured and not done: `python3 -S` would save some more, but the hook would have to guess where the
-package is, and would find the wrong one in a virtual environment; without garbage collection there is little to gain. Both are
-in the last rows.
-""",
-    ),
 }
 HOSTS = {"here": "The machine of the run, on a private host"}
 
