@@ -11,7 +11,8 @@ import pytest
 
 from benchmark.document import EMULATED, keep, kept, text
 from benchmark.spread import Spread, growth, interval, quantile, quartiles, ratio, slope
-from benchmark.table import Goal, Row, Table, markdown, measured, shown
+from benchmark.table import Goal, Row, Table, compared, markdown, measured, shown
+from benchmark.valgrind import collected
 
 MACHINE = {"kernel": "6.12", "load at the beginning": "0.1"}
 BASE = [10e6, 20e6, 30e6]
@@ -100,7 +101,7 @@ def test_goal_is_judged_by_the_median(goal: Goal, met: bool) -> None:
 def table(host: str = "here", name: str = "latency") -> Table:
     rows = [
         measured("bare", BASE, {}),
-        measured("held", [15e6, 30e6, 90e6], {"bare": BASE}, Goal("bare", 1.4), note="note"),
+        measured("held", [15e6, 30e6, 90e6], {"bare": BASE}, Goal("bare", 1.4), note="so"),
         Row("total", "s", Spread(2, 2, 2, 1)),
     ]
     return Table(name, host, MACHINE, "2026-01-31", rows)
@@ -111,9 +112,39 @@ def test_markdown_has_a_cell_for_every_column() -> None:
         "|  | n | median | spread | / bare | goal |  |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| bare | 3 | 20.0 ms | 15.0 to 25.0 |  |  |  |",
-        "| held | 3 | 30.0 ms | 22.5 to 60.0 | 1.50 (1.50 to 3.00) | 1.4 / bare: **missed** | note |",
+        "| held | 3 | 30.0 ms | 22.5 to 60.0 | 1.50 (1.50 to 3.00) | 1.4 / bare: **missed** | so |",
         "| total | 1 | 2.00 s |  |  |  |  |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("==7== Events    : Ir\n==7== Collected : 31521777\n==7== \n", 31521777),
+        ("==7== Command: sh -c Collected : 5\n==7== Process terminating (SIGKILL)\n", 0),
+        ("", 0),
+    ],
+)
+def test_instructions_of_a_process(log: str, expected: int) -> None:
+    assert collected(log) == expected
+
+
+def _counted(instructions: int) -> Row:
+    return measured("start", [instructions], {}, unit="M", note="why")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "verdict"),
+    [
+        (30_900_000, "1.03 | 1.03 / the other tree: met | +3.00%, why"),
+        (31_000_000, "1.03 | 1.03 / the other tree: **missed** | +3.33%, why"),
+        (27_000_000, "0.90 | 1.03 / the other tree: met | -10.00%, why"),
+    ],
+)
+def test_comparison_with_another_tree(instructions: int, verdict: str) -> None:
+    now, before = (replace(table(), rows=[_counted(one)]) for one in (instructions, 30_000_000))
+    last = markdown(compared(now, before, 1.03)).splitlines()[-1]
+    assert last.endswith(f"| {verdict} |")
 
 
 def test_results_survive_being_kept(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
   tools/bench                   every table, on this machine; results are kept in build/bench
   tools/bench latency nesting   these tables
   tools/bench --lab 13 latency  on a lab host
+  tools/bench instructions --against ../before
+                                the hook of this tree, and that of another checkout
   tools/bench --write           also write docs/performance.md, from all results that are kept
   tools/bench --write none      write it again without measuring anything
 
@@ -22,13 +24,14 @@ from pathlib import Path
 
 from . import document
 from .machine import LOAD, describe
-from .table import RESULT, Table, markdown
+from .table import RESULT, Table, compared, markdown
 from .timing import PYTHON, say
 
 TREE = Path(__file__).resolve().parents[2]
 KEPT = TREE / "build" / "bench"
 VFIO_ISOLATE = KEPT / "vfio-isolate"
 NAMES = [*document.SECTIONS]
+MOST_INSTRUCTIONS = 1.03  # of those that the other tree's hook takes
 ON_THE_LAB = ["latency", "peers", "start", "nesting", "layouts"]
 
 
@@ -43,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
     option("--rounds", type=int, default=25, metavar="N", help="samples per figure (default 25)")
     option("--vms", type=int, default=50, metavar="N", help="storm: VMs started at once (50)")
     option("--lab", metavar="RELEASE", default="", help="run on this lab host: 13, 12 or 11")
+    option(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="instructions: compare with the hook of this other source tree",
+    )
     option("--write", action="store_true", help="write docs/performance.md")
     option("--json", action="store_true", help="print JSON, one line per table")
     return result
@@ -51,10 +60,17 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = parser().parse_args()
     chosen = chosen_tables(arguments)
+    if arguments.against:
+        check_against(arguments.against, chosen, arguments.lab)
     if chosen and os.geteuid():
         sys.exit("bench: cannot make cgroups: run it as root")
     for name in chosen:
         table = measure(name, arguments)
+        document.keep(KEPT, table)
+        if arguments.against:
+            say(f"{name}, {arguments.against}")
+            other = run_on([private_host(arguments.against)], name, arguments)
+            table = compared(table, other, MOST_INSTRUCTIONS)
         show(table, arguments.json)
     if arguments.write:
         document.write(TREE / "docs" / "performance.md", KEPT)
@@ -72,20 +88,31 @@ def chosen_tables(arguments: argparse.Namespace) -> list[str]:
     return ON_THE_LAB if arguments.lab else NAMES
 
 
+def check_against(tree: Path, chosen: list[str], lab: str) -> None:
+    if chosen != ["instructions"] or lab:
+        parser().error("--against: only for the table instructions, on this machine")
+    if not os.access(private_host(tree), os.X_OK):
+        parser().error(f"--against {tree}: it has no tools/private-host; give a checkout")
+
+
 def measure(name: str, arguments: argparse.Namespace) -> Table:
-    """On a private host or a lab host; the result is kept."""
+    """On a private host or a lab host."""
     load = describe()[LOAD]
     if arguments.lab:
         say(f"{name}, lab {arguments.lab}")
         host = ["tools/lab", "run", arguments.lab, "--timeout", "5400", "--"]
     else:
         say(f"{name}, on this machine")
-        host = ["tools/private-host"]
+        host = [private_host(TREE)]
     result = run_on(host, name, arguments)
     if arguments.lab:  # the guest does not know how busy the machine below it is
         result.machine[LOAD] = load
-    document.keep(KEPT, result)
     return result
+
+
+def private_host(tree: Path) -> str:
+    """The program; it installs its own tree's hook."""
+    return str(tree.resolve() / "tools" / "private-host")
 
 
 def run_on(host: list[str], name: str, arguments: argparse.Namespace) -> Table:

@@ -53,6 +53,16 @@ cgroups, nothing is moved: `start` waits for systemd's answer to one call over t
 `release` of `uuid` leaves out stopping the VM's slice.
 """,
     ),
+    "instructions": Section(
+        "The same in instructions",
+        """\
+Instructions that the hook takes in user space, its shell and interpreter with it, as valgrind
+counts them, in millions. They do not depend on what else the machine does, and repeat to about one
+in 500 (the seed of Python's hashes is random). Compare them on one machine only: the C library has
+code of its own for each kind of CPU. `tools/bench instructions --against DIR` compares with the
+hook of another source tree, and judges whether an operation takes at most 3 % more.
+""",
+    ),
     "hyperfine": Section(
         "The same by hyperfine",
         """\

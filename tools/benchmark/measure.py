@@ -7,7 +7,7 @@ import datetime
 import json
 from collections.abc import Callable
 
-from . import growth, hook, nesting, peers, storm, vm
+from . import growth, hook, instructions, nesting, peers, storm, vm
 from .machine import describe
 from .table import RESULT, Row, Table
 
@@ -16,6 +16,7 @@ def tables(arguments: argparse.Namespace) -> dict[str, Callable[[], list[Row]]]:
     rounds = arguments.rounds
     return {
         "latency": lambda: hook.latency(rounds),
+        "instructions": lambda: instructions.instructions(rounds),
         "hyperfine": lambda: hook.hyperfine(rounds),
         "peers": lambda: peers.peers(rounds, arguments.vfio_isolate),
         "start": lambda: vm.start(rounds),

@@ -16,6 +16,10 @@ class Spread:
     count: int
 
 
+def single(value: float) -> Spread:
+    return Spread(value, value, value, 1)
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     position = share * (len(ordered) - 1)

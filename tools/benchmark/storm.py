@@ -13,7 +13,7 @@ from pathlib import Path
 from libvirt_cgroup_hooks.settings import named
 from tests.live.harness import configure, destroy_all_vms, virsh
 
-from .spread import Spread
+from .spread import single
 from .table import Goal, Row, measured
 from .timing import say
 from .vm import LAYOUTS, WITHOUT
@@ -168,27 +168,23 @@ def _rows(title: str, waves: list[Wave], without: list[Wave]) -> list[Row]:
     walls = [wave.wall for wave in waves]
     baseline = {WITHOUT: [wave.wall for wave in without]}
     used = sum(log.cpus)
-    share = {"all CPU used": _single(used / last.cpu)}
+    share = {"all CPU used": single(used / last.cpu)}
     timeout = f"`hook_timeout` is {named('hook_timeout').default} s"
-    longest_wait = _single(max(log.waits, default=0) / 1e6)
+    longest_wait = single(max(log.waits, default=0) / 1e6)
     rows = [
         measured(f"{title}: until the last is there", walls, baseline, unit="s"),
         Row(
             f"{title}: CPU of all hooks",
             "s",
-            _single(used / 1e9),
+            single(used / 1e9),
             share,
             note=f"{len(log.walls)} runs",
         ),
         measured(f"{title}: one hook", log.walls, {}),
-        Row(f"{title}: the longest hook", "ms", _single(max(log.walls) / 1e6), note=timeout),
+        Row(f"{title}: the longest hook", "ms", single(max(log.walls) / 1e6), note=timeout),
     ]
     if log.waits:
         note = f"taken {len(log.waits)} times"
         rows.append(measured(f"{title}: waiting for the lock", log.waits, {}, note=note))
     rows.append(Row(f"{title}: the longest wait", "ms", longest_wait, goal=LOCK_GOAL))
     return rows
-
-
-def _single(value: float) -> Spread:
-    return Spread(value, value, value, 1)

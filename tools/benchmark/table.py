@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .spread import Spread, quartiles, ratio
+from .spread import Spread, quartiles, ratio, single
 
 RESULT = "bench-result:"  # begins the line with the table, among all that a host prints
-UNITS = {"ms": 1e-6, "s": 1e-9, "µs": 1e-3, "ns": 1.0}  # of a nanosecond
+# Of a nanosecond; for M, of one instruction.
+UNITS = {"ms": 1e-6, "s": 1e-9, "µs": 1e-3, "ns": 1.0, "M": 1e-6}
+OTHER_TREE = "the other tree"
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,28 @@ class Table:
 
 def measured(
     case: str,
-    nanoseconds: Sequence[float],
+    samples: Sequence[float],
     baselines: Mapping[str, Sequence[float]],
     goal: Goal | None = None,
     unit: str = "ms",
     note: str = "",
 ) -> Row:
-    value = quartiles([one * UNITS[unit] for one in nanoseconds])
-    ratios = {name: ratio(nanoseconds, base) for name, base in baselines.items()}
+    """SAMPLES and BASELINES are nanoseconds, or whole instructions."""
+    value = quartiles([one * UNITS[unit] for one in samples])
+    ratios = {name: ratio(samples, base) for name, base in baselines.items()}
     return Row(case, unit, value, ratios, goal, note)
+
+
+def compared(table: Table, other: Table, limit: float) -> Table:
+    """With the ratio of each row's median to the OTHER tree's, and LIMIT as its goal."""
+    medians = {row.case: row.value.median for row in other.rows}
+    rows = []
+    for row in table.rows:
+        share = row.value.median / medians[row.case]
+        ratios = {**row.ratios, OTHER_TREE: single(share)}
+        note = ", ".join(filter(None, [f"{share - 1:+.2%}", row.note]))
+        rows.append(replace(row, ratios=ratios, goal=Goal(OTHER_TREE, limit), note=note))
+    return replace(table, rows=rows)
 
 
 def markdown(table: Table) -> str:

@@ -52,7 +52,8 @@ class VmHost:
     def __enter__(self) -> VmHost:
         self.systemd = managers.name(Host()) == "systemd"
         SCRATCH.mkdir(exist_ok=True)
-        self.install_hook()
+        if not HOOK.exists():  # a private host has that of the tree it belongs to
+            self.install_hook()
         self._daemon = None if self.systemd else Daemon()
         if self._daemon:
             self._daemon.start()
