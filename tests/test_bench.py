@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from .hosts import DATA
-
-sys.path.insert(0, str(DATA.parents[1] / "tools" / "bench.d"))
-
-from bench_document import EMULATED, keep, kept, text
-from bench_stats import Spread, growth, interval, quantile, quartiles, ratio, slope
-from bench_table import Goal, Row, Table, from_json, markdown, measured, shown
+from benchmark.document import EMULATED, keep, kept, text
+from benchmark.spread import Spread, growth, interval, quantile, quartiles, ratio, slope
+from benchmark.table import Goal, Row, Table, compared, markdown, measured, shown
+from benchmark.valgrind import collected
 
 MACHINE = {"kernel": "6.12", "load at the beginning": "0.1"}
 BASE = [10e6, 20e6, 30e6]
@@ -24,17 +20,33 @@ BASE = [10e6, 20e6, 30e6]
 
 @pytest.mark.parametrize(
     ("values", "share", "expected"),
-    [([7], 0.5, 7), ([1, 2], 0.5, 1.5), ([3, 1, 2], 0.5, 2), ([1, 2, 3, 4, 5], 0.25, 2), ([1, 2, 3, 4], 0.75, 3.25)],
+    [
+        ([7], 0.5, 7),
+        ([1, 2], 0.5, 1.5),
+        ([3, 1, 2], 0.5, 2),
+        ([1, 2, 3, 4, 5], 0.25, 2),
+        ([1, 2, 3, 4], 0.75, 3.25),
+    ],
 )
 def test_quantile(values: Sequence[float], share: float, expected: float) -> None:
     assert quantile(values, share) == expected
 
 
 def test_one_outlier_moves_neither_the_median_nor_the_quartiles() -> None:
-    assert quartiles([10, 11, 12, 13, 14]) == quartiles([10, 11, 12, 13, 1400]) == Spread(12, 11, 13, 5)
+    assert quartiles([10, 11, 12, 13, 14]) == Spread(12, 11, 13, 5)
+    assert quartiles([10, 11, 12, 13, 1400]) == Spread(12, 11, 13, 5)
 
 
-@pytest.mark.parametrize(("count", "low", "high"), [(1, 0, 0), (3, 0, 2), (5, 0, 4), (25, 7, 17), (100, 40, 59)])
+@pytest.mark.parametrize(
+    ("count", "low", "high"),
+    [
+        (1, 0, 0),
+        (3, 0, 2),
+        (5, 0, 4),
+        (25, 7, 17),
+        (100, 40, 59),
+    ],
+)
 def test_interval_of_the_median(count: int, low: int, high: int) -> None:
     """With 25 samples the 95 % interval is from the 8th to the 18th."""
     found = interval(list(range(count)))
@@ -58,14 +70,28 @@ def test_growth_is_the_median_of_the_rounds_slopes() -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0.000"), (0.0123, "0.012"), (0.5, "0.50"), (9.876, "9.88"), (-36.44, "-36.4"), (812.3, "812"), (4117.2, "4117")],
+    [
+        (0, "0.000"),
+        (0.0123, "0.012"),
+        (0.5, "0.50"),
+        (9.876, "9.88"),
+        (-36.44, "-36.4"),
+        (812.3, "812"),
+        (4117.2, "4117"),
+    ],
 )
 def test_shown(number: float, text: str) -> None:
     assert shown(number) == text
 
 
 @pytest.mark.parametrize(
-    ("goal", "met"), [(Goal("bare", 1.5), True), (Goal("bare", 1.4), False), (Goal("", 30), True), (Goal("", 29), False)]
+    ("goal", "met"),
+    [
+        (Goal("bare", 1.5), True),
+        (Goal("bare", 1.4), False),
+        (Goal("", 30), True),
+        (Goal("", 29), False),
+    ],
 )
 def test_goal_is_judged_by_the_median(goal: Goal, met: bool) -> None:
     row = measured("case", [15e6, 30e6, 90e6], {"bare": BASE}, goal)
@@ -75,7 +101,7 @@ def test_goal_is_judged_by_the_median(goal: Goal, met: bool) -> None:
 def table(host: str = "here", name: str = "latency") -> Table:
     rows = [
         measured("bare", BASE, {}),
-        measured("prepare", [15e6, 30e6, 90e6], {"bare": BASE}, Goal("bare", 1.4), note="a note"),
+        measured("held", [15e6, 30e6, 90e6], {"bare": BASE}, Goal("bare", 1.4), note="so"),
         Row("total", "s", Spread(2, 2, 2, 1)),
     ]
     return Table(name, host, MACHINE, "2026-01-31", rows)
@@ -86,21 +112,51 @@ def test_markdown_has_a_cell_for_every_column() -> None:
         "|  | n | median | spread | / bare | goal |  |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| bare | 3 | 20.0 ms | 15.0 to 25.0 |  |  |  |",
-        "| prepare | 3 | 30.0 ms | 22.5 to 60.0 | 1.50 (1.50 to 3.00) | 1.4 / bare: **missed** | a note |",
+        "| held | 3 | 30.0 ms | 22.5 to 60.0 | 1.50 (1.50 to 3.00) | 1.4 / bare: **missed** | so |",
         "| total | 1 | 2.00 s |  |  |  |  |",
     ]
 
 
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("==7== Events    : Ir\n==7== Collected : 31521777\n==7== \n", 31521777),
+        ("==7== Command: sh -c Collected : 5\n==7== Process terminating (SIGKILL)\n", 0),
+        ("", 0),
+    ],
+)
+def test_instructions_of_a_process(log: str, expected: int) -> None:
+    assert collected(log) == expected
+
+
+def _counted(instructions: int) -> Row:
+    return measured("start", [instructions], {}, unit="M", note="why")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "verdict"),
+    [
+        (30_900_000, "1.03 | 1.03 / the other tree: met | +3.00%, why"),
+        (31_000_000, "1.03 | 1.03 / the other tree: **missed** | +3.33%, why"),
+        (27_000_000, "0.90 | 1.03 / the other tree: met | -10.00%, why"),
+    ],
+)
+def test_comparison_with_another_tree(instructions: int, verdict: str) -> None:
+    now, before = (replace(table(), rows=[_counted(one)]) for one in (instructions, 30_000_000))
+    last = markdown(compared(now, before, 1.03)).splitlines()[-1]
+    assert last.endswith(f"| {verdict} |")
+
+
 def test_results_survive_being_kept(tmp_path: Path) -> None:
-    keep(tmp_path, table().json())
+    keep(tmp_path, table())
     assert [one.json() for one in kept(tmp_path)] == [table().json()]
-    assert from_json(json.loads(json.dumps(table().json()))).json() == table().json()
+    assert Table.from_json(json.loads(json.dumps(table().json()))).json() == table().json()
 
 
 def test_a_later_result_takes_the_place_of_the_earlier(tmp_path: Path) -> None:
     for _ in range(2):
-        keep(tmp_path, table().json())
-    keep(tmp_path, table("13").json())
+        keep(tmp_path, table())
+    keep(tmp_path, table("13"))
     assert len(kept(tmp_path)) == 2
 
 
@@ -108,8 +164,11 @@ def test_document_has_the_machines_and_the_commands_and_no_section_without_a_res
     document = text([table("13"), table()])
     assert "|  | The machine of the run, on a private host | Lab host 13 |\n" in document
     assert "| kernel | 6.12 | 6.12 |\n" in document
-    assert document.index("(`tools/bench latency`, 2026-01-31)") < document.index("(`tools/bench --lab 13 latency`")
-    assert "0 of 2 are met. Missed:\n\n- latency, Lab host 13: prepare\n- latency, The machine" in document
+    here = document.index("(`tools/bench latency`, 2026-01-31)")
+    lab = document.index("(`tools/bench --lab 13 latency`")
+    assert here < lab
+    missed = "- latency, Lab host 13: held\n- latency, The machine"
+    assert f"0 of 2 are met. Missed:\n\n{missed}" in document
     assert "What nesting costs" not in document
 
 
@@ -124,6 +183,6 @@ def test_document_says_of_an_emulated_host_that_only_its_ratios_count() -> None:
 
 
 def test_document_gives_the_range_of_the_loads_by_number() -> None:
-    loads = ["9.4 1.0 1.0", "21.6 1.0 1.0", "8.9 1.0 1.0"]
-    tables = [replace(table(name=name), machine={"load": load}) for name, load in zip(("latency", "start", "storm"), loads)]
+    loads = {"latency": "9.4 1.0 1.0", "start": "21.6 1.0 1.0", "storm": "8.9 1.0 1.0"}
+    tables = [replace(table(name=name), machine={"load": loads[name]}) for name in loads]
     assert "| load | 8.9 1.0 1.0 to 21.6 1.0 1.0 |\n" in text(tables)

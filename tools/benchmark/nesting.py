@@ -9,11 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench_host import LAYOUTS, have, remove_tree
-from bench_run import in_turn, say
-from bench_stats import growth
-from bench_table import Row, measured
-
 from libvirt_cgroup_hooks import managers
 from libvirt_cgroup_hooks.cgroups import Hierarchy, detect
 from libvirt_cgroup_hooks.config import parse, resolve
@@ -21,6 +16,11 @@ from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.host import Host, page_size
 from libvirt_cgroup_hooks.managers.systemd import Systemd
 from libvirt_cgroup_hooks.topology import Topology
+
+from .spread import growth
+from .table import Row, measured
+from .timing import in_turn, say
+from .vm_host import LAYOUTS, have, remove_tree
 
 DEPTHS = (0, 1, 2, 3, 4, 6, 8, 10)
 WITH = {"cpu": ("cpu", "cpuacct")}  # two on cgroup v1, one on v2
@@ -56,14 +56,19 @@ class Work:
 
 
 def works() -> dict[str, Work]:
+    """By their titles."""
     found = {
         "page fault": Work("memory", _python(FAULTS, 1 << 16), 1 << 16),
         "message through a pipe (Python)": Work("cpu", _python(PIPE, 20_000), 20_000),
     }
     if have("perf"):
-        pipe, messaging = ["perf", "bench", "sched", "pipe", "-l"], ["perf", "bench", "sched", "messaging", "-g", "2", "-l"]
-        found["perf bench sched pipe: one operation"] = Work("cpu", [*pipe, "30000"], 30_000)
-        found["perf bench sched messaging: one message"] = Work("cpu", [*messaging, "100"], 2 * 20 * 20 * 100)
+        bench = ["perf", "bench", "sched"]
+        pipe = [*bench, "pipe", "-l", "30000"]
+        found["perf bench sched pipe: one operation"] = Work("cpu", pipe, 30_000)
+        # In each of 2 groups 20 senders send 100 messages to each of 20 receivers.
+        messaging = [*bench, "messaging", "-g", "2", "-l", "100"]
+        messages = 2 * 20 * 20 * 100
+        found["perf bench sched messaging: one message"] = Work("cpu", messaging, messages)
     return found
 
 
@@ -72,25 +77,31 @@ def _python(program: str, count: int) -> list[str]:
 
 
 class Chain:
-    """DEPTH cgroups in one another, in every hierarchy; without the one controller, if it is to be left out."""
+    """DEPTH cgroups in one another, in every hierarchy.
+
+    LEFT_OUT is a controller that none of them gets, or "".
+    """
 
     def __init__(self, depth: int, left_out: str = "") -> None:
         self.depth = depth
         self.left_out = left_out
-        self.name = f"bench-{depth}{left_out and '-no-'}{left_out}"
+        self.name = f"bench-{depth}-no-{left_out}" if left_out else f"bench-{depth}"
         self.tops: list[str] = []
         self.ends: list[str] = []
+        without = set(WITH.get(left_out, (left_out,)))
         for hierarchy in detect(Host().read_optional).hierarchies:
-            if hierarchy.version == 2 or not set(WITH.get(left_out, (left_out,))) & hierarchy.controllers:
+            if hierarchy.version == 2 or not without & hierarchy.controllers:
                 self._make(hierarchy)
 
     def _make(self, hierarchy: Hierarchy) -> None:
         v2 = hierarchy.version == 2
-        here = hierarchy.directory("/")
-        if v2 and self.depth == 0 and not _may_hold(Path(here)):
-            return  # it stays where this program is
-        levels = [self.name, *map(str, range(2, self.depth + 1))][: self.depth]
-        for level in levels:
+        root = hierarchy.directory("/").rstrip("/")
+        if self.depth == 0:
+            if not v2 or _may_hold(Path(root)):
+                self.ends.append(root)
+            return  # else it stays where this program is
+        here = root
+        for level in (self.name, *map(str, range(2, self.depth + 1))):
             if v2:
                 self._enable(Path(here))
             here = f"{here}/{level}"
@@ -98,17 +109,18 @@ class Chain:
             if "cpuset" in hierarchy.controllers:
                 for file in ("cpuset.cpus", "cpuset.mems"):
                     Path(here, file).write_text(Path(here).parent.joinpath(file).read_text())
-        self.tops += [f"{hierarchy.directory('/').rstrip('/')}/{self.name}"] if levels else []
+        self.tops.append(f"{root}/{self.name}")
         self.ends.append(here)
 
     def _enable(self, directory: Path) -> None:
-        """All controllers that can be; the one to be left out only as far as the host itself has it already."""
+        """All controllers but the one left out, which is only where the host itself has it."""
         for name in (directory / "cgroup.controllers").read_text().split():
-            if name != self.left_out:
-                try:
-                    (directory / "cgroup.subtree_control").write_text(f"+{name}")
-                except OSError as error:
-                    sys.exit(f"bench: cannot enable {name} below {directory}: {error.strerror}")
+            if name == self.left_out:
+                continue
+            try:
+                (directory / "cgroup.subtree_control").write_text(f"+{name}")
+            except OSError as error:
+                sys.exit(f"bench: cannot enable {name} below {directory}: {error.strerror}")
 
     def enter(self) -> None:
         for directory in self.ends:
@@ -119,7 +131,7 @@ class Chain:
             remove_tree(top)
 
     def time(self, work: Work) -> float:
-        """CPU time, so that what others do meanwhile does not count; the start of the program is in it."""
+        """CPU time, which leaves out what other processes do; with the start of the program."""
         child = subprocess.Popen(work.command, preexec_fn=self.enter, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -128,36 +140,50 @@ class Chain:
 
 
 def _may_hold(directory: Path) -> bool:
-    """The real root may have processes and enabled controllers both."""
-    return not (directory / "cgroup.type").exists() or not (directory / "cgroup.subtree_control").read_text().split()
+    """Only the real root, which has no cgroup.type, may have both processes and controllers."""
+    if not (directory / "cgroup.type").exists():
+        return True
+    return not (directory / "cgroup.subtree_control").read_text().split()
 
 
 def levels(rounds: int) -> list[Row]:
     rows = []
     for name, work in works().items():
         say(name)
-        chains = {(depth, left_out): Chain(depth, left_out) for depth in DEPTHS for left_out in ("", work.controller)}
+        chains = {
+            (depth, left_out): Chain(depth, left_out)
+            for depth in DEPTHS
+            for left_out in ("", work.controller)
+        }
         try:
-            cases = {f"{depth} {left_out}": partial(chain.time, work) for (depth, left_out), chain in chains.items()}
+            cases = {
+                f"{depth} {left_out}": partial(chain.time, work)
+                for (depth, left_out), chain in chains.items()
+            }
             samples = in_turn(cases, rounds)
         finally:
             for chain in chains.values():
                 chain.remove()
         for left_out in ("", work.controller):
-            title = f"{name}, {'without' if left_out else 'with'} {work.controller} at each level"
+            which = "without" if left_out else "with"
+            title = f"{name}, {which} {work.controller} at each level"
             rows += _level_rows(title, {depth: samples[f"{depth} {left_out}"] for depth in DEPTHS})
     return rows
 
 
 def _level_rows(title: str, samples: dict[int, list[float]]) -> list[Row]:
     base = {"depth 0": samples[0]}
+    deepest = DEPTHS[-1]
     rounds = [[samples[depth][number] for depth in DEPTHS] for number in range(len(samples[0]))]
     level = growth(DEPTHS, rounds)
     share = growth(DEPTHS, [[one / ys[0] for one in ys] for ys in rounds])
-    seen = level.low > 0 or level.high < 0
-    ends = [measured(f"{title}: depth {depth}", samples[depth], base if depth else {}, unit="ns") for depth in (0, DEPTHS[-1])]
-    note = "" if seen else "too small to see"
-    return [*ends, Row(f"**{title}: each level**", "ns", level, {"depth 0": share}, note=note)]
+    too_small = level.low <= 0 <= level.high
+    note = "too small to see" if too_small else ""
+    return [
+        measured(f"{title}: depth 0", samples[0], {}, unit="ns"),
+        measured(f"{title}: depth {deepest}", samples[deepest], base, unit="ns"),
+        Row(f"**{title}: each level**", "ns", level, {"depth 0": share}, note=note),
+    ]
 
 
 def depths() -> dict[str, int]:
@@ -167,15 +193,16 @@ def depths() -> dict[str, int]:
     domain.name, domain.uuid, domain.id = "vm", "6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab", 1
     found = {}
     for layout in LAYOUTS:
-        config = resolve(parse(f'cgroup_layout = "{layout}"\n'), Topology.read(host.read_optional), page_size())
+        text = f'cgroup_layout = "{layout}"\n'
+        config = resolve(parse(text), Topology.read(host.read_optional), page_size())
         manager = managers.choose(host, config, managers.daemon(host))
         if isinstance(manager, Systemd):
             path = manager.scope_path(domain) + "/libvirt/vcpu0"
         elif layout == "native":
             path = "/machine/qemu-1-vm.libvirt-qemu/vcpu0"
         else:
-            tree = manager.trees[0]
-            path = manager.layout.vm_path(domain, manager.base(tree)) + "/vcpu0"  # type: ignore[attr-defined]
+            base = manager.base(manager.trees[0])  # type: ignore[attr-defined]
+            path = manager.layout.vm_path(domain, base) + "/vcpu0"
         found[layout] = path.strip("/").count("/") + 1
     return found
 
@@ -183,15 +210,18 @@ def depths() -> dict[str, int]:
 def layouts(rounds: int) -> list[Row]:
     """The same work at the depth that each layout gives a vCPU, with all controllers."""
     rows = []
-    of = depths()
-    chains = {depth: Chain(depth) for depth in sorted(set(of.values()))}
+    depth_of = depths()
+    chains = {depth: Chain(depth) for depth in sorted(set(depth_of.values()))}
     try:
         for name, work in works().items():
             say(name)
-            samples = in_turn({layout: partial(chains[depth].time, work) for layout, depth in of.items()}, rounds)
-            for layout, depth in of.items():
-                base = {} if layout == "native" else {"`native`": samples["native"]}
-                rows.append(measured(f"{name}: `{layout}`", samples[layout], base, unit="ns", note=f"depth {depth}"))
+            cases = {layout: partial(chains[depth_of[layout]].time, work) for layout in LAYOUTS}
+            samples = in_turn(cases, rounds)
+            native = {"`native`": samples["native"]}
+            for layout in LAYOUTS:
+                title, note = f"{name}: `{layout}`", f"depth {depth_of[layout]}"
+                base = {} if layout == "native" else native
+                rows.append(measured(title, samples[layout], base, unit="ns", note=note))
     finally:
         for chain in chains.values():
             chain.remove()

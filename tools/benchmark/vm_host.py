@@ -1,4 +1,4 @@
-"""The host that VMs run on: a private host's libvirtd, which this starts, or that of a lab host's systemd."""
+"""The host that VMs run on: a private host with a libvirtd of its own, or a lab host."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ RECORDER = Path("/etc/libvirt/hooks/qemu.d/00-record")
 SCRATCH = Path("/var/lib/libvirt/bench")  # not below /run, where systemd lets no program run
 RECORD = f'#!/bin/sh\ncat >"{SCRATCH}/$1.$2"\n'
 STATE = Path("/run/libvirt-cgroup-hooks")
-LAYOUTS = ("native", "legacy", "nested", "flat", "root", "uuid", "/vms/$DRIVER-$NAME")
+MOVED = "/vms/$DRIVER-$NAME"  # the layout of VMs that are moved to where nobody else has any
+LAYOUTS = ("native", "legacy", "nested", "flat", "root", "uuid", MOVED)
 WITHOUT_PARENT = ("flat", "root", "uuid")  # these take no memory reservation
+LONG = "hook_timeout = 120\n"  # a hook that is slowed down by measuring it is not ended
 NAME, UUID = "bench", "6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab"
 
 
@@ -40,7 +42,8 @@ def settings(layout: str) -> str:
 def vm_xml(name: str, vcpus: int = 2, iothreads: int = 1, pinned: str = "") -> str:
     """With PINNED, every vCPU is pinned to these CPUs."""
     pins = dict.fromkeys(range(vcpus), pinned) if pinned else None
-    return domain_xml(name, uuid=UUID if name == NAME else None, vcpus=vcpus, iothreads=iothreads, vcpupin=pins)
+    uuid = UUID if name == NAME else None
+    return domain_xml(name, uuid=uuid, vcpus=vcpus, iothreads=iothreads, vcpupin=pins)
 
 
 class VmHost:
@@ -49,7 +52,8 @@ class VmHost:
     def __enter__(self) -> VmHost:
         self.systemd = managers.name(Host()) == "systemd"
         SCRATCH.mkdir(exist_ok=True)
-        self.install_hook()
+        if not HOOK.exists():  # a private host has that of the tree it belongs to
+            self.install_hook()
         self._daemon = None if self.systemd else Daemon()
         if self._daemon:
             self._daemon.start()
@@ -64,35 +68,46 @@ class VmHost:
             self._daemon.stop()
 
     def install_hook(self, text: str | None = None) -> None:
-        """The hook, or TEXT in its place."""
+        """Install the hook, or TEXT in its place."""
         install(HOOK, (TREE / "hooks/qemu").read_text() if text is None else text)
 
     @staticmethod
     def record() -> None:
-        """From now on, what libvirt gives to hooks is kept: beside another hook, a new one is called at once."""
+        """From now on, keep what libvirt gives to hooks.
+
+        Beside another hook, libvirtd calls a new one at once.
+        """
         install(RECORDER, RECORD)
 
     def reload(self) -> None:
-        """The daemon looks for hooks again. It does so in its own time and tells nobody."""
+        """Have the daemon look for hooks again. It does so in its own time and tells nobody."""
         if self._daemon:
             os.kill(self._daemon.pid, signal.SIGHUP)
         else:
-            subprocess.run(["systemctl", "kill", "--kill-whom=main", "-s", "HUP", "libvirtd"], check=True)
+            _systemctl("kill", "--kill-whom=main", "-s", "HUP", "libvirtd")
         time.sleep(0.5)
-        wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
+        wait_for(_answers, "libvirtd to answer")
 
     def restart(self) -> None:
         """Returns when all VMs are connected again."""
         if self._daemon:
             self._daemon.restart()
         else:
-            subprocess.run(["systemctl", "restart", "libvirtd"], check=True)
-            wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
+            _systemctl("restart", "libvirtd")
+            wait_for(_answers, "libvirtd to answer")
             wait_for(Daemon.reconnected, "libvirtd to reconnect to its VMs", 120)
 
     def start(self, name: str, layout: str | None) -> None:
         configure(settings(layout) if layout else None)
         virsh("create", "/dev/stdin", stdin=vm_xml(name))
+
+
+def _systemctl(*arguments: str) -> None:
+    subprocess.run(["systemctl", *arguments], check=True)
+
+
+def _answers() -> bool:
+    return virsh("list", check=False).returncode == 0
 
 
 def install(path: Path, text: str) -> None:

@@ -23,22 +23,29 @@ class Took:
 
 
 def run(command: list[str], stdin: str = "/dev/null") -> Took:
-    """Runs COMMAND with the file STDIN, as libvirtd runs a hook. One that fails ends the benchmark."""
-    actions = [(os.POSIX_SPAWN_OPEN, 0, stdin, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
+    """Run COMMAND with the file STDIN, as libvirtd runs a hook. If it fails, end the benchmark."""
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, stdin, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+    ]
     begin = time.monotonic_ns()
     child = os.posix_spawn(command[0], command, ENVIRONMENT, file_actions=actions)
     _, status, usage = os.wait4(child, 0)
     wall = time.monotonic_ns() - begin
     if status:
-        sys.exit(f"bench: {' '.join(command)}: exit status {os.waitstatus_to_exitcode(status)}")
+        code = os.waitstatus_to_exitcode(status)
+        sys.exit(f"bench: {' '.join(command)}: exit status {code}")
     return Took(wall, round((usage.ru_utime + usage.ru_stime) * 1e9))
 
 
-def in_turn(cases: Mapping[str, Callable[[], float]], rounds: int, warm: int = 1) -> Samples:
-    """Samples of each case; every round takes all of them once, in another order. WARM rounds are thrown away."""
+def in_turn(cases: Mapping[str, Callable[[], float]], rounds: int) -> Samples:
+    """Samples of each case; every round takes all of them once, in another order.
+
+    A round before the first, whose samples are thrown away, warms the caches.
+    """
     order = random.Random(1)  # noqa: S311 - an order, and the same at every run
     samples: Samples = {name: [] for name in cases}
-    for number in range(-warm, rounds):
+    for number in range(-1, rounds):
         names = list(cases)
         order.shuffle(names)
         for name in names:

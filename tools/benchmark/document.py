@@ -1,0 +1,230 @@
+"""docs/performance.md: the prose here, the figures from the results that are kept."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .table import Table, line, markdown
+
+HEAD = """\
+# Speed
+
+libvirtd waits for the hook while it holds the VM's lock, so the hook's run time adds to the time
+that a VM takes to start, and to a restart of the daemon. `tools/bench --write` writes this file;
+each section names the command that measures its table again.
+
+How to read the tables: "n" is the number of samples; then come their median and, as the spread,
+the quartiles. "/ X" is the ratio to X: each sample is divided by the X of its own round, which was
+measured just before or after it in random order. The figure is the median of these ratios, with its
+95 % interval (order statistics). A wide interval means that the machine was busy with other things;
+then trust the ratio of CPU times, which leaves out waiting for other processes. Goals were set
+before anything was measured, and are judged by the median.
+"""
+EMULATED = """
+An emulated host is QEMU without the CPU's help (TCG): ten to fifty times slower than the machine
+below it, and not evenly so, since code is translated when it first runs. Only the ratios of its
+figures mean something, and those roughly.
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    prose: str
+
+
+SECTIONS = {
+    "latency": Section(
+        "The hook, operation by operation",
+        """\
+libvirt's input to the hook is recorded while a VM starts, and replayed for that VM. Another VM is
+running, so the VMs' limits are already in place, as for every VM but the first. "Empty sh hook" is
+`#!/bin/sh` and `exit 0`, the least that any hook costs; "bare python3" is `python3 -I -c pass`, the
+interpreter's own start.
+
+Where nobody owns cgroups, `started` moves the VM, and the first move after a pause waits for the
+kernel (an RCU grace period, longer when CPUs are busy). That wait has a row of its own. It is part
+of the time of every `started` but that of `native`, and not of its CPU time. Where systemd owns
+cgroups, nothing is moved: `start` waits for systemd's answer to one call over the bus, and
+`release` of `uuid` leaves out stopping the VM's slice.
+""",
+    ),
+    "instructions": Section(
+        "The same in instructions",
+        """\
+Instructions that the hook takes in user space, its shell and interpreter with it, as valgrind
+counts them, in millions. They do not depend on what else the machine does, and repeat to about one
+in 500 (the seed of Python's hashes is random). Compare them on one machine only: the C library has
+code of its own for each kind of CPU. `tools/bench instructions --against DIR` compares with the
+hook of another source tree, and judges whether an operation takes at most 3 % more.
+""",
+    ),
+    "hyperfine": Section(
+        "The same by hyperfine",
+        """\
+A second stopwatch, to check this tool's own: one command after the other, each started by a shell
+script that opens its input. The baseline is one median, so the ratios have no rounds.
+""",
+    ),
+    "peers": Section(
+        "What other projects run instead",
+        """\
+Both keep CPUs for the host: the dispatcher of PassthroughPOST/VFIO-Tools, rewritten from its
+documentation, with a script for `prepare` in it; and vfio-isolate from PyPI, but not on a lab host,
+which has no network. Neither places threads, checks pins or memory, or puts anything back. The
+script runs `systemctl set-property` where systemd owns cgroups; elsewhere it is a bare write, which
+is less than anyone would run.
+""",
+    ),
+    "start": Section(
+        "A VM's start as a whole",
+        """\
+`virsh create` of a TCG guest with nothing to boot, two vCPUs and an I/O thread, in turn with the
+hook and without it, while another VM is running. "Added" is the difference within a round. The
+interpreter alone is measured once in the same round and counted three times, since a start runs the
+hook three times.
+""",
+    ),
+    "storm": Section(
+        "Many at once",
+        """\
+VMs started by as many `virsh start` at once, of which libvirtd takes 20 at a time; then twice as
+many that reconnect after a restart of the daemon. Without the hook nothing limits the VMs, so they
+have all CPUs: with two CPUs that is twice as many, and matters more than what the hooks do, which
+the row of CPU time shows. A probe takes the time of each hook. It is a shell script, which costs a
+few milliseconds itself. `hook_timeout` is set so high that no hook reaches it.
+
+With more VMs than CPUs, a hook mostly waits for a CPU. Hooks share the lock, except that of a
+host's first VMs, which set the limits, and that of each VM's end. A VM that is where it should be
+takes no lock when it reconnects.
+""",
+    ),
+    "threads": Section(
+        "Growth: threads",
+        """\
+A process with that many threads is placed as a VM's would be: reading, planning and writing,
+without the interpreter's start. The bare loop makes the same directories and writes the same files
+with nothing around it.
+""",
+    ),
+    "status": Section(
+        "Growth: VMs",
+        """\
+`virt-cgroup status --json` of recorded hosts whose VMs have five threads each, against a Python
+program that reads the same files and does nothing with them.
+""",
+    ),
+    "configuration": Section(
+        "Growth: the configuration",
+        """\
+`prepare` with a configuration of 3 lines and of 493, after it has changed ("anew": ConfigObj parses
+it) and otherwise ("afterwards": a snapshot is read).
+""",
+    ),
+    "nesting": Section(
+        "What nesting costs",
+        """\
+A thread of 2012 on libvir-list gives the speed of deep nesting as the reason for flat layouts. Here
+the same work runs in cgroups of depth 0 (the root of the host, or of the private host) to 10, once
+with the controller that could matter at every level, and once without it but with all others. On
+cgroup v2 the first level has it in either case, since the root gives it to all. `perf bench` is
+missing on a lab host, which has no perf. The figure is CPU time, with the start of the program.
+"Each level" is the slope over all depths, one for each round, with its 95 % interval; where that
+includes 0, the cost is too small to see.
+""",
+    ),
+    "layouts": Section(
+        "The same at the layouts' depths",
+        """\
+The depth is that of a vCPU's cgroup. Layouts of one depth do the same work, so the difference
+between their rows is noise.
+""",
+    ),
+}
+HERE = "here"  # how results name this machine's private host
+HOSTS = {HERE: "The machine of the run, on a private host"}
+
+
+def keep(folder: Path, table: Table) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(table.json(), indent=1)
+    (folder / f"{table.host}-{table.name}.json").write_text(f"{text}\n")
+
+
+def kept(folder: Path) -> list[Table]:
+    paths = sorted(folder.glob("*-*.json"))
+    return [Table.from_json(json.loads(path.read_text())) for path in paths]
+
+
+def write(document: Path, folder: Path) -> None:
+    document.parent.mkdir(exist_ok=True)
+    document.write_text(text(kept(folder)))
+
+
+def text(tables: Sequence[Table]) -> str:
+    """Sections in order, each with its table of every host, this machine first."""
+    hosts = sorted({table.host for table in tables}, key=lambda host: (host != HERE, host))
+    by_host = [[table for table in tables if table.host == host] for host in hosts]
+    parts = [HEAD, _machines(by_host), _goals(tables)]
+    for name, section in SECTIONS.items():
+        measured = [table for of_host in by_host for table in of_host if table.name == name]
+        if measured:
+            parts += [f"## {section.title}\n", section.prose, *map(_one, measured)]
+    return "\n".join(parts)
+
+
+def _goals(tables: Sequence[Table]) -> str:
+    """A line for each table that misses any."""
+    total, met = 0, 0
+    lines = []
+    for table in tables:
+        judged = [(row.case, row.goal.met(row)) for row in table.rows if row.goal]
+        missed = [case for case, is_met in judged if not is_met]
+        total += len(judged)
+        met += len(judged) - len(missed)
+        if missed:
+            lines.append(f"- {table.name}, {_title(table)}: {'; '.join(missed)}\n")
+    listed = "".join(lines) or "- none"
+    return f"## The goals\n\n{met} of {total} are met. Missed:\n\n{listed}"
+
+
+def _one(table: Table) -> str:
+    option = "" if table.host == HERE else f"--lab {table.host} "
+    command = f"tools/bench {option}{table.name}"
+    return f"{_title(table)} (`{command}`, {table.taken}):\n\n{markdown(table)}"
+
+
+def _title(table: Table) -> str:
+    title = HOSTS.get(table.host, f"Lab host {table.host}")
+    return f"{title}, emulated: ratios only" if _emulated(table) else title
+
+
+def _emulated(table: Table) -> bool:
+    return "TCG" in table.machine.get("CPU", "")
+
+
+def _machines(by_host: Sequence[Sequence[Table]]) -> str:
+    lines = [["", *(_title(tables[0]) for tables in by_host)], ["---"] * (len(by_host) + 1)]
+    keys = by_host[0][0].machine if by_host else ()
+    for key in keys:
+        lines.append([key, *(_range(key, tables) for tables in by_host)])
+    result = "## The machines\n\n" + "".join(map(line, lines))
+    if any(_emulated(table) for tables in by_host for table in tables):
+        result += EMULATED
+    return result
+
+
+def _range(key: str, tables: Sequence[Table]) -> str:
+    """Several values where a table was measured on another machine, or at another load."""
+    values = sorted({table.machine.get(key, "") for table in tables}, key=_numbers)
+    if len(values) == 1:
+        return values[0]
+    return f"{values[0]} to {values[-1]}"
+
+
+def _numbers(value: str) -> list[int]:
+    return [int(one) for one in re.findall(r"\d+", value)]
