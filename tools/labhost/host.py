@@ -13,8 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from lab_base import Deadline, LabError, program, progress
-from lab_qemu import Boot, Qemu
+from .clock import Deadline, progress
+from .errors import LabError
+from .programs import program
+from .qemu import Boot, Qemu
 
 LOAD_TIMEOUT = 120.0
 BOOT_TIMEOUT = 600.0
@@ -25,17 +27,29 @@ Sink = Callable[[bytes], object]
 
 @dataclass(frozen=True)
 class HostImage:
-    """A booted host on disk; `folder` holds disk.qcow2 (never written to), state, vmlinuz and initrd."""
+    """A booted host on disk.
+
+    `folder` holds disk.qcow2 (never written to), state, vmlinuz and initrd.
+    """
 
     folder: Path
     kernel_arguments: tuple[str, ...]
 
     def boot(self, disk: Path) -> Boot:
-        return Boot(disk, self.folder / "vmlinuz", self.folder / "initrd", self.kernel_arguments, self.folder / "state")
+        return Boot(
+            disk,
+            self.folder / "vmlinuz",
+            self.folder / "initrd",
+            self.kernel_arguments,
+            self.folder / "state",
+        )
 
 
 class Result(NamedTuple):
-    """A command's exit status (124: timed out, 128 + n: killed by signal n) and its stdout and stderr as one text."""
+    """A command's exit status, and its stdout and stderr as one text.
+
+    Status 124: timed out; 128 + n: killed by signal n.
+    """
 
     status: int
     output: str
@@ -67,7 +81,10 @@ def overlay(backing: Path, disk: Path) -> None:
 
 
 class LabHost:
-    """One host. `with LabHost(image) as host:` restores it and ends it; each restore begins from the same snapshot."""
+    """One host. `with LabHost(image) as host:` restores it and ends it.
+
+    Each restore begins from the same snapshot.
+    """
 
     def __init__(self, image: HostImage) -> None:
         self.image = image
@@ -80,7 +97,12 @@ class LabHost:
         self.restore()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def restore(self) -> None:
@@ -98,9 +120,13 @@ class LabHost:
         self._wait_for_boot(qemu, BOOT_TIMEOUT)
 
     def run(
-        self, command: str | Sequence[str], timeout: float = 600.0, cwd: str = "/root", echo: Sink | None = None
+        self,
+        command: str | Sequence[str],
+        timeout: float = 600.0,
+        cwd: str = "/root",
+        echo: Sink | None = None,
     ) -> Result:
-        """Run a command (a text goes to the shell) and give its result; `echo` gets the output as it comes."""
+        """Run a command (a text goes to the shell); `echo` gets the output as it comes."""
         words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         self._open().send({"op": "run", "command": words, "timeout": timeout, "cwd": cwd})
         return self._result(timeout + GRACE, echo)
@@ -117,11 +143,13 @@ class LabHost:
         self._open().send({"op": "push", "to": to, "size": len(tar)}, tar, timeout)
         result = self._result(timeout, None)
         if result.status:
-            raise LabError(f"could not unpack {len(tar)} bytes into {to} on the lab host", result.output)
+            raise LabError(
+                f"could not unpack {len(tar)} bytes into {to} on the lab host", result.output
+            )
 
     def reboot(self, timeout: float = BOOT_TIMEOUT) -> None:
-        """Reboot in the orderly way and wait until the host is up again; what is on its disk stays."""
-        # Detached and a moment later, so that the answer is here before the remote control is ended.
+        """Reboot in the orderly way and wait until the host is up again; its disk stays."""
+        # Detached and a moment later: the answer is here before the remote control is ended.
         self.check("setsid sh -c 'sleep 1; systemctl reboot' >/dev/null 2>&1 &", 60)
         self._wait_for_boot(self._running(), timeout)
 
@@ -175,13 +203,18 @@ class LabHost:
         state = self.run("systemctl is-system-running --wait", deadline.left()).output.strip()
         progress(f"host up: {state}")
         if state != "running":
-            raise LabError(f"the lab host came up as {state!r}", self.run("systemctl --failed --no-legend").output)
+            raise LabError(
+                f"the lab host came up as {state!r}",
+                self.run("systemctl --failed --no-legend").output,
+            )
 
     def _next_hello(self, qemu: Qemu, deadline: Deadline) -> str:
         while not self._open().ready(min(15.0, deadline.left())):
             progress("booting")
             if deadline.passed():
-                raise LabError(f"the lab host did not come up in {deadline.seconds:.0f} s", qemu.last_words())
+                raise LabError(
+                    f"the lab host did not come up in {deadline.seconds:.0f} s", qemu.last_words()
+                )
         return str(self._open().next(deadline, "hello").facts["boot_id"])
 
     def _result(self, timeout: float, echo: Sink | None) -> Result:
@@ -195,7 +228,7 @@ class LabHost:
 
 
 class Channel:
-    """The outer end of the agent's port; lab_agent.py tells what is spoken."""
+    """The outer end of the agent's port; agent.py tells what is spoken."""
 
     def __init__(self, connection: socket.socket, last_words: Callable[[], str]) -> None:
         self._connection = connection
@@ -205,12 +238,16 @@ class Channel:
     def fileno(self) -> int:
         return self._connection.fileno()
 
-    def send(self, request: Mapping[str, object], payload: bytes = b"", timeout: float = 60.0) -> None:
+    def send(
+        self, request: Mapping[str, object], payload: bytes = b"", timeout: float = 60.0
+    ) -> None:
         self._connection.settimeout(timeout)
         try:
             self._connection.sendall(json.dumps(request).encode() + b"\n" + payload)
         except OSError as error:
-            raise LabError(f"the lab host does not take a request: {error}", self._last_words()) from error
+            raise LabError(
+                f"the lab host does not take a request: {error}", self._last_words()
+            ) from error
 
     def ready(self, timeout: float) -> bool:
         """Whether something arrives within `timeout` seconds."""
@@ -230,7 +267,8 @@ class Channel:
         if facts["kind"] not in kinds:
             raise LabError(
                 f"the lab host sent {facts['kind']!r} where {' or '.join(kinds)} was due",
-                f"it rebooted, or its remote control was restarted; its console:\n{self._last_words()}",
+                "it rebooted, or its remote control was restarted; its console:\n"
+                f"{self._last_words()}",
             )
         return Frame(facts["kind"], facts, payload)
 
@@ -246,7 +284,9 @@ class Channel:
             chunk = self._connection.recv(65536)
         except TimeoutError as error:
             if must:
-                raise LabError(f"no answer from the lab host in {deadline.seconds:.0f} s", self._last_words()) from error
+                raise LabError(
+                    f"no answer from the lab host in {deadline.seconds:.0f} s", self._last_words()
+                ) from error
             return
         except ConnectionError:
             chunk = b""
