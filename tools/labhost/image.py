@@ -34,8 +34,10 @@ from .recipe import (
     Recipe,
 )
 
-BOOTSTRAP_TIMEOUT = 1500.0
-BUILD_LOCK_TIMEOUT = 3600.0
+# Ends for a busy machine, too; each takes a minute or two on an idle one.
+BOOTSTRAP_TIMEOUT = 3600.0
+DISK_TIMEOUT = 1800.0
+BUILD_LOCK_TIMEOUT = 7200.0
 BUILDING = ".building-"
 CGROUP_OF_MANAGER: Mapping[str, str] = {"systemd": "/machine.slice/", "cgroupfs": "/machine/"}
 
@@ -149,7 +151,7 @@ def make_root(wanted: Recipe, new: Path) -> None:
     progress("making the disk image")
     program(
         ["mke2fs", "-q", "-t", "ext4", "-L", ROOT_LABEL, "-d", tree, new / "root.img", ROOT_SIZE],
-        600,
+        DISK_TIMEOUT,
     )
     shutil.rmtree(tree)
 
