@@ -32,6 +32,7 @@ from .recipe import (
     ROOT_SIZE,
     SMOKE_SCRIPT,
     Recipe,
+    Release,
 )
 
 # Ends for a busy machine, too; each takes a minute or two on an idle one.
@@ -144,7 +145,7 @@ def make_root(wanted: Recipe, new: Path) -> None:
         raise LabError("making a lab host's root file system needs root", "run the build as root")
     progress(f"installing {wanted.release.codename}")
     tree = new / "root"
-    bootstrap(wanted.release.codename, tree)
+    bootstrap(wanted.release, tree)
     add_guest_files(tree)
     shutil.copyfile(tree / "vmlinuz", new / "vmlinuz")
     shutil.copyfile(tree / "initrd.img", new / "initrd")
@@ -156,8 +157,9 @@ def make_root(wanted: Recipe, new: Path) -> None:
     shutil.rmtree(tree)
 
 
-def bootstrap(codename: str, tree: Path) -> None:
+def bootstrap(release: Release, tree: Path) -> None:
     options = [f"--dpkgopt={option}" for option in DPKG_OPTIONS]
+    options += [f"--aptopt={option}" for option in release.apt_options]
     program(
         [
             "mmdebstrap",
@@ -165,7 +167,7 @@ def bootstrap(codename: str, tree: Path) -> None:
             "--mode=root",
             *options,
             f"--include={','.join(PACKAGES)}",
-            codename,
+            release.codename,
             tree,
             *debian_mirror(),
         ],

@@ -132,6 +132,7 @@ class Release:
     codename: str
     cgroup: str
     kernel_arguments: tuple[str, ...] = ()
+    apt_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ RELEASES: Mapping[str, Release] = {
     "11": Release("bullseye", "v1", ("systemd.unified_cgroup_hierarchy=0",)),
     "12": Release("bookworm", "v2"),
     "13": Release("trixie", "v2"),
+    # Debian sid. A mirror that is not brought up to date for a week has lists that have expired.
+    "newest": Release("sid", "v2", apt_options=('Acquire::Check-Valid-Until "false"',)),
 }
 
 VARIANTS: Mapping[str, Variant] = {
@@ -186,6 +189,7 @@ class Recipe:
         """Name and hash of the root file system, which all variants of a release share."""
         values = [
             self.release.codename,
+            self.release.apt_options,
             PACKAGES,
             DPKG_OPTIONS,
             dict(GUEST_FILES),
