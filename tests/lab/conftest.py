@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ..live.harness import CONFIG, LIVE, STATE, destroy_all_vms, virsh, wait_for
+from ..live.harness import CONFIG, LIVE, STATE, destroy_all_vms, virsh
+from ..live.pace import wait_for
 from .host import HOOK, drop_ins, run
 
 SOURCE = Path(__file__).resolve().parents[2] / "hooks/qemu"

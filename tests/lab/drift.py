@@ -12,6 +12,7 @@ from libvirt_cgroup_hooks.cli.checks.subject import Subject
 from libvirt_cgroup_hooks.host import Host
 
 from ..live.harness import virsh
+from ..live.pace import patient
 from ..live.reserving import COMMAND
 from .host import V2, directory, status, xml
 
@@ -66,7 +67,13 @@ def not_started(name: str, **options: object) -> str:
 
 
 def not_applied() -> str:
-    result = subprocess.run([*COMMAND, "apply", "--all"], capture_output=True, text=True, check=False, timeout=120)
+    result = subprocess.run(
+        [*COMMAND, "apply", "--all"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patient(),
+    )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     return result.stderr

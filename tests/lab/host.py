@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ..live.harness import CONFIG, Vm, domain_xml, running_vm, virsh, wait_for
+from ..live.harness import CONFIG, Daemon, Vm, domain_xml, running_vm, virsh
+from ..live.pace import in_time, patient, wait_for
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
 UNITS = Path("/run/systemd/system")
@@ -19,7 +20,14 @@ USB = "<controller type='usb' model='nec-xhci'/>"
 
 
 def run(*command: str, check: bool = True, stdin: str = "") -> str:
-    result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=120)
+    result = subprocess.run(
+        command,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patient(),
+    )
     assert not check or result.returncode == 0, f"{' '.join(command)}: {result.stdout}{result.stderr}"
     return result.stdout
 
@@ -39,7 +47,7 @@ def log() -> str:
 
 
 def configure(text: str) -> None:
-    CONFIG.write_text(text)
+    CONFIG.write_text(in_time(text))
 
 
 def fenced(layout: str, memory: bool = True, more: str = "") -> str:
@@ -79,5 +87,4 @@ def drop_ins() -> list[Path]:
 def restart_libvirtd() -> None:
     run("systemctl", "restart", "libvirtd")
     wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
-    for name in virsh("list", "--name").stdout.split():
-        wait_for(lambda name=name: virsh("domcontrol", name, check=False).stdout.strip() == "ok", f"{name} to be reconnected")  # type: ignore[misc]
+    wait_for(Daemon.reconnected, "libvirtd to reconnect to its VMs")

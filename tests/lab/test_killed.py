@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from ..live.faults import counted, killed, points
-from ..live.harness import STATE, destroy_vm, running_vm, virsh, wait_for
+from ..live.harness import STATE, destroy_vm, running_vm, virsh
+from ..live.pace import wait_for
 from .host import (
     UNITS,
     configure,
@@ -66,7 +67,7 @@ def test_killed_at_each_call(operation: str, layout: str, every: int, record_pro
         found = status()["domains"][0]
         assert found["conforms"], (call, nth, found["problems"])
         destroy_vm("db")
-        wait_for(lambda: not list(UNITS.glob("machine-qemu*")), f"nothing to be left: {call} {nth}", 10)
+        wait_for(lambda: not list(UNITS.glob("machine-qemu*")), f"nothing to be left: {call} {nth}")
         assert not drop_ins()
         assert not list((STATE / "vms").iterdir())
         assert not list(STATE.rglob("*.new"))

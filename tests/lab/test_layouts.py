@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ..live.harness import Thread, Vm, running_vm, virsh, wait_for
+from ..live.harness import Thread, Vm, running_vm, virsh
+from ..live.pace import wait_for
 from .host import (
     FENCE_CPUS,
     UNITS,
@@ -179,9 +180,10 @@ def check_gone(placed: Placed) -> None:
     for name in UUIDS:
         virsh("destroy", name)
     gone: Callable[[], bool] = lambda: not any(directory("memory", scope).exists() for scope in scopes)  # noqa: E731
-    wait_for(gone, "the scopes to go", 10)
+    wait_for(gone, "the scopes to go")
     assert not drop_ins()
     assert not list(UNITS.glob("machine-qemu*"))
     if "$UUID" in placed.layout or placed.layout == "uuid":
-        wait_for(lambda: not directory("memory", str(Path(scopes[0]).parent)).exists(), "the VM's slice to go", 10)
+        own_slice = directory("memory", str(Path(scopes[0]).parent))
+        wait_for(lambda: not own_slice.exists(), "the VM's slice to go")
     assert "internal error" not in log()

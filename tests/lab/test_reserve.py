@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ..live.guests import disk, toucher
-from ..live.harness import Vm, virsh, wait_for
+from ..live.harness import Vm, virsh
+from ..live.pace import patient, wait_for
 from ..live.reserving import (
     MIB,
     allowed,
@@ -129,7 +130,8 @@ def test_wait_reclaims_to_swap() -> None:
     limit = (used - 60 * MIB) & -4096
     before = high()
     with nobody_is_killed(vm):
-        result = virt_cgroup("reserve", "--memory", leaving(limit), "--live", "--wait", "100")
+        change = ("--memory", leaving(limit), "--live", "--wait", f"{patient():.0f}")
+        result = virt_cgroup("reserve", *change)
     assert result.stderr.startswith("reclaiming: ")
     assert limit_of(parent) == str(limit)
     assert in_use(parent) <= limit
@@ -147,7 +149,7 @@ def test_wait_in_vain_and_interrupted() -> None:
         message = refused(*arguments, "2")
         assert "after 2 seconds the VMs still use " in message
         assert "48 MiB was to be their limit: web has " in message
-        result = interrupted([*arguments, "100"], signal.SIGINT)
+        result = interrupted([*arguments, f"{patient():.0f}"], signal.SIGINT)
     assert (result.returncode, result.stdout) == (130, "")
     assert result.stderr.endswith("error: interrupted\n")
     assert_same(everything(), before)

@@ -7,7 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from ..live.harness import domain_xml, wait_for
+from ..live.harness import domain_xml
+from ..live.pace import patient, wait_for
 from .host import HOOK, configure, fenced, run, start, virt_cgroup
 
 SEEN = "if the daemon has seen the hook"
@@ -18,7 +19,7 @@ USER = "joe"
 
 def not_passed() -> dict[str, str]:
     command = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks", "validate", "--json", "-q"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patient())
     assert done.stderr == ""
     return {row["check"]: f"{row['result']} {row['message']}" for row in json.loads(done.stdout)}
 

@@ -8,15 +8,8 @@ from typing import Any
 
 import pytest
 
-from .harness import (
-    LIVE,
-    PRIVATE_HOST,
-    Daemon,
-    configure,
-    destroy_all_vms,
-    qemu_processes,
-    wait_for,
-)
+from .harness import LIVE, PRIVATE_HOST, Daemon, configure, destroy_all_vms, qemu_processes
+from .pace import wait_for
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,7 +47,7 @@ def clean_up(daemon: Daemon) -> None:
         for pid in qemu_processes():
             os.kill(pid, signal.SIGKILL)
         raise
-    wait_for(lambda: not qemu_processes(), "the VMs to end", 10)
+    wait_for(lambda: not qemu_processes(), "the VMs to end")
 
 
 @pytest.fixture(name="configure")

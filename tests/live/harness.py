@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
+
+from .pace import EVENT, in_time, patient
+from .pace import wait_for as wait_for  # tools/bench takes it from here
 
 PRIVATE_HOST = "CGROUP_HOOKS_PRIVATE_HOST"
 CONFIG = Path("/etc/libvirt/cgroup-hooks.conf")
@@ -26,21 +28,21 @@ FENCED = LAYOUT + 'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\n'
 Configure = Callable[[str], None]
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"after {seconds:g} s still waiting for {what}"
-        time.sleep(0.02)
+def virsh(
+    *args: str,
+    check: bool = True,
+    stdin: str | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Give XML as `stdin` with /dev/stdin among the arguments.
 
-
-def virsh(*args: str, check: bool = True, stdin: str | None = None, timeout: float = 180) -> subprocess.CompletedProcess[str]:
-    """Give XML as `stdin` with /dev/stdin among the arguments. A command that hangs raises TimeoutExpired."""
+    A command that hangs raises TimeoutExpired.
+    """
     result = subprocess.run(
         ["virsh", "--quiet", "--connect", "qemu:///system", *args],
         check=False,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=patient(),
         env={**os.environ, "LC_ALL": "C.UTF-8"},
         input=stdin or "",
     )
@@ -73,19 +75,19 @@ class Daemon:
                 ["libvirtd", "--pid-file", str(PID_FILE)], cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         wait_for(self._answers, "libvirtd to answer")
-        wait_for(self.reconnected, "libvirtd to reconnect to its VMs", 120)
+        wait_for(self.reconnected, "libvirtd to reconnect to its VMs", 2 * EVENT)
 
     def stop(self) -> None:
         """Ends the daemon the way that a service manager does; VMs go on. libvirtd gives itself 30 seconds for it."""
         if self._process:
             self._process.terminate()
-            self._process.wait(90)
+            self._process.wait(patient())
 
     def kill(self) -> None:
         """SIGKILL: no chance to save anything; VMs go on."""
         if self._process:
             self._process.kill()
-            self._process.wait(90)
+            self._process.wait(patient())
 
     def restart(self) -> None:
         self.stop()
@@ -223,11 +225,11 @@ def destroy_all_vms() -> None:
 
 
 def configure(text: str | None) -> None:
-    """Writes the hook's configuration; None removes it."""
+    """Writes the hook's configuration, with the time that the hook needs here; None removes it."""
     if text is None:
         CONFIG.unlink(missing_ok=True)
     else:
-        CONFIG.write_text(text)
+        CONFIG.write_text(in_time(text))
 
 
 def threads(pid: int) -> dict[int, Thread]:

@@ -28,8 +28,8 @@ from .harness import (
     start_vm,
     threads,
     virsh,
-    wait_for,
 )
+from .pace import patient, wait_for
 
 if TYPE_CHECKING:
     from libvirt_cgroup_hooks.virconf import Value
@@ -48,7 +48,14 @@ OURS = (CONFIG, LIVE, STATE / "shared", STATE / "admitted")
 
 
 def virt_cgroup(*arguments: str, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    result = subprocess.run([*COMMAND, *arguments], input=stdin, check=False, capture_output=True, text=True, timeout=180)
+    result = subprocess.run(
+        [*COMMAND, *arguments],
+        input=stdin,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=patient(),
+    )
     assert "Traceback" not in result.stderr
     assert not check or result.returncode == 0, f"virt-cgroup {' '.join(arguments)}: {result.stderr}"
     return result
@@ -154,16 +161,22 @@ def start_guest(name: str, image: Path, sector: bytes, mib: int = 1, **options: 
 
 
 def wait_for_use(directory: Path, mib: int) -> int:
-    """Waits until DIRECTORY uses MIB MiB or more, and no more than a moment ago; bytes."""
-    last = 0
+    """Waits until DIRECTORY uses MIB MiB or more, and has used no more for a second; bytes.
+
+    A second of this host: on a busy one, a guest may not get to run for a moment.
+    """
+    most = 0
+    since = time.monotonic()
 
     def settled() -> bool:
-        nonlocal last
-        before, last = last, in_use(directory)
-        return last >= mib * MIB and last - before < MIB // 8
+        nonlocal most, since
+        now = in_use(directory)
+        if now - most >= MIB // 8:
+            most, since = now, time.monotonic()
+        return now >= mib * MIB and time.monotonic() - since >= patient(1)
 
-    wait_for(settled, f"the VMs to use {mib} MiB", 120)
-    return last
+    wait_for(settled, f"the VMs to use {mib} MiB")
+    return in_use(directory)
 
 
 # all that a change may touch
@@ -291,7 +304,7 @@ def interrupted(arguments: list[str], number: int) -> subprocess.CompletedProces
         for _ in range(3):  # as somebody who cannot wait
             process.send_signal(number)
             time.sleep(0.02)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=patient())
     finally:
         process.kill()
         process.wait()

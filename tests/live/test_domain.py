@@ -12,6 +12,7 @@ import pytest
 from libvirt_cgroup_hooks.domain import SETTINGS_URI, parse
 
 from .harness import Configure, Daemon, domain_xml, start_vm, virsh
+from .pace import patient
 
 OTHERS = "<metadata><a:b xmlns:a='urn:other'><foo:c/><layout>mine</layout></a:b></metadata>"
 NAMES = ["web", "-x", "a b", "7", "a'b\"c\\d", "💩", "a&<b", "$NAME", "x" * 190]
@@ -23,7 +24,7 @@ def command(*arguments: str, environment: dict[str, str] | None = None) -> subpr
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(),
         env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin", **(environment or {})},
     )
 

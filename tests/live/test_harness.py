@@ -21,8 +21,8 @@ from .harness import (
     running_vm,
     start_vm,
     virsh,
-    wait_for,
 )
+from .pace import patient, wait_for
 
 pytestmark = pytest.mark.thorough
 
@@ -118,10 +118,24 @@ class TestPrivateHost:
         ("script", "status"), [("true", 0), ("exit 5", 5), ("kill -9 $$", 137), ("setsid sleep 100 & exit 6", 6)]
     )
     def test_exit_status(self, script: str, status: int) -> None:
-        assert subprocess.run([PRIVATE_HOST, "sh", "-c", script], check=False, timeout=60).returncode == status
+        assert (
+            subprocess.run(
+                [PRIVATE_HOST, "sh", "-c", script],
+                check=False,
+                timeout=patient(),
+            ).returncode
+            == status
+        )
 
     def test_command_not_found(self) -> None:
-        assert subprocess.run([PRIVATE_HOST, "/nonexistent"], check=False, timeout=60).returncode == 127
+        assert (
+            subprocess.run(
+                [PRIVATE_HOST, "/nonexistent"],
+                check=False,
+                timeout=patient(),
+            ).returncode
+            == 127
+        )
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_signal(self, number: signal.Signals) -> None:
@@ -129,12 +143,18 @@ class TestPrivateHost:
         process = subprocess.Popen([PRIVATE_HOST, "sh", "-c", script], stdout=subprocess.PIPE, text=True)
         assert process.stdout and process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        assert process.wait(60) == 128 + number
+        assert process.wait(patient()) == 128 + number
 
     def test_libvirtd_and_its_vm_end_with_it(self) -> None:
         script = "libvirtd --daemon && virsh -q create /dev/stdin"
-        subprocess.run([PRIVATE_HOST, "sh", "-c", script], input=domain_xml("left"), text=True, check=True, timeout=60)
-        wait_for(lambda: not any(b"guest=left" in one for one in command_lines()), "QEMU to end", 1)
+        subprocess.run(
+            [PRIVATE_HOST, "sh", "-c", script],
+            input=domain_xml("left"),
+            text=True,
+            check=True,
+            timeout=patient(),
+        )
+        wait_for(lambda: not any(b"guest=left" in one for one in command_lines()), "QEMU to end")
 
     def test_package_is_the_systems(self) -> None:
         if not (PRIVATE_HOST.parents[1] / "libvirt_cgroup_hooks").is_dir():

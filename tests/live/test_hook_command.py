@@ -23,8 +23,8 @@ from .harness import (
     qemu_processes,
     start_vm,
     threads,
-    wait_for,
 )
+from .pace import patient, wait_for
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
 HOOK_D = Path("/etc/libvirt/hooks/qemu.d/50-cgroup-hooks")
@@ -53,7 +53,14 @@ def installed(daemon: Daemon) -> Iterator[None]:
 
 def virt_cgroup(*arguments: str) -> str:
     command = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=patient(),
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 

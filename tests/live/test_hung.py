@@ -23,11 +23,12 @@ from .harness import (
     start_vm,
     virsh,
 )
+from .pace import hook_timeout, patient
 from .test_operations import assert_nothing_left, status, virt_cgroup
 
 XML = domain_xml("web", vcpus=2, iothreads=1)
 WARN = 'on_error = "warn"\n' + FENCED
-TIMEOUT = 4
+TIMEOUT = 4  # seconds, fewer than all changes of one run take when each takes half a second
 
 
 @contextlib.contextmanager
@@ -114,19 +115,22 @@ def test_the_kernel_refuses_a_write_at_started(
 @pytest.mark.parametrize("operation", ["prepare", "started", "release"])
 def test_slow_files(configure: Configure, operation: str) -> None:
     """Every change takes half a second, as on a file system of a slow user-space server."""
-    configure(f"hook_timeout = {TIMEOUT}\n" + FENCED)
+    configure(FENCED)
     if operation != "prepare":  # of the first VM it has the most to do
         start_vm("db", xml=domain_xml("db"))
-    slow = "-o /dev/null -e trace=write,mkdir,rmdir -e inject=write,mkdir,rmdir:delay_enter=500000"
-    with traced(operation, slow):
+    seconds = hook_timeout(TIMEOUT)
+    configure(f"hook_timeout = {seconds}\n{FENCED}")
+    changes = "write,mkdir,rmdir"
+    delay = f"delay_enter={patient(0.5) * 1e6:.0f}"
+    with traced(operation, f"-o /dev/null -e trace={changes} -e inject={changes}:{delay}"):
         began = time.monotonic()
         result = virsh("create", "/dev/stdin", stdin=XML, check=False)
         if operation == "prepare":
-            assert f"not done within hook_timeout = {TIMEOUT} seconds" in result.stderr
+            assert f"not done within hook_timeout = {seconds} seconds" in result.stderr
         else:
             assert running_vm("web").alive()
             destroy_vm("web")
-        assert time.monotonic() - began < 3 * TIMEOUT
+        assert time.monotonic() - began < 3 * seconds
     destroy_vm("db")
 
 
@@ -137,10 +141,10 @@ def test_threads_come_and_go(daemon: Daemon, configure: Configure, tmp_path: Pat
     for number in range(2, 12):
         adder = subprocess.Popen(["virsh", "-q", "iothreadadd", "web", str(number), "--live"])
         virt_cgroup("apply", "--all")
-        assert adder.wait(60) == 0
+        assert adder.wait(patient()) == 0
         remover = subprocess.Popen(["virsh", "-q", "iothreaddel", "web", str(number), "--live"])
         virt_cgroup("apply", "--all")
-        assert remover.wait(60) == 0
+        assert remover.wait(patient()) == 0
     assert vm.alive()
     virt_cgroup("apply", "--all")
     found = status("web")

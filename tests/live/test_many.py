@@ -8,8 +8,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,8 +32,8 @@ from .harness import (
     qemu_processes,
     start_vm,
     virsh,
-    wait_for,
 )
+from .pace import EVENT, patient, wait_for
 from .test_operations import assert_nothing_left, left_since, status, virt_cgroup
 
 Record = Callable[[str, object], None]
@@ -50,7 +50,14 @@ def reserving() -> Iterator[list[int]]:
         while not end.is_set():
             for memory in ("1 GiB", "900 MiB"):
                 command = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks", "reserve", "--memory", memory, "--live"]
-                statuses.append(subprocess.run(command, capture_output=True, check=False, timeout=120).returncode)
+                statuses.append(
+                    subprocess.run(
+                        command,
+                        capture_output=True,
+                        check=False,
+                        timeout=patient(),
+                    ).returncode
+                )
             end.wait(0.5)
 
     thread = threading.Thread(target=reserve)
@@ -93,13 +100,18 @@ def copying(parent: Path) -> Iterator[list[str]]:
 
 def tried(name: str) -> None:
     """Starts the VM, however often the daemon dies meanwhile."""
-    for _ in range(60):
+    end = time.monotonic() + patient()
+    while time.monotonic() < end:
         if virsh("create", "/dev/stdin", stdin=domain_xml(name), check=False).returncode == 0:
             return
         if name in virsh("list", "--name", check=False).stdout.split():
             return
         time.sleep(0.5)
     raise AssertionError(f"{name} does not start")
+
+
+def half_done(futures: Sequence[Future[None]]) -> bool:
+    return sum(future.done() for future in futures) > len(futures) // 2
 
 
 def again(daemon: Daemon, names: list[str]) -> None:
@@ -119,15 +131,15 @@ def test_many_at_once_and_a_daemon_that_is_killed(
     daemon: Daemon, configure: Configure, count: int, record_property: Record
 ) -> None:
     before = all_cgroups()
-    configure("hook_timeout = 60\n" + FENCED)
+    configure(FENCED)
     names = [f"vm{number}" for number in range(count)]
     with reserving() as statuses, ThreadPoolExecutor(WORKERS) as pool:
         running = [pool.submit(tried, name) for name in names]
-        wait_for(lambda: sum(one.done() for one in running) > count // 2, "half of the VMs to start", 300)
+        wait_for(lambda: half_done(running), "half of the VMs to start", 3 * EVENT)
         daemon.kill()
         daemon.start()
         for one in running:
-            one.result(600)
+            one.result(patient(5 * EVENT))
     assert statuses and not any(statuses)
     virt_cgroup("apply", "--all")
     found = {vm["name"] for vm in json.loads(virt_cgroup("status", "--json"))["domains"]}
@@ -139,11 +151,11 @@ def test_many_at_once_and_a_daemon_that_is_killed(
         assert status(name)["conforms"], status(name)["problems"]
     with ThreadPoolExecutor(WORKERS) as pool:
         stopping = [pool.submit(destroy_vm, name) for name in names]
-        wait_for(lambda: sum(one.done() for one in stopping) > count // 2, "half of the VMs to stop", 300)
+        wait_for(lambda: half_done(stopping), "half of the VMs to stop", 3 * EVENT)
         daemon.kill()
         daemon.start()
         for one in stopping:
-            one.exception(600)
+            one.exception(patient(5 * EVENT))
     for name in virsh("list", "--name").stdout.split():
         destroy_vm(name)
     for path in (STATE / "vms").iterdir():
@@ -195,7 +207,7 @@ def lives(name: str, count: int) -> None:
 def test_start_and_stop_again_and_again(daemon: Daemon, configure: Configure, count: int, record_property: Record) -> None:
     """Four VMs at a time. Ids go on, process ids come again."""
     before = all_cgroups()
-    configure("hook_timeout = 60\n" + FENCED)
+    configure(FENCED)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lives, ["warm1", "warm2", "warm3", "warm4"], [2] * 4))
         descriptors, resident = daemon_size(daemon)

@@ -28,8 +28,8 @@ from .harness import (
     running_vm,
     start_vm,
     virsh,
-    wait_for,
 )
+from .pace import patient, wait_for
 from .reserving import (
     COMMAND,
     MIB,
@@ -204,7 +204,7 @@ def test_two_changes_at_once(configure: Configure) -> None:
             for cpus, memory in changes
         ]
         processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
-        assert [process.wait(60) for process in processes] == [0, 0]
+        assert [process.wait(patient()) for process in processes] == [0, 0]
         found = reserve()
         assert found["configured"] == found["live"] == found["in_effect"]
         end = (found["live"]["reserved_cpus"], found["live"]["reserved_memory"])

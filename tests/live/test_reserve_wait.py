@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from .guests import reader, toucher
-from .harness import FENCED, Configure, virsh, wait_for
+from .harness import FENCED, Configure, virsh
+from .pace import patient, wait_for
 from .reserving import (
     MIB,
     assert_conform,
@@ -45,7 +46,7 @@ def test_wait_reclaims_the_page_cache(configure: Configure, tmp_path: Path) -> N
     arguments = ["--memory", leaving(limit), "--live"]
     with nobody_is_killed(vm):
         assert "--wait" in refused(*arguments)
-        result = virt_cgroup("reserve", *arguments, "--wait", "60")
+        result = virt_cgroup("reserve", *arguments, "--wait", f"{patient():.0f}")
     assert result.stderr.startswith("reclaiming: ")
     assert " in use, " in result.stderr
     assert limit_of(parent) == str(limit)
@@ -77,7 +78,7 @@ def test_interrupted_wait(configure: Configure, tmp_path: Path, number: int) -> 
     parent = parent_directory()
     wait_for_use(parent, 96)
     before = everything()
-    arguments = ["--memory", leaving(64 * MIB), "--live", "--config", "--wait", "100"]
+    arguments = ["--memory", leaving(64 * MIB), "--live", "--config", "--wait", f"{patient():.0f}"]
     with nobody_is_killed(vm):
         result = interrupted(arguments, number)
     assert (result.returncode, result.stdout) == (130, "")
@@ -123,7 +124,8 @@ def test_while_the_vm_grows(configure: Configure, tmp_path: Path) -> None:
     for attempt in range(3):
         vm = start_guest(f"web{attempt}", tmp_path / "web", toucher(128))
         with nobody_is_killed(vm):
-            reserve("--memory", leaving((in_all + 64 * MIB) & -4096), "--live", "--wait", "30")
+            limit = (in_all + 64 * MIB) & -4096
+            reserve("--memory", leaving(limit), "--live", "--wait", f"{patient():.0f}")
             wait_for_use(parent, 128)
             assert_conform(vm.name)
         virsh("destroy", vm.name)

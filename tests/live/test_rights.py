@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from .harness import CONFIG, FENCED, STATE, Configure, all_cgroups, destroy_vm, domain_xml, start_vm
+from .pace import patient
 from .test_operations import HOOK, assert_nothing_left
 
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
@@ -18,7 +19,14 @@ SECRET = "hunter2-of-the-console"  # noqa: S105
 
 
 def nobody(*command: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*NOBODY, *command], input=stdin, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        [*NOBODY, *command],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patient(),
+    )
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -106,14 +114,25 @@ def test_no_secret_is_told(configure: Configure, operation: str, broken: str) ->
     trace = STATE.parent / "secret.trace"
     command = ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=write,sendto,sendmsg,connect", "-o", str(trace)]
     done = subprocess.run(
-        [*command, HOOK, "web", operation, "begin", "-"], input=xml, capture_output=True, text=True, check=False, timeout=60
+        [*command, HOOK, "web", operation, "begin", "-"],
+        input=xml,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patient(),
     )
     assert done.stdout == ""
     assert SECRET not in done.stderr
     assert SECRET not in trace.read_text()
     assert not any(SECRET in path.read_text() for path in STATE.rglob("*") if path.is_file())
     trace.unlink()
-    subprocess.run([HOOK, "web", "release", "end", "-"], input=domain_xml("web"), text=True, check=True, timeout=60)
+    subprocess.run(
+        [HOOK, "web", "release", "end", "-"],
+        input=domain_xml("web"),
+        text=True,
+        check=True,
+        timeout=patient(),
+    )
 
 
 def test_an_ordinary_users_daemon(configure: Configure, tmp_path: Path) -> None:
@@ -136,5 +155,5 @@ def test_an_ordinary_users_daemon(configure: Configure, tmp_path: Path) -> None:
         assert (set(STATE.rglob("*")), all_cgroups()) == (before, cgroups)
     finally:
         daemon.terminate()
-        daemon.wait(60)
+        daemon.wait(patient())
         subprocess.run(["rm", "-rf", str(home)], check=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .harness import ALL_CPUS, VM_CPUS, Configure, Daemon, cgroup_directory, start_vm, wait_for
+from .harness import ALL_CPUS, VM_CPUS, Configure, Daemon, cgroup_directory, start_vm
+from .pace import patient, wait_for
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
@@ -21,7 +22,13 @@ COMMAND = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks"]
 
 
 def validate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, "validate", *arguments], check=False, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [*COMMAND, "validate", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=patient(),
+    )
 
 
 def not_passed() -> dict[str, tuple[str, str]]:
@@ -139,7 +146,12 @@ def test_somebody_else_writes_the_fence(web: None) -> None:
     result, text = not_passed()["for the fence in effect on the VM parent"]
     assert result == "FAIL"
     assert text.endswith("of which the host keeps 0: run virt-cgroup apply --parent")
-    subprocess.run([*COMMAND, "apply", "--parent"], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [*COMMAND, "apply", "--parent"],
+        check=True,
+        capture_output=True,
+        timeout=patient(),
+    )
     assert not_passed() == {}
 
 
@@ -150,7 +162,12 @@ def test_somebody_else_lifts_the_memory_limit(web: None) -> None:
     result, text = not_passed()["for the fence in effect on the VM parent"]
     assert result == "FAIL"
     assert "has no memory limit" in text
-    subprocess.run([*COMMAND, "apply", "--parent"], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [*COMMAND, "apply", "--parent"],
+        check=True,
+        capture_output=True,
+        timeout=patient(),
+    )
     assert not_passed() == {}
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import io
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-TREE = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(TREE / "tools/lab.d"))
+from labhost.host import LabHost
+from labhost.image import build, recipe
 
-from lab_host import LabHost  # noqa: E402
-from lab_image import build, recipe  # noqa: E402
+TREE = Path(__file__).resolve().parents[2]
+
 
 HOOKS = "/etc/libvirt/hooks"
 CONF = "/etc/libvirt/cgroup-hooks.conf"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-TREE = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(TREE / "tools/lab.d"))
+from labhost.host import LabHost
+from labhost.image import build, recipe
+from labhost.tree import SOURCE, install_tree
 
-from lab_host import LabHost  # noqa: E402
-from lab_image import build, recipe  # noqa: E402
-from lab_tree import SOURCE, install_tree  # noqa: E402
+TREE = Path(__file__).resolve().parents[2]
+
 
 SETTINGS = 'reserved_host_cpus = "0-1"\nreserved_host_mem = "1 GiB"\ncgroup_layout = "/vms/$NAME"\n'
 

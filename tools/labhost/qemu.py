@@ -1,4 +1,4 @@
-"""One QEMU process: its command line, its monitor, and the two ways to begin (boot, or a saved state)."""
+"""One QEMU process: its command line, its monitor, and how it begins: boot, or load a state."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab_base import Deadline, LabError, program
-from lab_recipe import ROOT_LABEL
+from .clock import Deadline
+from .errors import LabError
+from .programs import program
+from .recipe import ROOT_LABEL
 
 QEMU = "qemu-system-x86_64"
 
@@ -20,8 +22,9 @@ KERNEL_ARGUMENTS = (
     f"root=LABEL={ROOT_LABEL} rw quiet panic=-1",
     # Debian 12 does not come up with one console alone.
     "console=ttyS0 console=hvc0",
-    # The kernel distrusts the emulated CPUs' clocks and takes the HPET, where half of the host's time then goes: every
-    # look at the time waits for QEMU's one big lock. The clocks are all the outer machine's.
+    # The kernel distrusts the emulated CPUs' clocks and takes the HPET, where half of the host's
+    # time then goes: every look at the time waits for QEMU's one big lock. The clocks are all the
+    # outer machine's.
     "tsc=reliable",
 )
 
@@ -70,7 +73,7 @@ MACHINE = (
 
 @dataclass(frozen=True)
 class Boot:
-    """What QEMU begins with: the disk is written to; `state` is a saved state, or None to boot the kernel."""
+    """What QEMU begins with: the disk is written to; without a saved `state` the kernel boots."""
 
     disk: Path
     kernel: Path
@@ -88,7 +91,10 @@ def saved_state_uri(action: str, state: Path) -> str:
 
 
 class Qemu:
-    """A running QEMU. `agent` is the outer end of the guest's control port, `console` the file of what it printed."""
+    """A running QEMU.
+
+    `agent` is the outer end of the guest's control port, `console` the file of what it printed.
+    """
 
     def __init__(self, boot: Boot, folder: Path) -> None:
         self.console = folder / "console.log"
@@ -131,7 +137,9 @@ class Qemu:
             append,
             *MACHINE,
         ]
-        return command + (["-incoming", saved_state_uri("exec cat", boot.state)] if boot.state else [])
+        return command + (
+            ["-incoming", saved_state_uri("exec cat", boot.state)] if boot.state else []
+        )
 
     def wait_until_loaded(self, timeout: float) -> None:
         """Wait until a saved state is in, then let the CPUs run."""
@@ -157,7 +165,11 @@ class Qemu:
 
     def last_words(self) -> str:
         """The ends of what QEMU said and of what the guest printed on its console."""
-        texts = [path.read_text(errors="replace") for path in (self.messages, self.console) if path.exists()]
+        texts = [
+            path.read_text(errors="replace")
+            for path in (self.messages, self.console)
+            if path.exists()
+        ]
         return "\n".join(line for text in texts for line in text.splitlines()[-60:])
 
     def close(self) -> None:
@@ -181,9 +193,16 @@ class Monitor:
             self._answer(deadline, "QMP")
             self.ask("qmp_capabilities", deadline)
 
-    def ask(self, command: str, deadline: Deadline, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer to one command; LabError when QEMU refuses, is gone, or is silent until the deadline."""
-        self._connection.sendall(json.dumps({"execute": command, "arguments": arguments or {}}).encode())
+    def ask(
+        self, command: str, deadline: Deadline, arguments: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The answer to one command.
+
+        LabError when QEMU refuses, is gone, or is silent until the deadline.
+        """
+        self._connection.sendall(
+            json.dumps({"execute": command, "arguments": arguments or {}}).encode()
+        )
         answer = self._answer(deadline, "return", "error")
         if "error" in answer:
             raise LabError(f"QEMU refused {command}: {answer['error'].get('desc')}")

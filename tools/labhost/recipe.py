@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-AGENT = Path(__file__).with_name("lab_agent.py")
+AGENT = Path(__file__).with_name("agent.py")
 AGENT_PATH = "/usr/local/lib/lab/agent.py"
 FACTS_PATH = "/etc/libvirt-cgroup-hooks-lab.json"
 ROOT_LABEL = "lab-root"
+UNITS = "/etc/systemd/system"
 ROOT_SIZE = "4G"
 
 PACKAGES = (
@@ -58,13 +59,14 @@ WantedBy=multi-user.target
 
 GUEST_FILES: Mapping[str, str] = {
     AGENT_PATH: AGENT.read_text(encoding="utf-8"),
-    "/etc/systemd/system/lab-agent.service": AGENT_UNIT,
+    f"{UNITS}/lab-agent.service": AGENT_UNIT,
     "/etc/fstab": f"LABEL={ROOT_LABEL} / ext4 defaults 0 1\n",
     "/etc/hostname": "lab\n",
     "/etc/hosts": "127.0.0.1 localhost lab\n",
     # A host with no machine id asks for its settings at first boot.
     "/etc/machine-id": "1ab000000000400080000000000000ab\n",
-    # Without arguments of its own the daemon stays, where the packaged "--timeout 120" would end it between two tests.
+    # Without arguments of its own the daemon stays, where the packaged "--timeout 120" would end it
+    # between two tests.
     "/etc/default/libvirtd": 'LIBVIRTD_ARGS=""\n',
     # The tests' VMs hold no system that could shut down: a reboot would wait five minutes for each.
     "/etc/default/libvirt-guests": "SHUTDOWN_TIMEOUT=5\n",
@@ -72,10 +74,11 @@ GUEST_FILES: Mapping[str, str] = {
 }
 
 GUEST_LINKS: Mapping[str, str] = {
-    "/etc/systemd/system/multi-user.target.wants/lab-agent.service": "/etc/systemd/system/lab-agent.service",
-    # The clock jumps when a snapshot is restored: calendar timers would all go off in the middle of a test.
+    f"{UNITS}/multi-user.target.wants/lab-agent.service": f"{UNITS}/lab-agent.service",
+    # The clock jumps when a snapshot is restored: calendar timers would all go off in the middle of
+    # a test.
     **{
-        f"/etc/systemd/system/{unit}": "/dev/null"
+        f"{UNITS}/{unit}": "/dev/null"
         for unit in (
             "apt-daily.timer",
             "apt-daily-upgrade.timer",
@@ -129,6 +132,7 @@ class Release:
     codename: str
     cgroup: str
     kernel_arguments: tuple[str, ...] = ()
+    apt_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,8 @@ RELEASES: Mapping[str, Release] = {
     "11": Release("bullseye", "v1", ("systemd.unified_cgroup_hierarchy=0",)),
     "12": Release("bookworm", "v2"),
     "13": Release("trixie", "v2"),
+    # Debian sid. A mirror that is not brought up to date for a week has lists that have expired.
+    "newest": Release("sid", "v2", apt_options=('Acquire::Check-Valid-Until "false"',)),
 }
 
 VARIANTS: Mapping[str, Variant] = {
@@ -157,7 +163,10 @@ def digest(values: object) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what a lab host is. `qemu` is QEMU's version and machine: only the same can load the snapshot."""
+    """All that decides what a lab host is.
+
+    `qemu` is QEMU's version and machine: only the same can load the snapshot.
+    """
 
     release_name: str
     variant_name: str
@@ -178,13 +187,28 @@ class Recipe:
     @property
     def root_key(self) -> str:
         """Name and hash of the root file system, which all variants of a release share."""
-        values = [self.release.codename, PACKAGES, DPKG_OPTIONS, dict(GUEST_FILES), dict(GUEST_LINKS), ROOT_SIZE]
+        values = [
+            self.release.codename,
+            self.release.apt_options,
+            PACKAGES,
+            DPKG_OPTIONS,
+            dict(GUEST_FILES),
+            dict(GUEST_LINKS),
+            ROOT_SIZE,
+        ]
         return f"root-{self.release_name}-{digest(values)}"
 
     @property
     def host_key(self) -> str:
         """Name and hash of the booted host."""
-        values = [self.root_key, asdict(self.release), asdict(self.variant), self.qemu, SMOKE_SCRIPT, self.facts]
+        values = [
+            self.root_key,
+            asdict(self.release),
+            asdict(self.variant),
+            self.qemu,
+            SMOKE_SCRIPT,
+            self.facts,
+        ]
         return f"host-{self.name}-{digest(values)}"
 
     @property

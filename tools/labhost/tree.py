@@ -6,8 +6,9 @@ import io
 import tarfile
 from pathlib import Path
 
-from lab_base import program, progress
-from lab_host import LabHost
+from .clock import progress
+from .host import LabHost
+from .programs import program
 
 SOURCE = "/root/src"
 PACKAGE = "libvirt_cgroup_hooks"
@@ -39,7 +40,16 @@ def install_tree(host: LabHost, tree: Path) -> None:
 
 def source_tar(tree: Path) -> bytes:
     """A gzipped tar of what git tracks or would track, as it is on disk."""
-    listing = ["git", "-C", str(tree), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = [
+        "git",
+        "-C",
+        str(tree),
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
         for name in sorted(set(program(listing, 60, capture=True).split("\0"))):

@@ -1,4 +1,7 @@
-"""Making lab hosts: a Debian root file system, booted once, saved. All is kept in the lab's folder, made once a recipe."""
+"""Making lab hosts: a Debian root file system, booted once and saved.
+
+All is kept in the lab's folder, and made once for each recipe.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import lab_qemu
-from lab_base import Deadline, LabError, program, progress
-from lab_host import HostImage, LabHost, overlay
-from lab_qemu import Boot
-from lab_recipe import (
+from . import qemu
+from .clock import Deadline, progress
+from .errors import LabError
+from .host import HostImage, LabHost, overlay
+from .programs import program
+from .qemu import Boot
+from .recipe import (
     DPKG_OPTIONS,
     FACTS_PATH,
     GUEST_FILES,
@@ -27,10 +32,13 @@ from lab_recipe import (
     ROOT_SIZE,
     SMOKE_SCRIPT,
     Recipe,
+    Release,
 )
 
-BOOTSTRAP_TIMEOUT = 1500.0
-BUILD_LOCK_TIMEOUT = 3600.0
+# Ends for a busy machine, too; each takes a minute or two on an idle one.
+BOOTSTRAP_TIMEOUT = 3600.0
+DISK_TIMEOUT = 1800.0
+BUILD_LOCK_TIMEOUT = 7200.0
 BUILDING = ".building-"
 CGROUP_OF_MANAGER: Mapping[str, str] = {"systemd": "/machine.slice/", "cgroupfs": "/machine/"}
 
@@ -38,7 +46,7 @@ OUTER_PACKAGES: Mapping[str, str] = {
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
     "qemu-img": "qemu-utils",
-    lab_qemu.QEMU: "qemu-system-x86",
+    qemu.QEMU: "qemu-system-x86",
 }
 
 
@@ -51,7 +59,7 @@ def lab_folder() -> Path:
 def recipe(release: str, variant: str = "") -> Recipe:
     """The recipe for the QEMU of this machine, which is installed when missing."""
     install_programs()
-    return Recipe(release, variant, (lab_qemu.version(), *lab_qemu.MACHINE, *lab_qemu.KERNEL_ARGUMENTS))
+    return Recipe(release, variant, (qemu.version(), *qemu.MACHINE, *qemu.KERNEL_ARGUMENTS))
 
 
 def install_programs() -> None:
@@ -59,7 +67,9 @@ def install_programs() -> None:
     if not missing:
         return
     if os.geteuid() != 0:
-        raise LabError(f"not installed: {', '.join(missing)}", f"apt-get install {' '.join(missing)}")
+        raise LabError(
+            f"not installed: {', '.join(missing)}", f"apt-get install {' '.join(missing)}"
+        )
     progress(f"installing {', '.join(missing)}")
     program(["apt-get", "update", "-q"], 300)
     install = ["apt-get", "install", "-q", "-y", "--no-install-recommends"]
@@ -77,7 +87,10 @@ def build(wanted: Recipe) -> HostImage:
 
 
 def made(key: str, make: Callable[[Path], None]) -> Path:
-    """The folder of that key; a new one gets its name only when it is complete, and then its older recipes go."""
+    """The folder of that key, made when it is not there.
+
+    A new one gets its name only when it is complete; what older recipes made then goes.
+    """
     folder = lab_folder() / key
     if folder.is_dir():
         return folder
@@ -132,17 +145,21 @@ def make_root(wanted: Recipe, new: Path) -> None:
         raise LabError("making a lab host's root file system needs root", "run the build as root")
     progress(f"installing {wanted.release.codename}")
     tree = new / "root"
-    bootstrap(wanted.release.codename, tree)
+    bootstrap(wanted.release, tree)
     add_guest_files(tree)
     shutil.copyfile(tree / "vmlinuz", new / "vmlinuz")
     shutil.copyfile(tree / "initrd.img", new / "initrd")
     progress("making the disk image")
-    program(["mke2fs", "-q", "-t", "ext4", "-L", ROOT_LABEL, "-d", tree, new / "root.img", ROOT_SIZE], 600)
+    program(
+        ["mke2fs", "-q", "-t", "ext4", "-L", ROOT_LABEL, "-d", tree, new / "root.img", ROOT_SIZE],
+        DISK_TIMEOUT,
+    )
     shutil.rmtree(tree)
 
 
-def bootstrap(codename: str, tree: Path) -> None:
+def bootstrap(release: Release, tree: Path) -> None:
     options = [f"--dpkgopt={option}" for option in DPKG_OPTIONS]
+    options += [f"--aptopt={option}" for option in release.apt_options]
     program(
         [
             "mmdebstrap",
@@ -150,7 +167,7 @@ def bootstrap(codename: str, tree: Path) -> None:
             "--mode=root",
             *options,
             f"--include={','.join(PACKAGES)}",
-            codename,
+            release.codename,
             tree,
             *debian_mirror(),
         ],
@@ -159,8 +176,17 @@ def bootstrap(codename: str, tree: Path) -> None:
 
 
 def debian_mirror() -> list[str]:
-    """The mirror of this machine's own sources; none on a machine that has no Debian source: mmdebstrap knows one."""
-    targets = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)", "Identifier: Packages"]
+    """The mirror of this machine's own sources.
+
+    None on a machine that has no Debian source: mmdebstrap knows one.
+    """
+    targets = [
+        "apt-get",
+        "indextargets",
+        "--format",
+        "$(ORIGIN) $(CODENAME) $(REPO_URI)",
+        "Identifier: Packages",
+    ]
     for line in program(targets, 60, capture=True).splitlines():
         origin, codename, uri = line.rsplit(" ", 2)
         if origin == "Debian" and codename.isalpha():  # not bookworm-security and the like
@@ -189,7 +215,11 @@ def make_host(wanted: Recipe, root: Path, new: Path) -> None:
     overlay(Path("..") / root.name / "root.img", new / "disk.qcow2")
     host = LabHost(HostImage(new, wanted.release.kernel_arguments))
     try:
-        host.boot(Boot(new / "disk.qcow2", new / "vmlinuz", new / "initrd", wanted.release.kernel_arguments))
+        host.boot(
+            Boot(
+                new / "disk.qcow2", new / "vmlinuz", new / "initrd", wanted.release.kernel_arguments
+            )
+        )
         prepare_host(host, wanted)
         progress("saving the booted host")
         host.save(new / "state")
@@ -205,4 +235,7 @@ def prepare_host(host: LabHost, wanted: Recipe) -> None:
     progress("starting a VM in the host")
     cgroup = host.check(SMOKE_SCRIPT)
     if CGROUP_OF_MANAGER[wanted.variant.manager] not in cgroup:
-        raise LabError(f"a VM of {wanted.name} is not where the manager {wanted.variant.manager} puts it", cgroup)
+        raise LabError(
+            f"a VM of {wanted.name} is not where the manager {wanted.variant.manager} puts it",
+            cgroup,
+        )

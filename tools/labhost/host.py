@@ -13,29 +13,49 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from lab_base import Deadline, LabError, program, progress
-from lab_qemu import Boot, Qemu
+from .clock import Deadline, progress
+from .errors import LabError
+from .programs import program
+from .qemu import Boot, Qemu
 
-LOAD_TIMEOUT = 120.0
-BOOT_TIMEOUT = 600.0
-GRACE = 60.0  # the guest's own time-out comes first, and says more
+# Ends of waits for what does happen, and soon, on a machine with nothing else to do.
+LOAD_TIMEOUT = 600.0
+BOOT_TIMEOUT = 1800.0
+SAVE_TIMEOUT = 1200.0
+SEND_TIMEOUT = 300.0
+COMMAND_TIMEOUT = 600.0  # times the host's slowness
+GRACE = 300.0  # the guest's own time-out comes first, and says more
+PACE = Path(__file__).with_name("pace.py")
+SLOWNESS = "CGROUP_HOOKS_SLOWNESS"  # tests/live/pace.py reads it
 
 Sink = Callable[[bytes], object]
 
 
 @dataclass(frozen=True)
 class HostImage:
-    """A booted host on disk; `folder` holds disk.qcow2 (never written to), state, vmlinuz and initrd."""
+    """A booted host on disk.
+
+    `folder` holds disk.qcow2 (never written to), state, vmlinuz and initrd.
+    """
 
     folder: Path
     kernel_arguments: tuple[str, ...]
 
     def boot(self, disk: Path) -> Boot:
-        return Boot(disk, self.folder / "vmlinuz", self.folder / "initrd", self.kernel_arguments, self.folder / "state")
+        return Boot(
+            disk,
+            self.folder / "vmlinuz",
+            self.folder / "initrd",
+            self.kernel_arguments,
+            self.folder / "state",
+        )
 
 
 class Result(NamedTuple):
-    """A command's exit status (124: timed out, 128 + n: killed by signal n) and its stdout and stderr as one text."""
+    """A command's exit status, and its stdout and stderr as one text.
+
+    Status 124: timed out; 128 + n: killed by signal n.
+    """
 
     status: int
     output: str
@@ -67,7 +87,10 @@ def overlay(backing: Path, disk: Path) -> None:
 
 
 class LabHost:
-    """One host. `with LabHost(image) as host:` restores it and ends it; each restore begins from the same snapshot."""
+    """One host. `with LabHost(image) as host:` restores it and ends it.
+
+    Each restore begins from the same snapshot.
+    """
 
     def __init__(self, image: HostImage) -> None:
         self.image = image
@@ -75,12 +98,19 @@ class LabHost:
         self._qemu: Qemu | None = None
         self._channel: Channel | None = None
         self._boot_id = ""
+        self.slowness = 1.0
+        """How many times longer than on an idle machine all takes, as measured at `restore`."""
 
     def __enter__(self) -> LabHost:
         self.restore()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def restore(self) -> None:
@@ -90,7 +120,8 @@ class LabHost:
         qemu = self._start(self.image.boot(folder / "disk.qcow2"), folder)
         qemu.wait_until_loaded(LOAD_TIMEOUT)
         self._greet(LOAD_TIMEOUT)
-        progress("host restored")
+        self.slowness = float(self.check(["python3", "-I", "-c", PACE.read_text()]))
+        progress(f"host restored; all takes {self.slowness:g} times as long as on an idle machine")
 
     def boot(self, boot: Boot) -> None:
         """Boot from the kernel, for making an image."""
@@ -98,30 +129,41 @@ class LabHost:
         self._wait_for_boot(qemu, BOOT_TIMEOUT)
 
     def run(
-        self, command: str | Sequence[str], timeout: float = 600.0, cwd: str = "/root", echo: Sink | None = None
+        self,
+        command: str | Sequence[str],
+        timeout: float = COMMAND_TIMEOUT,
+        cwd: str = "/root",
+        echo: Sink | None = None,
     ) -> Result:
-        """Run a command (a text goes to the shell) and give its result; `echo` gets the output as it comes."""
-        words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
-        self._open().send({"op": "run", "command": words, "timeout": timeout, "cwd": cwd})
-        return self._result(timeout + GRACE, echo)
+        """Run a command (a text goes to the shell); `echo` gets the output as it comes.
 
-    def check(self, command: str | Sequence[str], timeout: float = 600.0) -> str:
+        It is killed after `timeout` seconds, times the host's slowness, which it is told.
+        """
+        words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        told = ["env", f"{SLOWNESS}={self.slowness:g}"]
+        end = timeout * self.slowness
+        self._open().send({"op": "run", "command": told + words, "timeout": end, "cwd": cwd})
+        return self._result(end + GRACE, echo)
+
+    def check(self, command: str | Sequence[str], timeout: float = COMMAND_TIMEOUT) -> str:
         """Run a command that must succeed; its output."""
         result = self.run(command, timeout)
         if result.status:
             raise LabError(f"exit status {result.status} on the lab host: {command}", result.output)
         return result.output
 
-    def push(self, tar: bytes, to: str, timeout: float = 300.0) -> None:
+    def push(self, tar: bytes, to: str, timeout: float = COMMAND_TIMEOUT) -> None:
         """Unpack a gzipped tar into a folder of the guest, which is made when missing."""
         self._open().send({"op": "push", "to": to, "size": len(tar)}, tar, timeout)
         result = self._result(timeout, None)
         if result.status:
-            raise LabError(f"could not unpack {len(tar)} bytes into {to} on the lab host", result.output)
+            raise LabError(
+                f"could not unpack {len(tar)} bytes into {to} on the lab host", result.output
+            )
 
     def reboot(self, timeout: float = BOOT_TIMEOUT) -> None:
-        """Reboot in the orderly way and wait until the host is up again; what is on its disk stays."""
-        # Detached and a moment later, so that the answer is here before the remote control is ended.
+        """Reboot in the orderly way and wait until the host is up again; its disk stays."""
+        # Detached and a moment later: the answer is here before the remote control is ended.
         self.check("setsid sh -c 'sleep 1; systemctl reboot' >/dev/null 2>&1 &", 60)
         self._wait_for_boot(self._running(), timeout)
 
@@ -131,7 +173,7 @@ class LabHost:
         channel.send({"op": "shell", "rows": rows, "columns": columns, "term": term})
         return channel
 
-    def save(self, state: Path, timeout: float = 300.0) -> None:
+    def save(self, state: Path, timeout: float = SAVE_TIMEOUT) -> None:
         """Save the running host for `restore`, and end it. Its disk stays where it is."""
         self._running().save(state, timeout)
         self.close()
@@ -175,13 +217,18 @@ class LabHost:
         state = self.run("systemctl is-system-running --wait", deadline.left()).output.strip()
         progress(f"host up: {state}")
         if state != "running":
-            raise LabError(f"the lab host came up as {state!r}", self.run("systemctl --failed --no-legend").output)
+            raise LabError(
+                f"the lab host came up as {state!r}",
+                self.run("systemctl --failed --no-legend").output,
+            )
 
     def _next_hello(self, qemu: Qemu, deadline: Deadline) -> str:
         while not self._open().ready(min(15.0, deadline.left())):
             progress("booting")
             if deadline.passed():
-                raise LabError(f"the lab host did not come up in {deadline.seconds:.0f} s", qemu.last_words())
+                raise LabError(
+                    f"the lab host did not come up in {deadline.seconds:.0f} s", qemu.last_words()
+                )
         return str(self._open().next(deadline, "hello").facts["boot_id"])
 
     def _result(self, timeout: float, echo: Sink | None) -> Result:
@@ -195,7 +242,7 @@ class LabHost:
 
 
 class Channel:
-    """The outer end of the agent's port; lab_agent.py tells what is spoken."""
+    """The outer end of the agent's port; agent.py tells what is spoken."""
 
     def __init__(self, connection: socket.socket, last_words: Callable[[], str]) -> None:
         self._connection = connection
@@ -205,12 +252,16 @@ class Channel:
     def fileno(self) -> int:
         return self._connection.fileno()
 
-    def send(self, request: Mapping[str, object], payload: bytes = b"", timeout: float = 60.0) -> None:
+    def send(
+        self, request: Mapping[str, object], payload: bytes = b"", timeout: float = SEND_TIMEOUT
+    ) -> None:
         self._connection.settimeout(timeout)
         try:
             self._connection.sendall(json.dumps(request).encode() + b"\n" + payload)
         except OSError as error:
-            raise LabError(f"the lab host does not take a request: {error}", self._last_words()) from error
+            raise LabError(
+                f"the lab host does not take a request: {error}", self._last_words()
+            ) from error
 
     def ready(self, timeout: float) -> bool:
         """Whether something arrives within `timeout` seconds."""
@@ -230,7 +281,8 @@ class Channel:
         if facts["kind"] not in kinds:
             raise LabError(
                 f"the lab host sent {facts['kind']!r} where {' or '.join(kinds)} was due",
-                f"it rebooted, or its remote control was restarted; its console:\n{self._last_words()}",
+                "it rebooted, or its remote control was restarted; its console:\n"
+                f"{self._last_words()}",
             )
         return Frame(facts["kind"], facts, payload)
 
@@ -246,7 +298,9 @@ class Channel:
             chunk = self._connection.recv(65536)
         except TimeoutError as error:
             if must:
-                raise LabError(f"no answer from the lab host in {deadline.seconds:.0f} s", self._last_words()) from error
+                raise LabError(
+                    f"no answer from the lab host in {deadline.seconds:.0f} s", self._last_words()
+                ) from error
             return
         except ConnectionError:
             chunk = b""

@@ -12,8 +12,9 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lab_base import Deadline, LabError
-from lab_host import Channel, LabHost
+from .clock import Deadline
+from .errors import LabError
+from .host import Channel, LabHost
 
 FRAME_TIMEOUT = 60.0
 
