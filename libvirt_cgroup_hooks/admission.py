@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whether a VM may start: its pins against the CPUs that there are, and its memory against what is left."""
+"""Whether a VM may start: its pins against the CPUs that there are, and its memory against what is
+left.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def check_pins(domain: Domain, cpus: CpuSet, pin_conflict: str) -> list[str]:
 
 
 def check_cpus(domain: Domain, cpus: Cpus, pin_conflict: str) -> list[str]:
-    """The warnings. Raises Refusal for a VM whose pins libvirt could not set, or that PIN_CONFLICT forbids."""
+    """The warnings. Raises Refusal for a VM whose pins libvirt could not set, or that PIN_CONFLICT
+    forbids.
+    """
     warnings: list[str] = []
     if pins_outside(domain, cpus.fence):
         warnings = check_pins(domain, cpus.pinnable, pin_conflict)
@@ -61,7 +65,9 @@ def check_cpus(domain: Domain, cpus: Cpus, pin_conflict: str) -> list[str]:
 
 
 def check_memory(domain: Domain, others: int, limit: int) -> None:
-    """Raises Refusal where DOMAIN does not fit under LIMIT beside OTHERS (bytes of the VMs that run)."""
+    """Raises Refusal where DOMAIN does not fit under LIMIT beside OTHERS (bytes of the VMs that
+    run).
+    """
     needed = domain.host_memory()
     if others + needed > limit:
         raise Refusal(
@@ -94,7 +100,9 @@ def _check_online(domain: Domain, cpus: Cpus) -> None:
 
 
 def _check_taken(domain: Domain, cpus: Cpus) -> None:
-    """Others may have all that DOMAIN is pinned to for themselves alone: libvirt could not set such a pin."""
+    """Others may have all that DOMAIN is pinned to for themselves alone: libvirt could not set such
+    a pin.
+    """
     for directory, taken in cpus.taken.items():
         pins = {group: pin & cpus.fence for group, pin in domain.pins().items()}
         groups = [group for group, pin in pins.items() if pin and pin <= taken]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """One call to systemd over the system bus, as the D-Bus specification has it.
 
-systemctl would do, but the hook would wait for a program to be loaded where all that is needed is one small message.
+systemctl would do, but the hook would wait for a program to be loaded where all that is needed is
+one small message.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 else:
-    import _socket as socket  # what the socket module is made of, without the enum and selectors that it loads
+    # what the socket module is made of, without the enum and selectors that it loads
+    import _socket as socket
 
-LOGIN = b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n"  # 30 is the user id 0 in hexadecimal ASCII: the hook works for root alone
+# 30 is the user id 0 in hexadecimal ASCII: the hook works for root alone
+LOGIN = b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n"
 CALL, RETURN, ERROR = 1, 2, 3  # message types
 PATH, INTERFACE, MEMBER, DESTINATION, SIGNATURE = 1, 2, 3, 6, 8  # header fields
 HEADER = 16  # bytes of a header before its fields
@@ -28,7 +31,9 @@ def load_unit(address: str, unit: str) -> None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         connection.connect(address)
-        hello = call(1, "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
+        hello = call(
+            1, "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello"
+        )
         load = call(2, systemd, "/org/freedesktop/systemd1", f"{systemd}.Manager", "LoadUnit", unit)
         connection.sendall(LOGIN + hello + load)
         for _ in zip(range(2), answers(connection)):  # Hello's, which names us, then systemd's
@@ -37,7 +42,14 @@ def load_unit(address: str, unit: str) -> None:
         connection.close()
 
 
-def call(serial: int, destination: str, path: str, interface: str, member: str, argument: str | None = None) -> bytes:
+def call(
+    serial: int,
+    destination: str,
+    path: str,
+    interface: str,
+    member: str,
+    argument: str | None = None,
+) -> bytes:
     """A method call with at most one argument, a string."""
     body = b""
     fields = field(PATH, b"o", string(path))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which cgroup hierarchies a host has and where the daemon is in them: libvirt's own rules (src/util/vircgroup*.c)."""
+"""Which cgroup hierarchies a host has and where the daemon is in them: libvirt's own rules
+(src/util/vircgroup*.c).
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,15 @@ ALWAYS_ON_V2 = ("cpuacct", "devices")
 
 
 class Hierarchy:
-    """One mounted hierarchy: version 1 or 2, mount point, its controllers, and the daemon's placement in it."""
+    """One mounted hierarchy: version 1 or 2, mount point, its controllers, and the daemon's
+    placement in it.
+    """
 
     __slots__ = ("controllers", "key", "mount", "placement", "version")
 
-    def __init__(self, version: int, mount: str, key: str, controllers: frozenset[str], placement: str) -> None:
+    def __init__(
+        self, version: int, mount: str, key: str, controllers: frozenset[str], placement: str
+    ) -> None:
         self.version = version
         self.mount = mount
         self.key = key  # how /proc/PID/cgroup names it: "cpu,cpuacct", and "" for v2
@@ -47,7 +53,9 @@ class Hierarchy:
 
 
 class Cgroups:
-    """All hierarchies of a host but the named ones (name=systemd), and which one libvirt takes each controller from."""
+    """All hierarchies of a host but the named ones (name=systemd), and which one libvirt takes each
+    controller from.
+    """
 
     __slots__ = ("controllers", "hierarchies", "unified")
 
@@ -69,7 +77,9 @@ class Cgroups:
 
 
 def detect(read: Reader, pid: str = "self") -> Cgroups:
-    """PID is the daemon's, or a child's of it. Raises Error where no controller is mounted, as libvirt does."""
+    """PID is the daemon's, or a child's of it. Raises Error where no controller is mounted, as
+    libvirt does.
+    """
     mounts = _mounts(read("/proc/mounts") or "")
     paths = placements(read(f"/proc/{pid}/cgroup") or "")
     v1 = _v1(mounts, paths) if read("/proc/cgroups") is not None else []
@@ -82,7 +92,9 @@ def detect(read: Reader, pid: str = "self") -> Cgroups:
 def placements(text: str) -> dict[str, str]:
     """The lines of /proc/PID/cgroup: path by hierarchy key; the first of a key counts."""
     found: dict[str, str] = {}
-    for line in text.split("\n"):  # not splitlines: a VM's name may have what Unicode takes for the end of a line
+    for line in text.split(
+        "\n"
+    ):  # not splitlines: a VM's name may have what Unicode takes for the end of a line
         _, colon, rest = line.partition(":")
         key, _, path = rest.partition(":")
         if colon:
@@ -107,7 +119,9 @@ def _unescaped(path: str) -> str:
 
 
 def _v1(mounts: list[tuple[str, str, list[str]]], paths: dict[str, str]) -> list[Hierarchy]:
-    """One for each line of /proc/PID/cgroup; bind mounts repeat a hierarchy, and the last mount of it counts."""
+    """One for each line of /proc/PID/cgroup; bind mounts repeat a hierarchy, and the last mount of
+    it counts.
+    """
     found = []
     for key, path in paths.items():
         names = key.split(",")
@@ -120,10 +134,15 @@ def _v1(mounts: list[tuple[str, str, list[str]]], paths: dict[str, str]) -> list
     return found
 
 
-def _unified(mounts: list[tuple[str, str, list[str]]], paths: dict[str, str], read: Reader) -> Hierarchy | None:
+def _unified(
+    mounts: list[tuple[str, str, list[str]]], paths: dict[str, str], read: Reader
+) -> Hierarchy | None:
     """A cgroup2 mount without controllers, as systemd keeps one beside v1, is none."""
     v2 = [mount for kind, mount, _ in mounts if kind == "cgroup2"]
-    if not any((read(f"{mount}/cgroup.controllers") or "").strip() for mount in v2) or "" not in paths:
+    if (
+        not any((read(f"{mount}/cgroup.controllers") or "").strip() for mount in v2)
+        or "" not in paths
+    ):
         return None
     head, mark, _ = paths[""].rpartition("/emulator")
     placement = _cut(head if mark else paths[""])

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""cgroup-hooks.conf: from its text to a Config, and from a Config to the snapshot that the hook reads."""
+"""cgroup-hooks.conf: from its text to a Config, and from a Config to the snapshot that the hook
+reads.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Config:
     )
 
     def __init__(self, values: dict[str, str]) -> None:
-        """VALUES: canonical text by key, as `settings.TABLE` makes it; what is missing has its default."""
+        """VALUES: canonical text by key, as `settings.TABLE` makes it; what is missing has its
+        default.
+        """
         self.anew = False  # whether it was parsed, and not read from the snapshot
         self.values = {
             setting.key: values.get(setting.key, setting.default) for setting in settings.TABLE
@@ -81,12 +85,15 @@ class Config:
         return self.iothread_cpus if group.startswith("iothread") else self.emulator_cpus
 
     def fence(self, online: CpuSet, memory: Memory, page_size: int) -> Fence:
-        """What the VMs of a host with the CPUs ONLINE and MEMORY may use. Raises Error where that is nothing."""
+        """What the VMs of a host with the CPUs ONLINE and MEMORY may use. Raises Error where that
+        is nothing.
+        """
         cpus = cpus_left(self.reserved_host_cpus, online)
         return Fence(cpus, memory_left(self.reserved_host_mem, memory, page_size))
 
     def for_domain(self, domain: Domain, present: CpuSet | None = None) -> Config:
-        """This with DOMAIN's own settings laid over. PRESENT: the CPUs that the host has, where they are known.
+        """This with DOMAIN's own settings laid over. PRESENT: the CPUs that the host has, where
+        they are known.
 
         Raises Refusal for what cannot be right: a guess would put the VM where nobody wants it.
         """
@@ -133,7 +140,9 @@ def _refusal(domain: Domain, bad: dict[str, str]) -> Refusal:
 
 
 class Parsed:
-    """Settings before the host is known: by key the canonical text, the value as given, and where it was given."""
+    """Settings before the host is known: by key the canonical text, the value as given, and where
+    it was given.
+    """
 
     __slots__ = ("given", "values", "warnings", "where")
 
@@ -164,8 +173,11 @@ def inert(text: str) -> bool:
 
 
 def parse(text: str, path: str = PATH, changes: Changes | None = None) -> Parsed:
-    """What TEXT says, and CHANGES, whatever the host. Raises Error with PATH:LINE, key, value and remedy."""
-    # The grammar and ConfigObj are only read where the file has changed: together they cost the hook 20 ms.
+    """What TEXT says, and CHANGES, whatever the host. Raises Error with PATH:LINE, key, value and
+    remedy.
+    """
+    # The grammar and ConfigObj are only read where the file has changed: together they cost the
+    # hook 20 ms.
     import configobj
 
     from . import virconf
@@ -184,8 +196,8 @@ def parse(text: str, path: str = PATH, changes: Changes | None = None) -> Parsed
             continue
         parsed.where[key] = where
         parsed.given[key] = statement.value
-    # ConfigObj holds the values against the table. It is given values, not text: its own dialect has sections, and
-    # neither lists over lines nor the difference between 1 and "1".
+    # ConfigObj holds the values against the table. It is given values, not text: its own dialect
+    # has sections, and neither lists over lines nor the difference between 1 and "1".
     keys = [setting.key for setting in settings.TABLE]
     spec = configobj.ConfigObj(
         {key: key for key in keys}, list_values=False, interpolation=False, _inspec=True

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Questions: what is in effect on the VM parent and in a VM, and how it differs from what is wanted."""
+"""Questions: what is in effect on the VM parent and in a VM, and how it differs from what is
+wanted.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def parent(manager: Manager) -> Parent:
 
 
 def taken(manager: Manager) -> dict[str, CpuSet]:
-    """The CPUs of the fence that others have for themselves alone, by the directories of their cgroups."""
+    """The CPUs of the fence that others have for themselves alone, by the directories of their
+    cgroups.
+    """
     fence = manager.fence.cpus
     found: dict[str, CpuSet] = {}
     if fence is None:

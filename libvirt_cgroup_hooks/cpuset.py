@@ -9,7 +9,8 @@ TYPE_CHECKING = False  # the typing module costs the hook as much as the interpr
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# The largest NR_CPUS of any kernel architecture is 8192; anything above is a slip that must not cost memory.
+# The largest NR_CPUS of any kernel architecture is 8192; anything above is a slip that must not
+# cost memory.
 LIMIT = 8192
 
 
@@ -26,7 +27,9 @@ class CpuSet:
 
     @classmethod
     def parse(cls, text: str) -> CpuSet:
-        """Read "0-3,^1,8": items apply from left to right; blank text is the empty set. Raises Error."""
+        """Read "0-3,^1,8": items apply from left to right; blank text is the empty set. Raises
+        Error.
+        """
         mask = 0
         for item in text.split(",") if text.strip() else ():
             item = item.strip()
@@ -94,14 +97,22 @@ def _range_mask(item: str, text: str) -> int:
     low = _number(first, text)
     high = _number(last, text) if dash else low
     if high < low:
-        raise Error(f'"{printable(text[:80])}" is not a CPU list', f"{item} runs backwards; write {high}-{low}")
+        raise Error(
+            f'"{printable(text[:80])}" is not a CPU list',
+            f"{item} runs backwards; write {high}-{low}",
+        )
     return (1 << (high + 1)) - (1 << low)
 
 
 def _number(digits: str, text: str) -> int:
     digits = digits.strip()
     if not (digits.isascii() and digits.isdigit()):
-        raise Error(f'"{printable(text[:80])}" is not a CPU list', 'write numbers and ranges, such as "0-3,8,^2"')
+        raise Error(
+            f'"{printable(text[:80])}" is not a CPU list',
+            'write numbers and ranges, such as "0-3,8,^2"',
+        )
     if len(digits) > 5 or int(digits) >= LIMIT:
-        raise Error(f'"{printable(text[:80])}" is not a CPU list', f"no kernel has more than {LIMIT} CPUs")
+        raise Error(
+            f'"{printable(text[:80])}" is not a CPU list', f"no kernel has more than {LIMIT} CPUs"
+        )
     return int(digits)

@@ -9,8 +9,10 @@ from .cpuset import CpuSet
 from .errors import MIB, Error, printable
 
 STATUS = "/run/libvirt/qemu"  # libvirt's status XML of each running VM
-SETTINGS_URI = "urn:libvirt-cgroup-hooks:domain:1"  # of the element in <metadata> that has the VM's own settings
-NIL_UUID = "00000000-0000-0000-0000-000000000000"  # of XML that has none: libvirt gives it one when it is defined
+# of the element in <metadata> that has the VM's own settings
+SETTINGS_URI = "urn:libvirt-cgroup-hooks:domain:1"
+# of XML that has none: libvirt gives it one when it is defined
+NIL_UUID = "00000000-0000-0000-0000-000000000000"
 DEPTH = 256  # libxml2's own limit
 HEXADECIMAL = frozenset("0123456789abcdef-")
 LIMIT = 4 * 1024**2  # bytes: libvirt's own limit for a string on its protocol
@@ -40,8 +42,9 @@ CPUTUNE_VALUES = frozenset(
 class Domain:
     """Memory in bytes; `vcpus` is what the VM starts with, `max_vcpus` what it may grow to.
 
-    `pid` and `vcpu_threads` (vCPU number to thread id) are known from libvirt's status XML only. `settings` is what the
-    VM's own metadata says, as it stands there: `Config.for_domain` checks it.
+    `pid` and `vcpu_threads` (vCPU number to thread id) are known from libvirt's status XML only.
+    `settings` is what the VM's own metadata says, as it stands there: `Config.for_domain` checks
+    it.
     """
 
     def __init__(self) -> None:
@@ -75,7 +78,9 @@ class Domain:
         self.vcpu_threads: dict[int, int] = {}
 
     def pins(self) -> dict[str, CpuSet]:
-        """Every pin of the XML by thread group; `<vcpu cpuset=>` stands for those that have none (as in libvirt)."""
+        """Every pin of the XML by thread group; `<vcpu cpuset=>` stands for those that have none
+        (as in libvirt).
+        """
         pins: dict[str, CpuSet] = {}
         if self.vcpu_cpus is not None:
             groups = ["emulator"] + [f"vcpu{vcpu}" for vcpu in self.online_vcpus()]
@@ -100,7 +105,8 @@ class Domain:
         """Bytes that the VM may take from the host: its memory but for hugepages, and QEMU's own.
 
         The estimate of the latter follows KubeVirt's GetMemoryOverhead: page tables, 1/512 of the
-        guest's memory; 8 MiB for each vCPU and I/O thread; the video memory; 64 MiB for QEMU itself.
+        guest's memory; 8 MiB for each vCPU and I/O thread; the video memory; 64 MiB for QEMU
+        itself.
         """
         guest = max(self.memory, self.current_memory)
         threads = self.max_vcpus + self.iothreads
@@ -113,7 +119,9 @@ class Domain:
         return list(range(self.vcpus))
 
     def iothread_numbers(self) -> list[int]:
-        """The ids of the I/O threads; those that `<iothreadids>` leaves out are numbered from 1 (as in libvirt)."""
+        """The ids of the I/O threads; those that `<iothreadids>` leaves out are numbered from 1 (as
+        in libvirt).
+        """
         numbers = set(self.iothread_ids)
         free = (
             number
@@ -131,7 +139,9 @@ class Domain:
 
     @property
     def handle(self) -> str:
-        """What a command line calls the VM: its name, or its UUID where a shell or virsh would misread the name."""
+        """What a command line calls the VM: its name, or its UUID where a shell or virsh would
+        misread the name.
+        """
         plain = all(
             part.isascii() and part.isalnum()
             for part in self.name.replace("-", ".").replace("_", ".").split(".")
@@ -140,12 +150,16 @@ class Domain:
 
 
 def add_setting(settings: dict[str, str], key: str, text: str) -> None:
-    """Notes that KEY says TEXT. One that comes twice gets both texts, on two lines: no value of any setting has two."""
+    """Notes that KEY says TEXT. One that comes twice gets both texts, on two lines: no value of any
+    setting has two.
+    """
     settings[key] = f"{settings[key]}\n{text.strip()}" if key in settings else text.strip()
 
 
 def parse(xml: bytes) -> Domain:
-    """A `<domain>`, or the `<domstatus>` that libvirt keeps of a running one. Raises Error for anything else."""
+    """A `<domain>`, or the `<domstatus>` that libvirt keeps of a running one. Raises Error for
+    anything else.
+    """
     if len(xml) > LIMIT:
         raise Error(
             f"the domain XML is larger than {LIMIT >> 20} MiB ({len(xml)} bytes)",
@@ -250,7 +264,8 @@ class _Reader:
     def in_metadata(self, depth: int, attributes: dict[str, str]) -> None:
         """Follows namespaces down to DEPTH 3, where settings are.
 
-        Not by expat, which would refuse others' prefixes that are not declared; libvirt lets them pass.
+        Not by expat, which would refuse others' prefixes that are not declared; libvirt lets them
+        pass.
         """
         if depth <= 3:
             del self.scopes[depth:]
@@ -292,7 +307,9 @@ class _Reader:
             self.setting(path.split("/")[2], element, text)
 
     def setting(self, holder: str, element: str, text: str) -> None:
-        """An element below HOLDER, a child of <metadata>. Without a namespace it counts as HOLDER's (as in libvirt)."""
+        """An element below HOLDER, a child of <metadata>. Without a namespace it counts as HOLDER's
+        (as in libvirt).
+        """
         if _namespace(holder, self.scopes[2]) == SETTINGS_URI:
             ours = _namespace(element, self.scopes[3]) in ("", SETTINGS_URI)
             add_setting(self.domain.settings, element.rpartition(":")[2] if ours else element, text)

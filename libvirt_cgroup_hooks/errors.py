@@ -23,7 +23,9 @@ class Refusal(Error):
 
 
 def printable(text: str) -> str:
-    """TEXT with every control, format and undecodable character escaped, for one line of a log or terminal."""
+    """TEXT with every control, format and undecodable character escaped, for one line of a log or
+    terminal.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -32,5 +34,9 @@ def size(amount: int) -> str:
     for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         tenths = round(amount * 10 / (1 << shift))
         if tenths >= 10 and amount >= 1024:
-            return f"{tenths // 10} {unit}" if amount % (1 << shift) == 0 else f"{tenths / 10:.1f} {unit}"
+            return (
+                f"{tenths // 10} {unit}"
+                if amount % (1 << shift) == 0
+                else f"{tenths / 10:.1f} {unit}"
+            )
     return f"{amount} bytes"

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class Fence:
-    """What the VM parent may use: CPUs, memory in bytes (whole pages); None where nothing is reserved."""
+    """What the VM parent may use: CPUs, memory in bytes (whole pages); None where nothing is
+    reserved.
+    """
 
     __slots__ = ("cpus", "memory")
 
@@ -46,7 +48,8 @@ def cpus_left(reserved: CpuSet | None, online: CpuSet) -> CpuSet | None:
 
 
 def memory_left(reserved: str, memory: Memory, page_size: int) -> int | None:
-    """The bytes of VMs: MemTotal - HugeTLB pools - RESERVED (as for `reserved_memory`), in whole pages.
+    """The bytes of VMs: MemTotal - HugeTLB pools - RESERVED (as for `reserved_memory`), in whole
+    pages.
 
     Raises Error where that leaves none.
     """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What libvirtd runs, with NAME OPERATION SUB-OPERATION EXTRA and the domain XML on standard input.
 
-libvirtd holds the VM's lock meanwhile and waits for ever. So: a deadline, no call to libvirt, no child left, and
-nothing on standard output, which would become the domain XML. Only prepare and start may refuse a VM; after any other
-operation a failure would kill a VM that runs, so they exit 0 and tell syslog.
+libvirtd holds the VM's lock meanwhile and waits for ever. So: a deadline, no call to libvirt, no
+child left, and nothing on standard output, which would become the domain XML. Only prepare and
+start may refuse a VM; after any other operation a failure would kill a VM that runs, so they exit 0
+and tell syslog.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from .domain import Domain
     from .plan import Plan
 else:
-    import _signal as signal  # what the signal module is made of, without the enum and collections that it loads
+    # what the signal module is made of, without the enum and collections that it loads
+    import _signal as signal
 
 OPERATIONS = ENFORCE + CLEAN_UP
 MAY_REFUSE = ("prepare", "start")
@@ -53,7 +55,9 @@ def main(argv: list[str]) -> int:
 
 
 class _Run:
-    """One call of the hook: its name for messages, the configuration once that is read, and what is to be logged."""
+    """One call of the hook: its name for messages, the configuration once that is read, and what is
+    to be logged.
+    """
 
     def __init__(self, host: Host, name: str, operation: str) -> None:
         self.host = host
@@ -110,7 +114,9 @@ class _Run:
             self.work(domain)
 
     def work(self, domain: Domain, shared: bool = False) -> bool:
-        """False where SHARED is not enough: hooks of other VMs may be at work then, and what VMs share is to be changed."""
+        """False where SHARED is not enough: hooks of other VMs may be at work then, and what VMs
+        share is to be changed.
+        """
 
         def make() -> Plan:
             plan = operations.plan(self.host, self.config, self.operation, domain)
@@ -128,7 +134,8 @@ class _Run:
             return False
 
     def settled(self, domain: Domain) -> bool:
-        """Whether a VM that the daemon finds running is as it should be; to see that, nobody has to wait for the lock.
+        """Whether a VM that the daemon finds running is as it should be; to see that, nobody has to
+        wait for the lock.
 
         A daemon that restarts runs the hook for all its VMs at once.
         """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The only door to /proc, /sys, /run and /etc. Every failure names the path, and the value where there is one."""
+"""The only door to /proc, /sys, /run and /etc. Every failure names the path, and the value where
+there is one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Iterable
 else:
-    import _signal as signal  # what the signal module is made of, without the enum and collections that it loads
+    # what the signal module is made of, without the enum and collections that it loads
+    import _signal as signal
 
 # The same numbers on every Linux; the errno module would cost the hook an import.
 ABSENT = (2, 3, 19, 20, 95)  # ENOENT, ESRCH, ENODEV, ENOTDIR, EOPNOTSUPP
@@ -50,7 +53,9 @@ class Host:
         except OSError as error:
             raise Refused(f"read {printable(path)}", error) from None
         except ValueError:  # a NUL, which no path has
-            raise Refused(f"read {printable(path)}", OSError(2, "No such file or directory")) from None
+            raise Refused(
+                f"read {printable(path)}", OSError(2, "No such file or directory")
+            ) from None
 
     def read_optional(self, path: str) -> str | None:
         """As `read`, but None where the file is not there or has nothing to say."""
@@ -101,7 +106,9 @@ class Host:
         """Names of the directories in PATH, sorted; none where there is no PATH."""
         try:
             with os.scandir(self.root + path) as entries:
-                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+                return sorted(
+                    entry.name for entry in entries if entry.is_dir(follow_symlinks=False)
+                )
         except OSError:
             return []
 
@@ -131,17 +138,23 @@ class Host:
         return f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_size} {status.st_ino}"
 
     def replace(self, path: str, text: str, mode: int = 0o600) -> None:
-        """Write the whole file so that a reader sees the old or the new text, never a part. Raises Refused.
+        """Write the whole file so that a reader sees the old or the new text, never a part. Raises
+        Refused.
 
-        Callers hold the lock. What one that was killed has left in PATH.new is replaced, whatever it is.
+        Callers hold the lock. What one that was killed has left in PATH.new is replaced, whatever
+        it is.
         """
         temporary = self.root + path + NEW
         try:
             _unlink(temporary)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
             try:
                 _write_all(descriptor, text.encode("utf-8", "surrogateescape"))
-                os.fchmod(descriptor, mode)  # whatever the umask; and half a program is never executable
+                os.fchmod(
+                    descriptor, mode
+                )  # whatever the umask; and half a program is never executable
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -167,7 +180,9 @@ class Host:
             raise Refused(f"touch {printable(path)}", error) from None
 
     def locked(self, path: str, shared: bool = False) -> Lock:
-        """A `with` block that has the lock on PATH, alone or SHARED with others, and waits for it. Raises Refused."""
+        """A `with` block that has the lock on PATH, alone or SHARED with others, and waits for it.
+        Raises Refused.
+        """
         return Lock(self.root, path, shared)
 
     def resolved(self, path: str) -> str:
@@ -182,7 +197,9 @@ class Host:
             return None
 
     def run(self, command: list[str]) -> str:
-        """Run a program to its end and return what it printed. Raises Error where it fails; leaves no child behind."""
+        """Run a program to its end and return what it printed. Raises Error where it fails; leaves
+        no child behind.
+        """
         pipe = list(os.pipe())
         try:
             self._spawn(command, pipe)
@@ -196,18 +213,26 @@ class Host:
                 os.close(descriptor)
         if status:
             attempt = printable(" ".join(command))
-            raise Error(f"cannot run {attempt}: exit status {status}", printable(text) or "it said nothing")
+            raise Error(
+                f"cannot run {attempt}: exit status {status}", printable(text) or "it said nothing"
+            )
         return text
 
-    # The deadline must not come between something that happens to a child and our taking note of it.
+    # The deadline must not come between something that happens to a child and our taking note of
+    # it.
 
     def _spawn(self, command: list[str], pipe: list[int]) -> None:
         """The program gets the second end of PIPE, which is then no longer ours."""
-        actions = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), *((os.POSIX_SPAWN_DUP2, pipe[1], n) for n in (1, 2))]
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            *((os.POSIX_SPAWN_DUP2, pipe[1], n) for n in (1, 2)),
+        ]
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
         try:
             environment = {"PATH": PATH, "LC_ALL": "C"}
-            self._child = os.posix_spawn(command[0], command, environment, file_actions=actions, setsigmask=())
+            self._child = os.posix_spawn(
+                command[0], command, environment, file_actions=actions, setsigmask=()
+            )
             os.close(pipe.pop())
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
@@ -229,7 +254,9 @@ class Host:
             if child and os.waitpid(child, os.WNOHANG) == (0, 0):
                 os.kill(child, 9)
                 os.waitpid(child, 0)
-        except ChildProcessError:  # it has ended and was waited for when the deadline came: the id may be another's by now
+        except (
+            ChildProcessError
+        ):  # it has ended and was waited for when the deadline came: the id may be another's by now
             pass
 
     def load_unit(self, unit: str) -> None:
@@ -242,7 +269,9 @@ class Host:
             raise Refused(f"have systemd load {printable(unit)} through {BUS}", error) from None
 
     def affinity(self, thread: int) -> CpuSet | None:
-        """The CPUs the thread may run on, as it set them within its cpuset; None where it has ended, and in a copy."""
+        """The CPUs the thread may run on, as it set them within its cpuset; None where it has
+        ended, and in a copy.
+        """
         if not self.real:
             return None
         try:
@@ -251,7 +280,9 @@ class Host:
             return None
 
     def set_affinity(self, thread: int, cpus: Iterable[int]) -> None:
-        """The thread may have ended. Raises Refused, and Error for a copy of a host, which has none."""
+        """The thread may have ended. Raises Refused, and Error for a copy of a host, which has
+        none.
+        """
         if not self.real:
             raise Error(f"cannot set the CPUs of thread {thread}", "this is a copy of a host")
         try:
@@ -265,7 +296,8 @@ class Host:
 class Lock:
     """Ends with the block, or with the process.
 
-    The kernel lets those who share pass somebody who waits to be alone, for ever if they are many: all queue at PATH.turn.
+    The kernel lets those who share pass somebody who waits to be alone, for ever if they are many:
+    all queue at PATH.turn.
     """
 
     def __init__(self, root: str, path: str, shared: bool) -> None:
@@ -286,7 +318,9 @@ class Lock:
             raise Refused(f"lock {printable(self.path)}", error) from None
 
     def _open(self, path: str) -> int:
-        return os.open(self.root + path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return os.open(
+            self.root + path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
 
     def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)

@@ -20,7 +20,8 @@ class Kind:
     """A kind of limit whose values are bytes.
 
     `v1` and `v2` are its files in a cgroup of that version ("" where there is none), `controller`
-    the one that has to be there, `unit_property` what systemd calls it (systemd.resource-control(5)).
+    the one that has to be there, `unit_property` what systemd calls it
+    (systemd.resource-control(5)).
     """
 
     __slots__ = ("controller", "name", "unit_property", "v1", "v2")

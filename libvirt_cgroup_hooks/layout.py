@@ -44,19 +44,27 @@ class Layout:
 
     @property
     def parent(self) -> str | None:
-        """The VM parent as template text; None where the VMs hang below the root or the daemon's own cgroup."""
+        """The VM parent as template text; None where the VMs hang below the root or the daemon's
+        own cgroup.
+        """
         own = self._before_vm()
         if self.native or not own or (not self.relative and own in OF_THE_HOST):
             return None
-        return ("$LIBVIRTD" if self.relative else "") + "/" + "/".join(own).replace("$DRIVER", DRIVER)
+        return (
+            ("$LIBVIRTD" if self.relative else "") + "/" + "/".join(own).replace("$DRIVER", DRIVER)
+        )
 
     @property
     def own(self) -> list[str]:
-        """The components of the VM parent below its base (the root, or the daemon's cgroup where `relative`)."""
+        """The components of the VM parent below its base (the root, or the daemon's cgroup where
+        `relative`).
+        """
         return [part.replace("$DRIVER", DRIVER) for part in self._before_vm()]
 
     def of_vm(self, domain: Domain) -> list[str]:
-        """The components below the VM parent, with DOMAIN's name, UUID and id. Raises Error where it has no id."""
+        """The components below the VM parent, with DOMAIN's name, UUID and id. Raises Error where
+        it has no id.
+        """
         return [_rendered(part, domain) for part in self.components[len(self._before_vm()) :]]
 
     def parent_path(self, placement: str) -> str | None:
@@ -87,17 +95,27 @@ class Layout:
 def _components(template: str) -> list[str]:
     shown = printable(template)
     if any(variable not in VARIABLES for variable in _variables(template)):
-        raise Error(f'layout "{shown}" has an unknown variable', "the variables are " + ", ".join(VARIABLES))
+        raise Error(
+            f'layout "{shown}" has an unknown variable', "the variables are " + ", ".join(VARIABLES)
+        )
     if not template.startswith(("/", "$LIBVIRTD/")):
         names = ", ".join(PRESETS)
-        raise Error(f'layout "{shown}" is neither a preset nor a path', f"use one of {names}, or begin with / or $LIBVIRTD/")
+        raise Error(
+            f'layout "{shown}" is neither a preset nor a path',
+            f"use one of {names}, or begin with / or $LIBVIRTD/",
+        )
     components = template.split("/")[1:]
     if not any(variable in template for variable in OF_THE_VM):
-        raise Error(f'layout "{shown}" is the same for all VMs', "name the VM by $NAME, $UUID or $ID")
+        raise Error(
+            f'layout "{shown}" is the same for all VMs', "name the VM by $NAME, $UUID or $ID"
+        )
     if any("$LIBVIRTD" in component for component in components):
         raise Error(f'layout "{shown}" has $LIBVIRTD inside', "$LIBVIRTD can only be the beginning")
     if any(component in ("", ".", "..") or not component.isprintable() for component in components):
-        raise Error(f'layout "{shown}" has an empty or impossible component', 'write it without "//", "." and ".."')
+        raise Error(
+            f'layout "{shown}" has an empty or impossible component',
+            'write it without "//", "." and ".."',
+        )
     return components
 
 
@@ -113,29 +131,38 @@ def _variables(template: str) -> list[str]:
 def _rendered(component: str, domain: Domain) -> str:
     if "$ID" in component and domain.id is None:
         raise Error(
-            f"VM {printable(domain.name)} has no id yet, which its cgroup is named by", "use $UUID or $NAME in the layout"
+            f"VM {printable(domain.name)} has no id yet, which its cgroup is named by",
+            "use $UUID or $NAME in the layout",
         )
     # The name goes in last, so that a VM named "$ID" stays what it is.
     parts = component.replace("$DRIVER", DRIVER).split("$NAME")
-    return domain.name.join(part.replace("$UUID", domain.uuid).replace("$ID", str(domain.id)) for part in parts)
+    return domain.name.join(
+        part.replace("$UUID", domain.uuid).replace("$ID", str(domain.id)) for part in parts
+    )
 
 
 def _directories(components: list[str], domain: Domain) -> list[str]:
     names = [escaped(component) for component in components]
     if any(len(name.encode("utf-8", "surrogateescape")) > NAME_MAX for name in names):
         raise Error(
-            f"the cgroup of VM {printable(domain.name)} would have a name over {NAME_MAX} bytes", "use $UUID in the layout"
+            f"the cgroup of VM {printable(domain.name)} would have a name over {NAME_MAX} bytes",
+            "use $UUID in the layout",
         )
     return names
 
 
 def escaped(component: str) -> str:
-    """As libvirt does it (virCgroupPartitionNeedsEscaping): "_" before what the kernel or the path could misread.
+    """As libvirt does it (virCgroupPartitionNeedsEscaping): "_" before what the kernel or the path
+    could misread.
 
     Controllers' files ("cpu.max", "memory.stat") begin with the controller's name and a dot.
     """
     head, dot, _ = component.partition(".")
-    if component[:1] in ("_", ".") or component in KERNEL_FILES or (dot and head in CONTROLLER_PREFIXES):
+    if (
+        component[:1] in ("_", ".")
+        or component in KERNEL_FILES
+        or (dot and head in CONTROLLER_PREFIXES)
+    ):
         return "_" + component
     return component
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Leaving the host: the limits are lifted and all that was kept in /run goes; VMs run on where they are."""
+"""Leaving the host: the limits are lifted and all that was kept in /run goes; VMs run on where they
+are.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The limits that are kept on cgroups that VMs share: one table, and the steps from what is there to it.
+"""The limits that are kept on cgroups that VMs share: one table, and the steps from what is there
+to it.
 
-A row is a kind of limit and the cgroup that carries it. What is wanted follows from the configuration,
-the host, and the VMs that run or start. What was there before is remembered with the row, and is put
-back when the row is no longer wanted. A limit is set here and nowhere else.
+A row is a kind of limit and the cgroup that carries it. What is wanted follows from the
+configuration, the host, and the VMs that run or start. What was there before is remembered with the
+row, and is put back when the row is no longer wanted. A limit is set here and nowhere else.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def reconcile(
 ) -> None:
     """From what is there and REMEMBERED to TABLE, after the steps BEFORE.
 
-    What may be more comes before what may be less: VMs always have something to run on. Pressure goes
-    last, since lowering a limit puts back the pressure that it has found.
+    What may be more comes before what may be less: VMs always have something to run on. Pressure
+    goes last, since lowering a limit puts back the pressure that it has found.
     """
     obsolete = [row for row in remembered.before if row not in table]
     for (kind, path), value in table.items():
@@ -102,7 +103,9 @@ def _put_back(plan: Plan, manager: Manager, remembered: Remembered, rows: list[R
 
 
 def _directories(manager: Manager, domains: list[Domain], table: Table) -> list[tuple[Tree, str]]:
-    """What has to be there: cgroups in which VMs start, and those that carry a limit and are ours to make."""
+    """What has to be there: cgroups in which VMs start, and those that carry a limit and are ours
+    to make.
+    """
     found: list[tuple[Tree, str]] = []
     for kind, path in table:
         tree = manager.tree_of(kind)
@@ -135,7 +138,8 @@ def _make(
 
 
 def press(plan: Plan, manager: Manager) -> None:
-    """Lowers memory.high of the VM parent, so that its use falls below the fence; `relieve` takes it back.
+    """Lowers memory.high of the VM parent, so that its use falls below the fence; `relieve` takes
+    it back.
 
     A row like others: the next run of the hook takes back what a killed one has left.
     """

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What happens at each operation of libvirt's, in order: the README's table as code.
 
-Each function adds to a plan what is to be done, and raises Error where what is configured cannot be.
+Each function adds to a plan what is to be done, and raises Error where what is configured cannot
+be.
 """
 
 from __future__ import annotations
@@ -158,7 +159,8 @@ def _place(
 def forget_left_behind(
     plan: Plan, manager: Manager, but: str = "", running: set[str] | None = None
 ) -> None:
-    """What is left of VMs that are gone, where the hook or the daemon was killed before it had cleaned up.
+    """What is left of VMs that are gone, where the hook or the daemon was killed before it had
+    cleaned up.
 
     Not of the VM BUT (a UUID); RUNNING is as for `state.left_behind`.
     """
@@ -189,7 +191,9 @@ def check_controllers(manager: Manager) -> None:
 
 
 def _check_parent(manager: Manager, own: Manager, domain: Domain) -> None:
-    """Raises Refusal where DOMAIN's own layout would take it out of the one memory limit of all VMs."""
+    """Raises Refusal where DOMAIN's own layout would take it out of the one memory limit of all
+    VMs.
+    """
     if own is manager or manager.fence.memory is None:
         return
     tops = manager.parent_paths()

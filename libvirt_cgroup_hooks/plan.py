@@ -21,9 +21,11 @@ TRIES, PAUSE = 20, 0.05  # of a plan that others get in the way of; seconds
 
 
 class Plan:
-    """Steps in order, and warnings for the log. What cleans up is no transaction: it goes as far as it can.
+    """Steps in order, and warnings for the log. What cleans up is no transaction: it goes as far as
+    it can.
 
-    `exclusive`: something is touched that is not one VM's own, so nobody else may be at work meanwhile.
+    `exclusive`: something is touched that is not one VM's own, so nobody else may be at work
+    meanwhile.
     """
 
     def __init__(self, operation: str, transaction: bool = True) -> None:
@@ -51,7 +53,9 @@ class Plan:
         (self.add if own else self.add_shared)(*steps)
 
     def run(self, host: Host) -> None:
-        """All steps, or none: where one fails, those made are undone in reverse and the error goes on."""
+        """All steps, or none: where one fails, those made are undone in reverse and the error goes
+        on.
+        """
         made: list[Step] = []
         try:
             for step in self.steps:
@@ -77,8 +81,9 @@ class Plan:
 def run_settled(host: Host, make: Callable[[], Plan], warnings: list[str]) -> Plan:
     """Runs the plan that MAKE makes, and returns it; its warnings go to WARNINGS.
 
-    libvirt may make a cgroup meanwhile in a v1 cpuset that is to lose CPUs, which the kernel then refuses (EBUSY): the
-    plan is made anew. Not one that cleans up: what is busy then has processes, and others wait for the lock.
+    libvirt may make a cgroup meanwhile in a v1 cpuset that is to lose CPUs, which the kernel then
+    refuses (EBUSY): the plan is made anew. Not one that cleans up: what is busy then has processes,
+    and others wait for the lock.
     """
     for left in reversed(range(TRIES)):
         plan = make()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Changing the reservation at run time: what is configured, what is in force until the next boot, and the VMs that run."""
+"""Changing the reservation at run time: what is configured, what is in force until the next boot,
+and the VMs that run.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ LARGEST = 5  # VMs that a refusal names
 class Change:
     """WANTED: by key, the value as the configuration file would have it; None to reserve nothing.
 
-    LIVE: for the VMs that run, until the next boot. CONFIG: in the file. FORCE: also where VMs are pinned outside.
+    LIVE: for the VMs that run, until the next boot. CONFIG: in the file. FORCE: also where VMs are
+    pinned outside.
     """
 
     def __init__(
@@ -55,8 +58,8 @@ class Change:
     def run(self, wait: float = 0, progress: Callable[[int, int], None] | None = None) -> Plan:
         """Makes the change, or none of it. Returns the plan that was run. Raises Error.
 
-        WAIT: for how many seconds memory may be reclaimed from VMs that have more than they are to have; PROGRESS is
-        called with the bytes in use and those allowed.
+        WAIT: for how many seconds memory may be reclaimed from VMs that have more than they are to
+        have; PROGRESS is called with the bytes in use and those allowed.
         """
         host = self.host
         state.prepare_directory(host)
@@ -110,7 +113,9 @@ class Change:
         return old, new
 
     def _changes(self, text: str, before: Changes) -> Changes:
-        """What differs from the configuration TEXT until the next boot; what that has overtaken is left out."""
+        """What differs from the configuration TEXT until the next boot; what that has overtaken is
+        left out.
+        """
         configured = parse(text, PATH).values
         wanted = {
             key: "" if value is None else canonical(key, value)

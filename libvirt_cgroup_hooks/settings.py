@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Every setting of cgroup-hooks.conf: one table that feeds the parser, the snapshot, the sample file and the manual."""
+"""Every setting of cgroup-hooks.conf: one table that feeds the parser, the snapshot, the sample
+file and the manual.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ if TYPE_CHECKING:
 
     from .virconf import Value
 
-UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+UNITS = {
+    "B": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+    "K": 2**10,
+    "M": 2**20,
+    "G": 2**30,
+    "T": 2**40,
+}
 UNITS.update({"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12})
 
 
@@ -22,7 +34,9 @@ class Setting:
 
     __slots__ = ("default", "example", "key", "prose", "read")
 
-    def __init__(self, key: str, read: Callable[[Value], str], default: str, example: str, prose: str) -> None:
+    def __init__(
+        self, key: str, read: Callable[[Value], str], default: str, example: str, prose: str
+    ) -> None:
         self.key = key
         self.read = read
         self.default = default  # canonical text; "" means not set
@@ -57,14 +71,22 @@ def reserved_cpus(value: Value) -> str:
 def reserved_memory(value: Value) -> str:
     """Canonical: a number of bytes, "N%" or "auto"."""
     if isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit()):
-        raise Error("an amount of memory needs a unit", f'write "{value} GiB", "{value} MiB" or "{value}%"')
+        raise Error(
+            "an amount of memory needs a unit", f'write "{value} GiB", "{value} MiB" or "{value}%"'
+        )
     memory = text(value).strip()
     if memory == "auto":
         return memory
     number = memory.rstrip("%BKMGTi").strip()
     unit = memory[len(number) :].strip() if memory.startswith(number) else ""
-    if not (number.isascii() and number.isdigit() and len(number) < 16) or unit not in (*UNITS, "%"):
-        raise Error(f'"{printable(memory)}" is not an amount of memory', 'write "4 GiB", "512 MiB", "10%" or "auto"')
+    if not (number.isascii() and number.isdigit() and len(number) < 16) or unit not in (
+        *UNITS,
+        "%",
+    ):
+        raise Error(
+            f'"{printable(memory)}" is not an amount of memory',
+            'write "4 GiB", "512 MiB", "10%" or "auto"',
+        )
     if unit == "%":
         if not 0 < int(number) < 100:
             raise Error(f'"{memory}" of memory cannot be kept', "write 1% to 99%")
@@ -86,14 +108,19 @@ def flag(value: Value) -> str:
 
 def seconds(value: Value) -> str:
     if not isinstance(value, int) or not 1 <= value <= 600:
-        raise Error("the value has to be a number of seconds from 1 to 600", "write it without quotes")
+        raise Error(
+            "the value has to be a number of seconds from 1 to 600", "write it without quotes"
+        )
     return str(value)
 
 
 def one_of(*words: str) -> Callable[[Value], str]:
     def read(value: Value) -> str:
         if value not in words:
-            raise Error("the value has to be " + " or ".join(f'"{word}"' for word in words), "put it in quotes")
+            raise Error(
+                "the value has to be " + " or ".join(f'"{word}"' for word in words),
+                "put it in quotes",
+            )
         return str(value)
 
     return read
@@ -128,7 +155,10 @@ TABLE = (
         NATIVE,
         f'"{NATIVE}"',
         "Where the cgroup of each VM is: a preset or a template.\n"
-        + "".join(f"  {name:8}{'what libvirt itself does' if name == NATIVE else path}\n" for name, path in PRESETS.items())
+        + "".join(
+            f"  {name:8}{'what libvirt itself does' if name == NATIVE else path}\n"
+            for name, path in PRESETS.items()
+        )
         + "$LIBVIRTD is the daemon's own cgroup, $DRIVER is qemu; $NAME, $UUID and $ID\n"
         'are the VM\'s; a leading / is the root. For example "/vms/$DRIVER-$UUID".',
     ),
@@ -192,7 +222,9 @@ OF_VM["layout"] = "cgroup_layout"
 
 
 def read_of_vm(key: str, value: str) -> tuple[str, str]:
-    """The key of `TABLE` that KEY in a VM's metadata stands for, and VALUE as canonical text. Raises Error."""
+    """The key of `TABLE` that KEY in a VM's metadata stands for, and VALUE as canonical text.
+    Raises Error.
+    """
     if key not in OF_VM:
         raise Error("there is no such setting", "the settings of a VM are " + ", ".join(OF_VM))
     return OF_VM[key], named(OF_VM[key]).read(value)

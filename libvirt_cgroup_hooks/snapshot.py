@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The configuration in force: the file, with what `reserve --live` has changed, compiled for the hook.
+"""The configuration in force: the file, with what `reserve --live` has changed, compiled for the
+hook.
 
-The hook reads the snapshot below /run; the file is parsed where it, a change or the online CPUs differ.
+The hook reads the snapshot below /run; the file is parsed where it, a change or the online CPUs
+differ.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ END = "end\n"  # the last line of the snapshot
 
 
 class Live:
-    """What `virt-cgroup reserve --live` has changed, until the next boot or until the setting is edited."""
+    """What `virt-cgroup reserve --live` has changed, until the next boot or until the setting is
+    edited.
+    """
 
     __slots__ = ("_text", "changes")
 
@@ -44,8 +48,8 @@ class Live:
 def load(host: Host, warn: list[str], save: bool = False) -> Config:
     """The configuration in force, from the snapshot where that still holds. Raises Error.
 
-    WARN gets the warnings of a file that is read anew. With SAVE the snapshot is written then, unless nothing is
-    configured.
+    WARN gets the warnings of a file that is read anew. With SAVE the snapshot is written then,
+    unless nothing is configured.
     """
     fingerprint, changed = host.fingerprint(PATH), host.fingerprint(LIVE)
     if not fingerprint and not changed:

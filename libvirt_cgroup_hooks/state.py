@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is remembered under /run until the next boot: what belongs to each VM, and what was done for all.
+"""What is remembered under /run until the next boot: what belongs to each VM, and what was done for
+all.
 
-The files are lines of `key value` below a version, written whole and renamed into place. They are not
-JSON, because the json module costs the hook more than all of its own work.
+The files are lines of `key value` below a version, written whole and renamed into place. They are
+not JSON, because the json module costs the hook more than all of its own work.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ GRACE = 60  # seconds
 
 
 class Record:
-    """A VM that starts or runs: what is its own and has to go when it stops, and the memory it was admitted with.
+    """A VM that starts or runs: what is its own and has to go when it stops, and the memory it was
+    admitted with.
 
     `groups` are cgroup directories, `files` drop-ins of its scope, `slices` systemd slices.
     """
@@ -82,10 +84,12 @@ class Record:
 
 
 class Admitted:
-    """Bytes of all VMs that have a record, as one number, so that a start costs the same however many VMs run.
+    """Bytes of all VMs that have a record, as one number, so that a start costs the same however
+    many VMs run.
 
-    It is kept from when memory_admission first asks for it. It is written just before the record that it changes with,
-    and names that record: where a run was killed between the two, what the record says decides. One serves one plan.
+    It is kept from when memory_admission first asks for it. It is written just before the record
+    that it changes with, and names that record: where a run was killed between the two, what the
+    record says decides. One serves one plan.
     """
 
     def __init__(self, host: Host) -> None:
@@ -112,7 +116,9 @@ class Admitted:
         return total if written else total - after + before
 
     def change(self, uuid: str, before: int, after: int, begin: bool) -> list[Step]:
-        """The record of UUID will say AFTER instead of BEFORE bytes. BEGIN: where no total is kept yet, too."""
+        """The record of UUID will say AFTER instead of BEFORE bytes. BEGIN: where no total is kept
+        yet, too.
+        """
         before = self._memory.get(uuid, before)
         if before == after if self._text else not begin:
             return []
@@ -155,9 +161,11 @@ class Records:
 
 
 class Remembered:
-    """What was done to cgroups that VMs share, until the last VM has gone or it is no longer wanted.
+    """What was done to cgroups that VMs share, until the last VM has gone or it is no longer
+    wanted.
 
-    `made`: the directories made. `before`: by kind and cgroup, the limit that was there before ours.
+    `made`: the directories made. `before`: by kind and cgroup, the limit that was there before
+    ours.
     """
 
     __slots__ = ("_text", "before", "made")
@@ -235,11 +243,11 @@ def recorded(host: Host) -> list[str]:
 def left_behind(host: Host, running: set[str] | None = None) -> list[str]:
     """The UUIDs of recorded VMs that have ended, and whose `release` never came to its end.
 
-    A daemon that is killed while it stops a VM may leave the status XML, and forget the VM when it starts again: then
-    only RUNNING, the names of the VMs that have a process, tells.
+    A daemon that is killed while it stops a VM may leave the status XML, and forget the VM when it
+    starts again: then only RUNNING, the names of the VMs that have a process, tells.
 
-    Between `prepare` and the moment libvirt writes its status XML, a VM that starts looks the same: hence GRACE. What is
-    lost of one that takes longer is written again at `start` and `started`.
+    Between `prepare` and the moment libvirt writes its status XML, a VM that starts looks the same:
+    hence GRACE. What is lost of one that takes longer is written again at `start` and `started`.
     """
     found = recorded(host)
     if running is None and len(found) <= len(
@@ -263,7 +271,9 @@ def forget(host: Host, uuid: str) -> Step:
 
 
 def half_written(host: Host) -> list[Step]:
-    """Takes away the files that someone who was killed was writing: who holds the lock writes none just now."""
+    """Takes away the files that someone who was killed was writing: who holds the lock writes none
+    just now.
+    """
     return [
         Remove(f"{directory}/{name}", "")
         for directory in (DIRECTORY, VMS)

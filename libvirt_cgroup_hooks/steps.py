@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Steps: each is one line of text, knows its undo before it is made, and does its work through a Host."""
+"""Steps: each is one line of text, knows its undo before it is made, and does its work through a
+Host.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class MakeDirectory(Step):
 
 
 class RemoveCgroup(Step):
-    """Removes the cgroup and those below it. While it still has processes it is tried again, for a second."""
+    """Removes the cgroup and those below it. While it still has processes it is tried again, for a
+    second.
+    """
 
     TRIES, PAUSE = 50, 0.02
 
@@ -69,7 +73,9 @@ class RemoveCgroup(Step):
 
 
 class RemoveEmpty(Step):
-    """Removes a cgroup that others may be using: it stays where it has processes or cgroups below it."""
+    """Removes a cgroup that others may be using: it stays where it has processes or cgroups below
+    it.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -118,7 +124,8 @@ class Write(Step):
 
 
 class Move(Step):
-    """Moves one process, or one thread, by writing its id to FILE. One that has ended needs no move.
+    """Moves one process, or one thread, by writing its id to FILE. One that has ended needs no
+    move.
 
     UNDO are the moves that put it back: for a process its own first, then those of its threads.
     """
@@ -182,7 +189,9 @@ class LoadUnit(Step):
 
 
 class Systemctl(Step):
-    """systemctl VERB ARGUMENTS, waiting for its job; UNDO are the arguments that put back what was there, if any."""
+    """systemctl VERB ARGUMENTS, waiting for its job; UNDO are the arguments that put back what was
+    there, if any.
+    """
 
     writes_cgroup = True
 

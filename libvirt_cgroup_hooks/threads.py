@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class Thread:
-    """`group` is "emulator", "vcpuN" or "iothreadN"; `cgroups` the path by hierarchy key, as /proc tells it."""
+    """`group` is "emulator", "vcpuN" or "iothreadN"; `cgroups` the path by hierarchy key, as /proc
+    tells it.
+    """
 
     __slots__ = ("cgroups", "comm", "group", "tid")
 
@@ -31,7 +33,8 @@ class Thread:
 
 
 def status(host: Host, name: str) -> Domain | None:
-    """The VM as libvirt's status XML tells it, with the ids of its process and vCPU threads; None where there is none.
+    """The VM as libvirt's status XML tells it, with the ids of its process and vCPU threads; None
+    where there is none.
 
     Raises Error where the file is not understood.
     """
@@ -41,14 +44,24 @@ def status(host: Host, name: str) -> Domain | None:
 
 
 def running(host: Host) -> list[Domain]:
-    """Every VM that has a status XML and a living process, by id. Raises Error where one is not understood."""
-    names = [name.removesuffix(".xml") for name in host.names(domains.STATUS) if name.endswith(".xml")]
-    found = [domain for domain in (status(host, name) for name in names) if domain and host.exists(f"/proc/{domain.pid}")]
+    """Every VM that has a status XML and a living process, by id. Raises Error where one is not
+    understood.
+    """
+    names = [
+        name.removesuffix(".xml") for name in host.names(domains.STATUS) if name.endswith(".xml")
+    ]
+    found = [
+        domain
+        for domain in (status(host, name) for name in names)
+        if domain and host.exists(f"/proc/{domain.pid}")
+    ]
     return sorted(found, key=lambda domain: domain.id or 0)
 
 
 def threads(host: Host, running: Domain) -> list[Thread]:
-    """Every thread of RUNNING (from `status`), its main thread first. Threads that end meanwhile are left out."""
+    """Every thread of RUNNING (from `status`), its main thread first. Threads that end meanwhile
+    are left out.
+    """
     vcpu_of = {tid: f"vcpu{vcpu}" for vcpu, tid in running.vcpu_threads.items()}
     found = []
     tids = [int(name) for name in host.names(f"/proc/{running.pid}/task")]
@@ -63,7 +76,9 @@ def threads(host: Host, running: Domain) -> list[Thread]:
 
 
 def _group(comm: str) -> str:
-    """libvirt calls its I/O threads iothreadN, and has QEMU name the thread after it (debug-threads=on)."""
+    """libvirt calls its I/O threads iothreadN, and has QEMU name the thread after it
+    (debug-threads=on).
+    """
     if comm.startswith("IO iothread") and comm[len("IO iothread") :].strip().isdigit():
         return comm[len("IO ") :].strip()
     return "emulator"
@@ -77,7 +92,11 @@ def groups_of(found: list[Thread]) -> list[str]:
 def cpus_allowed(host: Host, running: Domain, thread: Thread) -> CpuSet:
     """Where the kernel lets THREAD run: its affinity within its cpuset. Empty where it has ended."""
     status = host.read_optional(f"/proc/{running.pid}/task/{thread.tid}/status") or ""
-    allowed = [line.partition(":")[2] for line in status.split("\n") if line.startswith("Cpus_allowed_list:")]
+    allowed = [
+        line.partition(":")[2]
+        for line in status.split("\n")
+        if line.startswith("Cpus_allowed_list:")
+    ]
     return CpuSet.parse(allowed[0]) if allowed else CpuSet()
 
 
@@ -96,8 +115,8 @@ def members(host: Host, directory: str) -> list[int]:
 def home(host: Host, tree: Tree, thread: Thread) -> str:
     """The cgroup of TREE where THREAD belongs.
 
-    A hierarchy that does not clip (v1) moves what is in a cpuset that lost its last CPU to the cpuset
-    above.
+    A hierarchy that does not clip (v1) moves what is in a cpuset that lost its last CPU to the
+    cpuset above.
     """
     place = thread.cgroups.get(tree.hierarchy.key, "")
     own = f"{place}/{thread.group}"

@@ -18,7 +18,9 @@ GIB = 1024**3
 
 
 class Memory:
-    """Sizes in bytes: all the host's memory, and the part of it held by the HugeTLB pools of every page size."""
+    """Sizes in bytes: all the host's memory, and the part of it held by the HugeTLB pools of every
+    page size.
+    """
 
     __slots__ = ("hugetlb", "total")
 
@@ -28,7 +30,9 @@ class Memory:
 
     @classmethod
     def parse(cls, meminfo: str) -> Memory:
-        """From the text of /proc/meminfo; its kB are 1024 bytes. Raises Error where MemTotal is missing."""
+        """From the text of /proc/meminfo; its kB are 1024 bytes. Raises Error where MemTotal is
+        missing.
+        """
         fields = {}
         for line in meminfo.splitlines():
             name, _, value = line.partition(":")
@@ -37,13 +41,18 @@ class Memory:
                 fields[name] = int(number)
         if "MemTotal" not in fields:
             raise Error("/proc/meminfo has no MemTotal", "is /proc mounted?")
-        # "Hugetlb" counts the pools of all sizes (since Linux 4.17); before it only the default size is told.
-        pool = fields.get("Hugetlb", fields.get("HugePages_Total", 0) * fields.get("Hugepagesize", 0))
+        # "Hugetlb" counts the pools of all sizes (since Linux 4.17); before it only the default
+        # size is told.
+        pool = fields.get(
+            "Hugetlb", fields.get("HugePages_Total", 0) * fields.get("Hugepagesize", 0)
+        )
         return cls(fields["MemTotal"] * 1024, pool * 1024)
 
 
 class Topology:
-    """CPUs as sets: present, online, isolated; a set for each core (its SMT siblings) and for each NUMA node."""
+    """CPUs as sets: present, online, isolated; a set for each core (its SMT siblings) and for each
+    NUMA node.
+    """
 
     __slots__ = ("cores", "isolated", "memory", "memory_nodes", "nodes", "online", "present")
 
@@ -70,9 +79,14 @@ class Topology:
         """Raises Error where the kernel's files are missing or not understood."""
         online = read_online(read)
         present = CpuSet.parse(read(f"{CPUS}/present") or str(online))
-        cores = {_siblings(read, cpu): None for cpu in online}  # a dict keeps the order, a set would not
+        cores = {
+            _siblings(read, cpu): None for cpu in online
+        }  # a dict keeps the order, a set would not
         numbers = CpuSet.parse(read(f"{NODES}/online") or "0")
-        nodes = {node: CpuSet.parse(read(f"{NODES}/node{node}/cpulist") or "") & present for node in numbers}
+        nodes = {
+            node: CpuSet.parse(read(f"{NODES}/node{node}/cpulist") or "") & present
+            for node in numbers
+        }
         if not any(nodes.values()):
             nodes = {0: present}
         return cls(
@@ -86,7 +100,9 @@ class Topology:
         )
 
     def take(self, count: int) -> CpuSet:
-        """At least COUNT online CPUs in whole cores, lowest first, spread evenly over the NUMA nodes."""
+        """At least COUNT online CPUs in whole cores, lowest first, spread evenly over the NUMA
+        nodes.
+        """
         queues = [[core for core in self.cores if core <= cpus] for cpus in self.nodes.values()]
         taken = CpuSet()
         while len(taken) < count and any(queues):

@@ -48,10 +48,11 @@ def parse(text: str, path: str) -> list[Statement]:
 
 
 def edited(text: str, path: str, key: str, value: str | None) -> str:
-    """TEXT with KEY set to VALUE, which is written as given, or with None no longer set; all else is kept.
+    """TEXT with KEY set to VALUE, which is written as given, or with None no longer set; all else
+    is kept.
 
-    What was set is put into a comment where it stood alone on its line. A key that was not set goes below its
-    commented-out sample, else to the end. Raises Error where TEXT is not understood.
+    What was set is put into a comment where it stood alone on its line. A key that was not set goes
+    below its commented-out sample, else to the end. Raises Error where TEXT is not understood.
     """
     statements = parse(text, path)
     found = [statement for statement in statements if statement.key == key]
@@ -63,9 +64,17 @@ def edited(text: str, path: str, key: str, value: str | None) -> str:
 
 
 def _without(text: str, statement: Statement) -> str:
-    head, inside, tail = text[: statement.start], text[statement.start : statement.end], text[statement.end :]
+    head, inside, tail = (
+        text[: statement.start],
+        text[statement.start : statement.end],
+        text[statement.end :],
+    )
     line, _, _ = tail.partition("\n")
-    if head.rpartition("\n")[2].strip(SPACE) or line.strip(SPACE)[:1] not in ("", "#") or any(c in inside for c in EOL):
+    if (
+        head.rpartition("\n")[2].strip(SPACE)
+        or line.strip(SPACE)[:1] not in ("", "#")
+        or any(c in inside for c in EOL)
+    ):
         return head + tail.lstrip(BLANK).removeprefix(";")
     return f"{head}#{inside}{tail}"
 
@@ -75,8 +84,12 @@ def _inserted(text: str, key: str, setting: str, statements: list[Statement]) ->
     at = 0
     for line in text.splitlines(keepends=True):
         at += len(line)
-        sample = line.lstrip(BLANK + "#").partition("=")[0].strip(BLANK) == key and line.endswith("\n")
-        if sample and not any(one.start < at <= one.end for one in statements):  # that is a string over several lines
+        sample = line.lstrip(BLANK + "#").partition("=")[0].strip(BLANK) == key and line.endswith(
+            "\n"
+        )
+        if sample and not any(
+            one.start < at <= one.end for one in statements
+        ):  # that is a string over several lines
             return f"{text[:at]}{setting}{newline}{text[at:]}"
     return text + ("" if text.endswith("\n") or not text else newline) + setting + newline
 
@@ -118,7 +131,10 @@ class _Parser:
         elif self.peek() == ";":
             self.at += 1
         elif self.peek() and self.peek() not in EOL:
-            raise self.error(f"unexpected {self.shown()} after the value", 'one statement a line, or ";" between them')
+            raise self.error(
+                f"unexpected {self.shown()} after the value",
+                'one statement a line, or ";" between them',
+            )
 
     def name(self) -> str:
         start = self.at
@@ -127,7 +143,10 @@ class _Parser:
         name = self.text[start : self.at]
         if not name[:1].isalpha():
             self.at = start
-            raise self.error(f"expected a setting's name, found {self.shown()}", "write key = value, or # before a comment")
+            raise self.error(
+                f"expected a setting's name, found {self.shown()}",
+                "write key = value, or # before a comment",
+            )
         return name
 
     def value(self, depth: int = 0) -> Value:
@@ -138,7 +157,9 @@ class _Parser:
             return self.string(first)
         if first and (first in "+-" or (first.isascii() and first.isdigit())):
             return self.integer()
-        raise self.error(f"expected a value, found {self.shown()}", 'write a number, a "string" or a [ "list" ]')
+        raise self.error(
+            f"expected a value, found {self.shown()}", 'write a number, a "string" or a [ "list" ]'
+        )
 
     def integer(self) -> int:
         start = self.at
@@ -159,7 +180,8 @@ class _Parser:
         value = self.text[start:end]
         if end < 0 or (not long and any(c in value for c in EOL)):
             raise self.error(
-                f"the string that begins here has no closing {mark}", "close it" + ("" if long else " on the same line")
+                f"the string that begins here has no closing {mark}",
+                "close it" + ("" if long else " on the same line"),
             )
         self.at = end + len(mark)
         return value
@@ -183,7 +205,10 @@ class _Parser:
             if self.peek() == ",":
                 self.at += 1
             elif self.peek() != "]":
-                raise self.error(f"expected , or ] in the list, found {self.shown()}", "comments are not allowed in lists")
+                raise self.error(
+                    f"expected , or ] in the list, found {self.shown()}",
+                    "comments are not allowed in lists",
+                )
 
     def comment(self) -> None:
         while self.peek() and self.peek() not in EOL:
@@ -198,11 +223,19 @@ class _Parser:
 
     def shown(self) -> str:
         rest = self.text[self.at : self.at + 20].splitlines()
-        return f'"{printable(rest[0])}"' if rest and rest[0] else "the end of the line" if rest else "the end of the file"
+        return (
+            f'"{printable(rest[0])}"'
+            if rest and rest[0]
+            else "the end of the line"
+            if rest
+            else "the end of the file"
+        )
 
     def line(self) -> int:
         at, line = self.counted if self.counted[0] <= self.at else (0, 1)
-        line += sum(self.text.count(end, at, self.at) for end in EOL) - self.text.count("\r\n", at, self.at)
+        line += sum(self.text.count(end, at, self.at) for end in EOL) - self.text.count(
+            "\r\n", at, self.at
+        )
         self.counted = (self.at, line)
         return line
 

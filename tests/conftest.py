@@ -1,4 +1,6 @@
-"""Unit tests read recorded hosts and touch nothing else; the tests of the folders below have a real host of their own."""
+"""Unit tests read recorded hosts and touch nothing else; the tests of the folders below have a real
+host of their own.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,12 @@ from .operations import CONF
 
 HERE = Path(__file__).parent
 REAL = ("/dev/cgroup", "/etc/", "/proc/", "/run/", "/sys/", "/var/run/")
-FILE_EVENTS = frozenset("open os.chmod os.listdir os.mkdir os.remove os.rename os.rmdir os.scandir".split())
-PROGRAM_EVENTS = frozenset("os.exec os.fork os.forkpty os.posix_spawn os.system subprocess.Popen".split())
+FILE_EVENTS = frozenset(
+    "open os.chmod os.listdir os.mkdir os.remove os.rename os.rmdir os.scandir".split()
+)
+PROGRAM_EVENTS = frozenset(
+    "os.exec os.fork os.forkpty os.posix_spawn os.system subprocess.Popen".split()
+)
 Command = Callable[..., tuple[int, str, str]]
 DECLARED = "runs_programs: the test may start programs"
 
@@ -58,7 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No file below /sys, /proc, /run or /etc, no program, no libvirt, no syslog, no thread's affinity."""
+    """No file below /sys, /proc, /run or /etc, no program, no libvirt, no syslog, no thread's
+    affinity.
+    """
     if Path(str(request.module.__file__)).parent != HERE:  # request.path came with pytest 7
         yield
         return
@@ -93,7 +101,9 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The exit status, standard output and standard error of virt-cgroup on 80 columns; no traceback in either."""
+    """The exit status, standard output and standard error of virt-cgroup on 80 columns; no
+    traceback in either.
+    """
     monkeypatch.setenv("COLUMNS", "80")
 
     def call(*arguments: object) -> tuple[int, str, str]:

@@ -55,13 +55,16 @@ def configured(text: str, host: str) -> Config:
 
 
 class Kernel(Host):
-    """A copy of a recorded host whose cgroup directories keep the kernel's rules. `written` tells what was done.
+    """A copy of a recorded host whose cgroup directories keep the kernel's rules. `written` tells
+    what was done.
 
     Where each thread is is known from /proc/PID/task/TID/cgroup alone.
     """
 
     def __init__(self, root: Path, name: str, conf: str | None = None) -> None:
-        shutil.copytree(DATA / "hosts" / name, root, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        shutil.copytree(
+            DATA / "hosts" / name, root, copy_function=shutil.copyfile, dirs_exist_ok=True
+        )
         for directory in ("etc/libvirt", "run/libvirt/qemu"):
             (root / directory).mkdir(parents=True)
         super().__init__(str(root))
@@ -103,13 +106,27 @@ class Kernel(Host):
         """The files of a new cgroup and what they say."""
         if hierarchy.version == 2:
             enabled = self.get(f"{path.rpartition('/')[0]}/cgroup.subtree_control")
-            named = {"cgroup.type": "domain", "cgroup.controllers": enabled, "cgroup.subtree_control": "", **PROCS}
-            return {**named, **{key: text for name in enabled.split() for key, text in FILES_V2.get(name, {}).items()}}
+            named = {
+                "cgroup.type": "domain",
+                "cgroup.controllers": enabled,
+                "cgroup.subtree_control": "",
+                **PROCS,
+            }
+            return {
+                **named,
+                **{
+                    key: text
+                    for name in enabled.split()
+                    for key, text in FILES_V2.get(name, {}).items()
+                },
+            }
         found = dict(PROCS_V1)
         for controller in hierarchy.controllers:
             found.update(FILES_V1.get(controller, {}))
         if "memory" in hierarchy.controllers:
-            found["memory.use_hierarchy"] = self.get(f"{path.rpartition('/')[0]}/memory.use_hierarchy")
+            found["memory.use_hierarchy"] = self.get(
+                f"{path.rpartition('/')[0]}/memory.use_hierarchy"
+            )
         return found
 
     # files
@@ -117,9 +134,15 @@ class Kernel(Host):
     def read_bytes(self, path: str) -> bytes:
         hierarchy = self.hierarchy(path)
         directory, _, name = path.rpartition("/")
-        if hierarchy and name in ("cgroup.procs", "tasks", "cgroup.threads") and self.exists(directory):
+        if (
+            hierarchy
+            and name in ("cgroup.procs", "tasks", "cgroup.threads")
+            and self.exists(directory)
+        ):
             found = self.tasks(hierarchy, directory)
-            numbers = {pid for pid, _ in found} if name == "cgroup.procs" else {tid for _, tid in found}
+            numbers = (
+                {pid for pid, _ in found} if name == "cgroup.procs" else {tid for _, tid in found}
+            )
             return "".join(f"{number}\n" for number in sorted(numbers)).encode()
         return super().read_bytes(path)
 
@@ -148,14 +171,25 @@ class Kernel(Host):
             new = CpuSet.parse(value)
             if not new <= CpuSet.parse(self.get(f"{directory.rpartition('/')[0]}/cpuset.cpus")):
                 raise self.refused(directory, 13)  # EACCES: not within the parent
-            below = [CpuSet.parse(self.get(f"{directory}/{child}/cpuset.cpus")) for child in self.directories(directory)]
+            below = [
+                CpuSet.parse(self.get(f"{directory}/{child}/cpuset.cpus"))
+                for child in self.directories(directory)
+            ]
             if not all(cpus <= new for cpus in below):
                 raise self.refused(directory, 16)  # EBUSY: a child has more
-        if name == "memory.limit_in_bytes" and self.excess(directory, "memory.usage_in_bytes", value):
+        if name == "memory.limit_in_bytes" and self.excess(
+            directory, "memory.usage_in_bytes", value
+        ):
             raise self.refused(directory, 16)  # EBUSY: more cannot be reclaimed
-        if name in ("memory.high", "memory.max") and self.excess(directory, "memory.current", value):
+        if name in ("memory.high", "memory.max") and self.excess(
+            directory, "memory.current", value
+        ):
             assert name == "memory.high", f"the kernel would kill a VM in {directory}"
-        if name == "cgroup.type" and value == "threaded" and self.get(f"{directory}/cgroup.type") == "domain":
+        if (
+            name == "cgroup.type"
+            and value == "threaded"
+            and self.get(f"{directory}/cgroup.type") == "domain"
+        ):
             parent = directory.rpartition("/")[0]
             self.put(f"{parent}/cgroup.type", "domain threaded")
 
@@ -202,7 +236,10 @@ class Kernel(Host):
             raise self.refused(directory, 3)  # ESRCH
         pid = found[0][0]
         if hierarchy.version == 2:
-            if self.get(f"{directory}/cgroup.subtree_control") and self.get(f"{directory}/cgroup.type") == "domain":
+            if (
+                self.get(f"{directory}/cgroup.subtree_control")
+                and self.get(f"{directory}/cgroup.type") == "domain"
+            ):
                 raise self.refused(directory, 16)  # no inner processes
         elif "cpuset" in hierarchy.controllers and not all(
             self.get(f"{directory}/cpuset.{what}") for what in ("cpus", "mems")
@@ -213,9 +250,15 @@ class Kernel(Host):
                 self.place(pid, tid, {hierarchy.key: directory[len(hierarchy.mount) :] or "/"})
 
     def place(self, pid: int, tid: int, paths: dict[str, str]) -> None:
-        for file in (f"/proc/{pid}/task/{tid}/cgroup", *([f"/proc/{pid}/cgroup"] if pid == tid else [])):
+        for file in (
+            f"/proc/{pid}/task/{tid}/cgroup",
+            *([f"/proc/{pid}/cgroup"] if pid == tid else []),
+        ):
             old = dict(line.split(":", 2)[1:] for line in self.get(file).splitlines())
-            lines = [f"{number}:{key}:{path}" for number, (key, path) in enumerate({**old, **paths}.items())]
+            lines = [
+                f"{number}:{key}:{path}"
+                for number, (key, path) in enumerate({**old, **paths}.items())
+            ]
             self.put(file, "\n".join(lines))
 
     def all_tasks(self) -> list[tuple[int, int]]:
@@ -224,7 +267,11 @@ class Kernel(Host):
 
     def tasks(self, hierarchy: Hierarchy, directory: str) -> list[tuple[int, int]]:
         path = directory[len(hierarchy.mount) :] or "/"
-        return [(pid, tid) for pid, tid in self.all_tasks() if self.where(pid, tid).get(hierarchy.key) == path]
+        return [
+            (pid, tid)
+            for pid, tid in self.all_tasks()
+            if self.where(pid, tid).get(hierarchy.key) == path
+        ]
 
     def where(self, pid: int, tid: int) -> dict[str, str]:
         """The thread's cgroup by hierarchy key."""
@@ -243,7 +290,8 @@ class Kernel(Host):
     # libvirt
 
     def start_vm(self, vm: Domain, inner: str = "", pid: int = PID, helpers: int = 0) -> Domain:
-        """What libvirt has done when `started` comes: its cgroups, the threads of QEMU in them, and the status XML.
+        """What libvirt has done when `started` comes: its cgroups, the threads of QEMU in them, and
+        the status XML.
 
         Returns VM with an id, as the hook is given it.
         """
@@ -251,15 +299,29 @@ class Kernel(Host):
         base = f"{machine}/qemu-{number}-vm.libvirt-qemu"
         threads = {pid: ("qemu-system-x86", "emulator"), pid + 1: ("worker", "emulator")}
         threads.update((pid + 10 + n, (f"CPU {n}/KVM", f"vcpu{n}")) for n in vm.online_vcpus())
-        threads.update((pid + 20 + n, (f"IO iothread{n}", f"iothread{n}")) for n in vm.iothread_numbers())
+        threads.update(
+            (pid + 20 + n, (f"IO iothread{n}", f"iothread{n}")) for n in vm.iothread_numbers()
+        )
         groups = list(dict.fromkeys(group for _, group in threads.values()))
         for hierarchy in self.hierarchies:
-            self.libvirt_cgroups(hierarchy, [machine, base, *(f"{base}/{group}" for group in groups)])
+            self.libvirt_cgroups(
+                hierarchy, [machine, base, *(f"{base}/{group}" for group in groups)]
+            )
             self.pin(hierarchy, base, vm)
         for tid, (comm, group) in threads.items():
-            self.start_thread(pid, tid, comm, {h.key: f"{base}/{group}" if splits(h) else base for h in self.hierarchies})
+            self.start_thread(
+                pid,
+                tid,
+                comm,
+                {h.key: f"{base}/{group}" if splits(h) else base for h in self.hierarchies},
+            )
         for helper in range(pid + 50, pid + 50 + helpers):
-            self.start_thread(helper, helper, "swtpm", {h.key: f"{base}/emulator" for h in self.hierarchies if splits(h)})
+            self.start_thread(
+                helper,
+                helper,
+                "swtpm",
+                {h.key: f"{base}/emulator" for h in self.hierarchies if splits(h)},
+            )
             self.place(helper, helper, {h.key: base for h in self.hierarchies if not splits(h)})
         name = escape(vm.name)
         text = f"<domain type='qemu' id='{number}'><name>{name}</name><uuid>{vm.uuid}</uuid>{inner}</domain>"
@@ -296,7 +358,9 @@ class Kernel(Host):
         self.set_affinity(tid, CpuSet.parse(self.get("/sys/devices/system/cpu/online")))
 
     def end_vm(self, vm: Domain, libvirt: bool = True) -> None:
-        """QEMU has ended. LIBVIRT: and libvirt removes the cgroups that it made, as it does before `release`."""
+        """QEMU has ended. LIBVIRT: and libvirt removes the cgroups that it made, as it does before
+        `release`.
+        """
         for pid in [name for name in self.directories("/proc") if name.isdigit()]:
             shutil.rmtree(f"{self.root}/proc/{pid}")
         self.remove(f"/run/libvirt/qemu/{vm.name}.xml")
@@ -327,13 +391,23 @@ class Kernel(Host):
         """Every cgroup directory but the mount points."""
         top = Path(self.root, "sys/fs/cgroup")
         mounts = {h.mount for h in self.hierarchies}
-        found = sorted("/" + str(path.relative_to(self.root)) for path in top.rglob("*") if path.is_dir())
+        found = sorted(
+            "/" + str(path.relative_to(self.root)) for path in top.rglob("*") if path.is_dir()
+        )
         return [path for path in found if path not in mounts]
 
     def snapshot(self, *without: str) -> dict[str, str]:
         """Every file but those whose paths begin WITHOUT, and what it says."""
-        files = {str(path.relative_to(self.root)): path for path in sorted(Path(self.root).rglob("*")) if path.is_file()}
-        return {name: path.read_text(encoding="utf-8") for name, path in files.items() if not name.startswith(without)}
+        files = {
+            str(path.relative_to(self.root)): path
+            for path in sorted(Path(self.root).rglob("*"))
+            if path.is_file()
+        }
+        return {
+            name: path.read_text(encoding="utf-8")
+            for name, path in files.items()
+            if not name.startswith(without)
+        }
 
 
 def cpus(host: Kernel, directory: str) -> str:
@@ -360,7 +434,13 @@ FILES_V1 = {
 FILES_V2 = {
     "cpuset": {"cpuset.cpus": "", "cpuset.mems": "", "cpuset.cpus.effective": "0-3"},
     "cpu": {"cpu.weight": "100", "cpu.max": "max 100000"},
-    "memory": {"memory.max": "max", "memory.high": "max", "memory.low": "0", "memory.current": "0", "memory.reclaim": ""},
+    "memory": {
+        "memory.max": "max",
+        "memory.high": "max",
+        "memory.low": "0",
+        "memory.current": "0",
+        "memory.reclaim": "",
+    },
 }
 
 

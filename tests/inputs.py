@@ -1,7 +1,9 @@
-"""Everything that the hook and virt-cgroup read and that others may have written, each as a function of raw bytes.
+"""Everything that the hook and virt-cgroup read and that others may have written, each as a
+function of raw bytes.
 
-Each raises only for a fault of ours: whatever the bytes are, the program understands them or says in one line why not.
-Property tests and `tools/fuzz` feed them; what once was a fault is kept in data/findings, by the function's name.
+Each raises only for a fault of ours: whatever the bytes are, the program understands them or says
+in one line why not. Property tests and `tools/fuzz` feed them; what once was a fault is kept in
+data/findings, by the function's name.
 """
 
 from __future__ import annotations
@@ -25,7 +27,16 @@ from .hosts import DATA, UUID, topology
 
 ONE_LINE = 64 * 1024  # what an error may be long; libvirt keeps all of it in memory, and shows it
 FIRST_TWO = CpuSet([0, 1])
-LAYOUTS = ("legacy", "nested", "flat", "root", "uuid", "/vms/prod/$NAME", "/vms/$DRIVER-$UUID", "/vms/$UUID/$NAME")
+LAYOUTS = (
+    "legacy",
+    "nested",
+    "flat",
+    "root",
+    "uuid",
+    "/vms/prod/$NAME",
+    "/vms/$DRIVER-$UUID",
+    "/vms/$UUID/$NAME",
+)
 CGROUP = "/sys/fs/cgroup"
 PLACES = (f"{CGROUP}/", "/run/libvirt-cgroup-hooks/", "/run/systemd/system/")
 TOPOLOGY = topology("small")
@@ -33,11 +44,17 @@ TOPOLOGY = topology("small")
 
 def loaded(name: str) -> dict[str, bytes]:
     root = DATA / "hosts" / name
-    return {f"/{path.relative_to(root)}": path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {
+        f"/{path.relative_to(root)}": path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
 
 
 class Texts(Host):
-    """A host with these files, and those of a recorded one; all in memory, and nothing can be written."""
+    """A host with these files, and those of a recorded one; all in memory, and nothing can be
+    written.
+    """
 
     def __init__(self, files: dict[str, bytes], base: dict[str, bytes]) -> None:
         super().__init__("/nonexistent")
@@ -54,7 +71,13 @@ class Texts(Host):
         return path in self.files or bool(self.names(path))
 
     def names(self, path: str) -> list[str]:
-        return sorted({file[len(path) + 1 :].split("/")[0] for file in self.files if file.startswith(f"{path}/")})
+        return sorted(
+            {
+                file[len(path) + 1 :].split("/")[0]
+                for file in self.files
+                if file.startswith(f"{path}/")
+            }
+        )
 
     def directories(self, path: str) -> list[str]:
         return [name for name in self.names(path) if f"{path}/{name}" not in self.files]
@@ -102,8 +125,15 @@ def domain_xml(data: bytes) -> None:
     with told():
         found = domain.parse(data)
         asked_of(found)
-        layout = LAYOUTS[zlib.crc32(data) % len(LAYOUTS)]  # one for each input: many inputs see them all
-        for host in (Texts({}, HYBRID), Texts({}, UNIFIED), Texts(SYSTEMD, HYBRID), Texts(SYSTEMD, UNIFIED)):
+        layout = LAYOUTS[
+            zlib.crc32(data) % len(LAYOUTS)
+        ]  # one for each input: many inputs see them all
+        for host in (
+            Texts({}, HYBRID),
+            Texts({}, UNIFIED),
+            Texts(SYSTEMD, HYBRID),
+            Texts(SYSTEMD, UNIFIED),
+        ):
             planned(host, layout, found)
 
 
@@ -142,12 +172,21 @@ def contained(plan: Plan) -> None:
             assert f"{path}/".startswith(PLACES), path
             assert posixpath.normpath(path) == path, path
             assert not set(path) & set("\n\0"), path
-            assert all(len(name.encode("utf-8", "surrogateescape")) <= 255 for name in path.split("/")), path
+            assert all(
+                len(name.encode("utf-8", "surrogateescape")) <= 255 for name in path.split("/")
+            ), path
         if isinstance(step, Replace) and path.endswith(".conf"):
             head, *lines = step.text.split("\n")
             assert head == "[Scope]" and lines.pop() == ""
-            assert [line.partition("=")[0] for line in lines] in (["Slice"], ["Slice", "AllowedCPUs"]), lines
-            assert all(character.isprintable() and character not in " %" for line in lines for character in line), lines
+            assert [line.partition("=")[0] for line in lines] in (
+                ["Slice"],
+                ["Slice", "AllowedCPUs"],
+            ), lines
+            assert all(
+                character.isprintable() and character not in " %"
+                for line in lines
+                for character in line
+            ), lines
 
 
 def status_xml(data: bytes) -> None:
@@ -162,7 +201,11 @@ def status_xml(data: bytes) -> None:
 def mounts(data: bytes) -> None:
     """/proc/mounts and, after a NUL, /proc/self/cgroup."""
     table, _, placed = data.partition(b"\0")
-    files = {"/proc/mounts": table, "/proc/self/cgroup": placed or b"4:cpuset:/a\n0::/b\n", "/proc/cgroups": b""}
+    files = {
+        "/proc/mounts": table,
+        "/proc/self/cgroup": placed or b"4:cpuset:/a\n0::/b\n",
+        "/proc/cgroups": b"",
+    }
     host = Texts({**files, f"{CGROUP}/cgroup.controllers": b"cpu cpuset memory\n"}, UNIFIED)
     with told():
         found = cgroups.detect(host.read_optional)
@@ -173,7 +216,12 @@ def mounts(data: bytes) -> None:
 
 
 RESERVED = Config(
-    {"reserved_host_cpus": "0", "reserved_host_mem": "1%", "memory_admission": "1", "cgroup_layout": "/vms/$NAME"}
+    {
+        "reserved_host_cpus": "0",
+        "reserved_host_mem": "1%",
+        "memory_admission": "1",
+        "cgroup_layout": "/vms/$NAME",
+    }
 )
 SMALLEST = f"<domain type='qemu' id='3'><name>vm</name><uuid>{UUID}</uuid></domain>".encode()
 
@@ -183,13 +231,19 @@ def state_file(data: bytes) -> None:
     record, shared = f"{state.VMS}/{UUID}", state.SHARED
     several = {record: data, shared: data, state.ADMITTED: data, snapshot.LIVE: data}
     files = ({record: data}, {shared: data}, several)[zlib.crc32(data) % 3]
-    for host in (Texts(files, HYBRID), Texts({**SYSTEMD, **files}, HYBRID), Texts({**SYSTEMD, **files}, UNIFIED)):
+    for host in (
+        Texts(files, HYBRID),
+        Texts({**SYSTEMD, **files}, HYBRID),
+        Texts({**SYSTEMD, **files}, UNIFIED),
+    ):
         for operation in ("prepare", "start", "stopped", "release"):
             with told():
                 operations.plan(host, RESERVED, operation, domain.parse(SMALLEST))
     found = state.Record.read(Texts({record: data}, {}), UUID)
     if found:
-        again = state.Record.read(Texts({record: str(found).encode("utf-8", "surrogateescape")}, {}), UUID)
+        again = state.Record.read(
+            Texts({record: str(found).encode("utf-8", "surrogateescape")}, {}), UUID
+        )
         assert again is not None and str(again) == str(found)
     with told():
         snapshot.load(Texts({snapshot.LIVE: data}, UNIFIED), [])
@@ -198,5 +252,6 @@ def state_file(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    function.__name__: function for function in (configuration, cpu_list, domain_xml, status_xml, mounts, state_file)
+    function.__name__: function
+    for function in (configuration, cpu_list, domain_xml, status_xml, mounts, state_file)
 }

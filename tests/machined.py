@@ -1,7 +1,7 @@
 """A host where systemd owns cgroups.
 
-`Machined` does what systemctl is asked for, by systemd's rules: a property goes to the kernel's file if the slice has a
-cgroup, and is remembered for when it has.
+`Machined` does what systemctl is asked for, by systemd's rules: a property goes to the kernel's
+file if the slice has a cgroup, and is remembered for when it has.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from .hosts import NO_LIMIT, PID, UUID, Kernel, splits
 from .operations import INNER
 
 SERVICE = "/system.slice/libvirtd.service"
-BUS, ACTIVATION = "/run/dbus/system_bus_socket", "/usr/share/dbus-1/system-services/org.freedesktop.machine1.service"
+BUS, ACTIVATION = (
+    "/run/dbus/system_bus_socket",
+    "/usr/share/dbus-1/system-services/org.freedesktop.machine1.service",
+)
 UNITS = "/run/systemd/system"
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
 U = UUID.replace("-", r"\x2d")  # in the names of units
@@ -46,8 +49,12 @@ class Machined(Kernel):
         return max(hierarchy.version for hierarchy in self.hierarchies)
 
     def daemon(self, path: str) -> None:
-        keys = [hierarchy.key for hierarchy in self.hierarchies] + (["name=systemd"] if self.version == 1 else [])
-        lines = [f"{n}:{key}:{'/' if key == 'cpuset' else path}" for n, key in enumerate(keys)]  # systemd has no v1 cpuset
+        keys = [hierarchy.key for hierarchy in self.hierarchies] + (
+            ["name=systemd"] if self.version == 1 else []
+        )
+        lines = [
+            f"{n}:{key}:{'/' if key == 'cpuset' else path}" for n, key in enumerate(keys)
+        ]  # systemd has no v1 cpuset
         self.put("/proc/self/cgroup", "\n".join(lines))
 
     # systemd
@@ -73,11 +80,23 @@ class Machined(Kernel):
             if name in ("MemoryMax", "MemoryHigh") and not (value == "infinity" or value.isdigit()):
                 raise Error(f"Failed to parse {name}= value '{value}'")
         for name, value in properties.items():
-            self.put(f"/run/systemd/system.control/{unit}.d/50-{name}.conf", f"[Slice]\n{name}={value.replace(',', ' ')}")
+            self.put(
+                f"/run/systemd/system.control/{unit}.d/50-{name}.conf",
+                f"[Slice]\n{name}={value.replace(',', ' ')}",
+            )
             for hierarchy in self.hierarchies:
-                file = f"{hierarchy.directory('/' + unit)}/{FILES[hierarchy.version].get(name, '-')}"
+                file = (
+                    f"{hierarchy.directory('/' + unit)}/{FILES[hierarchy.version].get(name, '-')}"
+                )
                 if self.exists(file):
-                    self.write(file, value if value != "infinity" else "max" if hierarchy.version == 2 else NO_LIMIT)
+                    self.write(
+                        file,
+                        value
+                        if value != "infinity"
+                        else "max"
+                        if hierarchy.version == 2
+                        else NO_LIMIT,
+                    )
 
     def slice(self, unit: str, cpus: str = "", memory: str = "", used: str = "0") -> None:
         """A slice below the root has its cgroup, with these limits."""
@@ -89,19 +108,29 @@ class Machined(Kernel):
             directory = hierarchy.directory(f"/{unit}")
             self.make_directory(directory)
             has_memory = hierarchy.version == 2 or "memory" in hierarchy.controllers
-            values = {FILES[hierarchy.version]["MemoryMax"]: memory, "memory.current": used, "memory.usage_in_bytes": used}
+            values = {
+                FILES[hierarchy.version]["MemoryMax"]: memory,
+                "memory.current": used,
+                "memory.usage_in_bytes": used,
+            }
             for name, value in {**(values if has_memory else {}), "cpuset.cpus": cpus}.items():
                 if value and self.exists(f"{directory}/{name}"):
                     self.put(f"{directory}/{name}", value)
 
     # libvirt
 
-    def starts(self, vm: Domain, parent: str, inner: str = INNER, groups: bool = True, helpers: int = 0) -> Domain:
-        """QEMU runs in the scope that systemd has made in the slice at PARENT; GROUPS: and libvirt has made its own."""
+    def starts(
+        self, vm: Domain, parent: str, inner: str = INNER, groups: bool = True, helpers: int = 0
+    ) -> Domain:
+        """QEMU runs in the scope that systemd has made in the slice at PARENT; GROUPS: and libvirt
+        has made its own.
+        """
         base = f"{parent}/{scope_unit(vm.name, 3)}"
         numbers = {PID: ("qemu-system-x86", "emulator"), PID + 1: ("worker", "emulator")}
         numbers.update((PID + 10 + n, (f"CPU {n}/KVM", f"vcpu{n}")) for n in vm.online_vcpus())
-        numbers.update((PID + 20 + n, (f"IO iothread{n}", f"iothread{n}")) for n in vm.iothread_numbers())
+        numbers.update(
+            (PID + 20 + n, (f"IO iothread{n}", f"iothread{n}")) for n in vm.iothread_numbers()
+        )
         names = dict.fromkeys(group for _, group in numbers.values()) if groups else ()
         for hierarchy in self.hierarchies:
             self.scope(hierarchy, base, list(names))
@@ -109,21 +138,33 @@ class Machined(Kernel):
         for tid, (comm, group) in numbers.items():
             at = f"{base}/libvirt/{group}" if groups else base
             places = {h.key: at if splits(h) else base for h in self.hierarchies}
-            self.start_thread(PID, tid, comm, {**places, **({"name=systemd": base} if self.version == 1 else {})})
+            self.start_thread(
+                PID, tid, comm, {**places, **({"name=systemd": base} if self.version == 1 else {})}
+            )
         for helper in range(PID + 50, PID + 50 + helpers):
             self.start_thread(helper, helper, "swtpm", {h.key: base for h in self.hierarchies})
         text = f"<domain type='qemu' id='3'><name>{escape(vm.name)}</name><uuid>{vm.uuid}</uuid>{inner}</domain>"
         vcpus = "".join(f"<vcpu id='{n}' pid='{PID + 10 + n}'/>" for n in vm.online_vcpus())
-        self.put(f"/run/libvirt/qemu/{vm.name}.xml", f"<domstatus pid='{PID}'><vcpus>{vcpus}</vcpus>{text}</domstatus>")
+        self.put(
+            f"/run/libvirt/qemu/{vm.name}.xml",
+            f"<domstatus pid='{PID}'><vcpus>{vcpus}</vcpus>{text}</domstatus>",
+        )
         return parse(text.encode())
 
     def scope(self, hierarchy: Hierarchy, base: str, groups: Sequence[str]) -> None:
-        inner = [f"{base}/libvirt", *(f"{base}/libvirt/{group}" for group in groups)] if groups else []
+        inner = (
+            [f"{base}/libvirt", *(f"{base}/libvirt/{group}" for group in groups)] if groups else []
+        )
         directories = hierarchy.directories(base)
-        for directory in [*directories, *map(hierarchy.directory, inner if splits(hierarchy) else [])]:
+        for directory in [
+            *directories,
+            *map(hierarchy.directory, inner if splits(hierarchy) else []),
+        ]:
             parent = directory.rpartition("/")[0]
             if hierarchy.version == 2:
-                self.enable(parent, "+cpu +cpuset +memory" if directory in directories else "+cpu +cpuset")
+                self.enable(
+                    parent, "+cpu +cpuset +memory" if directory in directories else "+cpu +cpuset"
+                )
             self.make_directory(directory)
             if "cpuset" in hierarchy.controllers and hierarchy.version == 1:
                 for name in ("cpuset.mems", "cpuset.cpus"):
@@ -138,7 +179,11 @@ class Machined(Kernel):
         assert hierarchy
         threaded = all(word[1:] in ("cpu", "cpuset") for word in value.split())
         below = [f"{directory}/{name}" for name in self.directories(directory)]
-        if threaded and self.exists(f"{directory}/cgroup.type") and not any(self.tasks(hierarchy, path) for path in below):
+        if (
+            threaded
+            and self.exists(f"{directory}/cgroup.type")
+            and not any(self.tasks(hierarchy, path) for path in below)
+        ):
             kind = self.get(f"{directory}/cgroup.type")
             (Path(self.root) / f"{directory}/cgroup.type"[1:]).unlink()
             super().enable(directory, value)

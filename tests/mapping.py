@@ -11,14 +11,21 @@ from libvirt_cgroup_hooks.cpuset import CpuSet
 from .hosts import DATA, UUID
 
 BUSY = str(DATA / "hosts/busy")  # a host with VMs that run, which is in the README too
-LARGE = [[f"{cpu},{cpu + 32}" for cpu in range(first, first + 16)] for first in (0, 16)]  # 2 nodes, 64 CPUs, SMT
+LARGE = [
+    [f"{cpu},{cpu + 32}" for cpu in range(first, first + 16)] for first in (0, 16)
+]  # 2 nodes, 64 CPUs, SMT
 
 
 class Made:
     """A host made of files below ROOT: NODES are lists of cores, each a CPU list."""
 
     def __init__(
-        self, root: Path, nodes: Sequence[Sequence[str]], offline: str = "", isolated: str = "", conf: str = ""
+        self,
+        root: Path,
+        nodes: Sequence[Sequence[str]],
+        offline: str = "",
+        isolated: str = "",
+        conf: str = "",
     ) -> None:
         self.root = root
         self.vms = 0
@@ -33,7 +40,9 @@ class Made:
                 self.put(f"{cpus}/cpu{cpu}/topology/thread_siblings_list", core)
         self.put("sys/devices/system/node/online", f"0-{len(nodes) - 1}")
         for number, node in enumerate(nodes):
-            self.put(f"sys/devices/system/node/node{number}/cpulist", str(CpuSet.parse(",".join(node))))
+            self.put(
+                f"sys/devices/system/node/node{number}/cpulist", str(CpuSet.parse(",".join(node)))
+            )
         self.put("proc/meminfo", "MemTotal: 67108864 kB")
         if conf:
             self.put("etc/libvirt/cgroup-hooks.conf", conf)

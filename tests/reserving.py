@@ -1,4 +1,6 @@
-"""Hosts with a VM that runs, of every kind of manager and cgroups, for tests of changes at run time."""
+"""Hosts with a VM that runs, of every kind of manager and cgroups, for tests of changes at run
+time.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ SLICES = {"native": "/machine.slice", "root": "", "/vms/$NAME": "/vms.slice"}
 
 def prepared(host: Kernel) -> Kernel:
     """HOST with four CPUs, and what any change makes first."""
-    for path in ("/sys/devices/system/cpu/online", "/sys/devices/system/cpu/present", f"{CG}/cpuset/cpuset.cpus"):
+    for path in (
+        "/sys/devices/system/cpu/online",
+        "/sys/devices/system/cpu/present",
+        f"{CG}/cpuset/cpuset.cpus",
+    ):
         if host.exists(path):
             host.put(path, "0-3")
     state.prepare_directory(host)
@@ -47,7 +53,11 @@ def start(host: Kernel, inner: str = INNER, layout: str = "/vms/$NAME") -> Domai
     """A VM that runs where LAYOUT says, and that the hook has seen starting."""
     subject = domain(inner=inner, id=3)
     started(host, subject)
-    subject = host.starts(subject, SLICES[layout], inner) if isinstance(host, Machined) else host.start_vm(subject, inner)
+    subject = (
+        host.starts(subject, SLICES[layout], inner)
+        if isinstance(host, Machined)
+        else host.start_vm(subject, inner)
+    )
     do(host, "started", subject)
     return subject
 
@@ -59,7 +69,9 @@ def running(root: Path, kind: str, conf: str = CONF, inner: str = INNER) -> Kern
 
 
 def file(host: Kernel, name: str, below: str = "") -> str:
-    """The file NAME of the VM parent, or of what is BELOW it; "limit" and "used" are those of its memory."""
+    """The file NAME of the VM parent, or of what is BELOW it; "limit" and "used" are those of its
+    memory.
+    """
     v1 = host.exists(f"{CG}/memory")
     files = {"limit": "memory.limit_in_bytes", "used": "memory.usage_in_bytes"}
     name = (files if v1 else {"limit": "memory.max", "used": "memory.current"}).get(name, name)
@@ -73,7 +85,11 @@ def says(host: Kernel, name: str) -> str:
 
 def use(host: Kernel, used: int) -> None:
     """The VM has USED bytes, and so has the VM parent."""
-    tree = next(hierarchy for hierarchy in host.hierarchies if not hierarchy.controllers or "memory" in hierarchy.controllers)
+    tree = next(
+        hierarchy
+        for hierarchy in host.hierarchies
+        if not hierarchy.controllers or "memory" in hierarchy.controllers
+    )
     path = host.where(PID, PID)[tree.key].removesuffix("/emulator").removesuffix("/libvirt")
     for directory in (tree.directory(path), tree.directory(path.rpartition("/")[0])):
         host.put(f"{directory}/{file(host, 'used').rpartition('/')[2]}", str(used))
@@ -91,9 +107,11 @@ def cpus(host: Kernel, tid: int = PID) -> str:
 
 
 def states(host: Kernel) -> dict[str, str]:
-    """All files; but for locks, and for what systemd remembers it was told, which is never forgotten.
+    """All files; but for locks, and for what systemd remembers it was told, which is never
+    forgotten.
 
-    No limit of CPUs and all CPUs are the same: on v2 the kernel takes no empty list while there are processes.
+    No limit of CPUs and all CPUs are the same: on v2 the kernel takes no empty list while there are
+    processes.
     """
     without = (state.LOCK[1:], f"{state.DIRECTORY[1:]}/reserve.lock", "run/systemd/system.control")
     return {

@@ -1,4 +1,6 @@
-"""The memory of all VMs that have a record, kept as one number, so that a start costs the same however many VMs run."""
+"""The memory of all VMs that have a record, kept as one number, so that a start costs the same
+however many VMs run.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def saved(uuid: str, memory: int, old: int | None = None) -> list[Step]:
 def change(host: Kernel, uuid: str, before: int, after: int, begin: bool = True) -> list[Step]:
     """The steps of a plan that changes the one record."""
     steps = Admitted(host).change(uuid, before, after, begin)
-    return [*steps, *(saved(uuid, after, before or None) if after else [Record(uuid, "vm", before).forget()])]
+    return [
+        *steps,
+        *(saved(uuid, after, before or None) if after else [Record(uuid, "vm", before).forget()]),
+    ]
 
 
 def total(host: Kernel) -> int:
@@ -50,7 +55,13 @@ def test_it_begins_with_what_the_records_say(host: Kernel) -> None:
     run(host, planned(*saved(A, 5), *saved(B, 7)))
     assert total(host) == 12
     run(host, planned(*change(host, C, 0, 100)))
-    assert host.get(ADMITTED).splitlines() == [FORMAT, "total 112", f"uuid {C}", "before 0", "after 100"]
+    assert host.get(ADMITTED).splitlines() == [
+        FORMAT,
+        "total 112",
+        f"uuid {C}",
+        "before 0",
+        "after 100",
+    ]
     run(host, planned(*change(host, A, 5, 6)))
     run(host, planned(*change(host, C, 100, 0)))
     assert total(host) == 13
@@ -71,7 +82,13 @@ def test_nothing_is_written_where_nothing_changes(host: Kernel) -> None:
 
 def test_two_vms_in_one_plan(host: Kernel) -> None:
     admitted = Admitted(host)
-    for uuid, before, after in ((A, 0, 5), (B, 0, 7), (A, 0, 6), (C, 0, 1), (C, 1, 0)):  # the plan's own word counts
+    for uuid, before, after in (
+        (A, 0, 5),
+        (B, 0, 7),
+        (A, 0, 6),
+        (C, 0, 1),
+        (C, 1, 0),
+    ):  # the plan's own word counts
         steps = admitted.change(uuid, before, after, begin=True)
         run(host, planned(*steps, *saved(uuid, after)))
     assert total(host) == 13
@@ -95,7 +112,9 @@ def test_a_plan_that_fails_puts_it_back(host: Kernel) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 @pytest.mark.parametrize(("uuid", "before", "after"), [(B, 0, 7), (A, 5, 0), (A, 5, 9)])
-def test_killed_between_the_two_writes(host: Kernel, uuid: str, before: int, after: int, count: int) -> None:
+def test_killed_between_the_two_writes(
+    host: Kernel, uuid: str, before: int, after: int, count: int
+) -> None:
     """What the record says decides, and so it does for the next change."""
     run(host, planned(*change(host, A, 0, 5)))
     for step in change(host, uuid, before, after)[:count]:
@@ -121,7 +140,11 @@ def test_killed_while_it_was_put_back(host: Kernel, count: int) -> None:
 @pytest.mark.parametrize("count", range(5))
 def test_killed_within_a_plan_of_two_vms(host: Kernel, count: int) -> None:
     admitted = Admitted(host)
-    steps = [step for uuid in (A, B) for step in (*admitted.change(uuid, 0, 5, begin=True), *saved(uuid, 5))]
+    steps = [
+        step
+        for uuid in (A, B)
+        for step in (*admitted.change(uuid, 0, 5, begin=True), *saved(uuid, 5))
+    ]
     assert len(steps) == 4
     for step in steps[:count]:
         step.run(host)
@@ -182,7 +205,12 @@ def counting(tmp_path: Path, request: pytest.FixtureRequest) -> Counting:
 
 
 def numbered(number: int, memory: int = 1) -> Domain:
-    return domain(f"vm{number}", f"<memory unit='MiB'>{memory}</memory>", uuid=f"{number:08}{UUID[8:]}", id=number)
+    return domain(
+        f"vm{number}",
+        f"<memory unit='MiB'>{memory}</memory>",
+        uuid=f"{number:08}{UUID[8:]}",
+        id=number,
+    )
 
 
 def do(host: Kernel, operation: str, subject: Domain) -> Plan:
@@ -234,7 +262,9 @@ def test_without_admission_nothing_is_kept(counting: Counting) -> None:
 def test_a_vm_that_ran_before_there_was_a_hook_counts_from_reconnect(tmp_path: Path) -> None:
     host = Kernel(tmp_path, "unified", CONF)
     state.prepare_directory(host)
-    subject = host.start_vm(domain(inner="<memory unit='GiB'>1</memory>"), "<memory unit='GiB'>1</memory>")
+    subject = host.start_vm(
+        domain(inner="<memory unit='GiB'>1</memory>"), "<memory unit='GiB'>1</memory>"
+    )
     do(host, "reconnect", subject)
     assert total(host) == subject.host_memory()
     do(host, "reconnect", subject)

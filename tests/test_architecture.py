@@ -22,9 +22,7 @@ PURE = (
 EFFECTS = (
     "bus cli conformance hook host kernel leave limits managers operations plan reserve snapshot state steps threads"
 ).split()
-OUTSIDE = (
-    "asyncio io logging multiprocessing os pathlib shutil signal socket subprocess sys syslog tempfile threading time".split()
-)
+OUTSIDE = "asyncio io logging multiprocessing os pathlib shutil signal socket subprocess sys syslog tempfile threading time".split()
 THIRD = {"configobj": "config", "validate": "config", "libvirt": "cli", "lxml": "cli"}
 
 
@@ -40,7 +38,11 @@ def imports(module: str) -> set[str]:
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        if (
+            isinstance(node, ast.If)
+            and isinstance(node.test, ast.Name)
+            and node.test.id == "TYPE_CHECKING"
+        ):
             node.body = []
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -49,8 +51,14 @@ def imports(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found.add(node.module or "")
         elif isinstance(node, ast.ImportFrom):
-            base = [*package[: len(package) - node.level + 1], *([node.module] if node.module else [])]
-            found.update("." + ".".join([*base, *([] if node.module else [alias.name])]) for alias in node.names)
+            base = [
+                *package[: len(package) - node.level + 1],
+                *([node.module] if node.module else []),
+            ]
+            found.update(
+                "." + ".".join([*base, *([] if node.module else [alias.name])])
+                for alias in node.names
+            )
     return found
 
 
@@ -72,7 +80,9 @@ def test_pure_modules_do_nothing(module: str) -> None:
     assert {top(name) for name in used if name.startswith(".")} & set(EFFECTS) == set()
 
 
-@pytest.mark.parametrize("module", [name for name in modules() if not name.startswith("cli") and name != "__main__"])
+@pytest.mark.parametrize(
+    "module", [name for name in modules() if not name.startswith("cli") and name != "__main__"]
+)
 def test_only_the_command_line_imports_the_command_line(module: str) -> None:
     assert "cli" not in {top(name) for name in imports(module) if name.startswith(".")}
 
@@ -81,14 +91,20 @@ def test_only_the_command_line_imports_the_command_line(module: str) -> None:
 def test_who_may_use_other_projects(module: str) -> None:
     for name in imports(module):
         if top(name) in THIRD and not name.startswith("."):
-            assert THIRD[top(name)] in (module, module.partition(".")[0]), f"{module} imports {name}"
+            assert THIRD[top(name)] in (module, module.partition(".")[0]), (
+                f"{module} imports {name}"
+            )
         elif sys.version_info >= (3, 10):
             assert name.startswith(".") or top(name) in sys.stdlib_module_names
 
 
 def test_nothing_but_the_door_opens_files() -> None:
-    """os is used by the door to the kernel, by bpf(2) (kernel.devices), by the hook for its own descriptors, and by the command line."""
-    users = {module for module in modules() if "os" in imports(module) and not module.startswith("cli")}
+    """os is used by the door to the kernel, by bpf(2) (kernel.devices), by the hook for its own
+    descriptors, and by the command line.
+    """
+    users = {
+        module for module in modules() if "os" in imports(module) and not module.startswith("cli")
+    }
     assert users == {"host", "kernel.devices", "hook"}
     assert [module for module in modules() if imports(module) & {"socket", "_socket"}] == ["bus"]
     assert [module for module in modules() if "subprocess" in imports(module)] == []
@@ -134,7 +150,17 @@ def loaded_at(operation: str, host: str, folder: Path, machined: bool = False) -
         (folder / path).touch()
     state.prepare_directory(copy)
     snapshot.load(copy, [], save=True)
-    command = [sys.executable, "-I", "-S", "-c", STEADY, str(ROOT), copy.root, operation, str(DATA / "domains/status.xml")]
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        STEADY,
+        str(ROOT),
+        copy.root,
+        operation,
+        str(DATA / "domains/status.xml"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert operation != "prepare" or "vms" in done.stderr
@@ -166,17 +192,31 @@ def test_a_run_of_the_hook_does_not_load(loaded: set[str], name: str) -> None:
 @pytest.mark.parametrize(
     ("operation", "host", "machined", "expected"),
     [
-        *((operation, "small", False, [*CGROUPFS, "kernel.v1"]) for operation in ("prepare", "release")),
+        *(
+            (operation, "small", False, [*CGROUPFS, "kernel.v1"])
+            for operation in ("prepare", "release")
+        ),
         ("started", "small", False, [*CGROUPFS, "kernel.v1", "threads"]),
-        *((operation, "unified", False, [*CGROUPFS, "kernel.v2"]) for operation in ("prepare", "release")),
-        *((operation, "unified", True, [*SYSTEMD, "kernel.v2"]) for operation in ("prepare", "start", "release")),
+        *(
+            (operation, "unified", False, [*CGROUPFS, "kernel.v2"])
+            for operation in ("prepare", "release")
+        ),
+        *(
+            (operation, "unified", True, [*SYSTEMD, "kernel.v2"])
+            for operation in ("prepare", "start", "release")
+        ),
         ("started", "unified", True, [*SYSTEMD, "kernel.v2", "threads"]),
-        *((operation, "small", True, [*SYSTEMD, "kernel.v1"]) for operation in ("prepare", "start")),
+        *(
+            (operation, "small", True, [*SYSTEMD, "kernel.v1"])
+            for operation in ("prepare", "start")
+        ),
         ("start", "unified", False, ALWAYS),
         ("stopped", "unified", True, ALWAYS),
     ],
 )
-def test_budget_of_modules(tmp_path: Path, operation: str, host: str, machined: bool, expected: list[str]) -> None:
+def test_budget_of_modules(
+    tmp_path: Path, operation: str, host: str, machined: bool, expected: list[str]
+) -> None:
     """Each costs a run of the hook about 0.2 ms, where a bare interpreter takes 10."""
     pinned = {"admission", "conformance"} if operation == "prepare" else set()  # the VM has pins
     assert ours(loaded_at(operation, host, tmp_path, machined)) == {*expected, *pinned}

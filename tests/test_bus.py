@@ -19,10 +19,15 @@ OK = b"OK 0123456789abcdef0123456789abcdef\r\n"
 RETURN, ERROR, SIGNAL = 2, 3, 4
 
 
-def message(kind: int, order: str, body: bytes = b"", fields: bytes = b"\x05\x01u\0\x01\0\0\0") -> bytes:
+def message(
+    kind: int, order: str, body: bytes = b"", fields: bytes = b"\x05\x01u\0\x01\0\0\0"
+) -> bytes:
     """As D-Bus has it, by the struct module."""
     mark = {"<": b"l", ">": b"B"}[order]
-    return padded(mark + struct.pack(f"{order}BBBIII", kind, 0, 1, len(body), 7, len(fields)) + fields) + body
+    return (
+        padded(mark + struct.pack(f"{order}BBBIII", kind, 0, 1, len(body), 7, len(fields)) + fields)
+        + body
+    )
 
 
 def text(order: str, value: str) -> bytes:
@@ -30,7 +35,9 @@ def text(order: str, value: str) -> bytes:
 
 
 class Bus:
-    """Takes one connection on the host's socket, keeps what is sent, and answers with PARTS, one at a time."""
+    """Takes one connection on the host's socket, keeps what is sent, and answers with PARTS, one at
+    a time.
+    """
 
     def __init__(self, root: Path) -> None:
         self.host = Host(str(root))
@@ -99,7 +106,11 @@ def fields_of(sent: bytes) -> dict[int, str]:
         code, kind = sent[at], sent[at + 2 : at + 3]
         assert sent[at + 1] == 1
         assert sent[at + 3] == 0
-        size, begin = (sent[at + 4], at + 5) if kind == b"g" else (struct.unpack_from("<I", sent, at + 4)[0], at + 8)
+        size, begin = (
+            (sent[at + 4], at + 5)
+            if kind == b"g"
+            else (struct.unpack_from("<I", sent, at + 4)[0], at + 8)
+        )
         found[code] = sent[begin : begin + size].decode()
         at = begin + size + 1
         assert sent[at - 1] == 0
@@ -112,7 +123,13 @@ def fields_of(sent: bytes) -> dict[int, str]:
 @pytest.mark.parametrize("size", [1, 5, 4096])
 def test_answers_in_pieces_with_signals_between(bus: Bus, order: str, size: int) -> None:
     signal = message(SIGNAL, order, text(order, ":1.7"))
-    stream = OK + message(RETURN, order, text(order, ":1.7")) + signal + signal + message(RETURN, order, text(order, "/unit"))
+    stream = (
+        OK
+        + message(RETURN, order, text(order, ":1.7"))
+        + signal
+        + signal
+        + message(RETURN, order, text(order, "/unit"))
+    )
     bus.answers(*(stream[at : at + size] for at in range(0, len(stream), size)))
 
 
@@ -121,7 +138,9 @@ def test_a_refusal_says_why(bus: Bus, order: str) -> None:
     refusal = message(ERROR, order, text(order, "Access denied\n"))
     with pytest.raises(Refused) as caught:
         bus.answers(OK, message(RETURN, order), refusal)
-    assert caught.value.message.startswith(f"cannot have systemd load {UNIT} through {BUS}: Access denied")
+    assert caught.value.message.startswith(
+        f"cannot have systemd load {UNIT} through {BUS}: Access denied"
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +149,10 @@ def test_a_refusal_says_why(bus: Bus, order: str) -> None:
         ([], "the bus has ended the connection"),
         ([OK], "the bus has ended the connection"),
         ([OK, message(RETURN, "<"), message(RETURN, "<")[:9]], "the bus has ended the connection"),
-        ([OK, message(RETURN, "<"), message(RETURN, "<", b"12345678")[:-1]], "the bus has ended the connection"),
+        (
+            [OK, message(RETURN, "<"), message(RETURN, "<", b"12345678")[:-1]],
+            "the bus has ended the connection",
+        ),
         ([b"REJECTED EXTERNAL\r\n"], "the bus said REJECTED EXTERNAL"),
         ([OK, message(ERROR, "<")], "no reason given"),
     ],
@@ -141,7 +163,9 @@ def test_no_answer(bus: Bus, parts: list[bytes], why: str) -> None:
 
 
 def test_no_bus(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=f"cannot have systemd load {UNIT} through {BUS}: No such file or directory"):
+    with pytest.raises(
+        Refused, match=f"cannot have systemd load {UNIT} through {BUS}: No such file or directory"
+    ):
         Host(str(tmp_path)).load_unit(UNIT)
 
 

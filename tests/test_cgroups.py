@@ -30,7 +30,10 @@ def host(mounts: list[str], own: list[str], files: dict[str, str] | None = None)
 
 def shown(cgroups: Cgroups) -> dict[str, str]:
     """For each controller: version, mount point, placement."""
-    return {name: f"v{h.version} {h.mount} {h.placement}" for name, h in sorted(cgroups.controllers.items())}
+    return {
+        name: f"v{h.version} {h.mount} {h.placement}"
+        for name, h in sorted(cgroups.controllers.items())
+    }
 
 
 def own_mount_each(names: str, placement: str = "/") -> dict[str, str]:
@@ -58,7 +61,9 @@ CASES = [
         [
             *(
                 f"{n}:{name}:/"
-                for n, name in enumerate("cpuset cpu cpuacct blkio memory devices freezer net_cls pids".split(), 2)
+                for n, name in enumerate(
+                    "cpuset cpu cpuacct blkio memory devices freezer net_cls pids".split(), 2
+                )
             ),
             "1:name=openrc:/libvirtd",
         ],
@@ -67,8 +72,19 @@ CASES = [
         id="OpenRC, v1: one mount for each controller",
     ),
     pytest.param(
-        [TMPFS, SYSTEMD, mount("cpuacct,cpu", directory="cpu,cpuacct"), mount("net_cls,net_prio"), mount("cpuset")],
-        ["4:net_prio,net_cls:/", "3:cpu,cpuacct:/system", "2:cpuset:/", "1:name=systemd:/system.slice/libvirtd.service"],
+        [
+            TMPFS,
+            SYSTEMD,
+            mount("cpuacct,cpu", directory="cpu,cpuacct"),
+            mount("net_cls,net_prio"),
+            mount("cpuset"),
+        ],
+        [
+            "4:net_prio,net_cls:/",
+            "3:cpu,cpuacct:/system",
+            "2:cpuset:/",
+            "1:name=systemd:/system.slice/libvirtd.service",
+        ],
         {},
         {
             "cpu": "v1 /sys/fs/cgroup/cpu,cpuacct /system",
@@ -92,7 +108,11 @@ CASES = [
         id="bind mounts: the last of each counts",
     ),
     pytest.param(
-        [TMPFS, mount2("/sys/fs/cgroup/unified"), *(mount(name) for name in "cpuset devices freezer memory".split())],
+        [
+            TMPFS,
+            mount2("/sys/fs/cgroup/unified"),
+            *(mount(name) for name in "cpuset devices freezer memory".split()),
+        ],
         ["5:freezer:/", "4:memory:/", "3:devices:/x", "2:cpuset:/", "1:name=openrc:/y", "0::/z"],
         {
             "/sys/fs/cgroup/unified/cgroup.controllers": "cpu io\n",
@@ -119,7 +139,10 @@ CASES = [
     pytest.param(
         [mount2()],
         ["0::/system.slice/libvirtd.service"],
-        {**V2_FILES, "/sys/fs/cgroup/system.slice/libvirtd.service/cgroup.controllers": "cpu memory pids\n"},
+        {
+            **V2_FILES,
+            "/sys/fs/cgroup/system.slice/libvirtd.service/cgroup.controllers": "cpu memory pids\n",
+        },
         dict.fromkeys(("cpuacct", "devices"), "v2 /sys/fs/cgroup /system.slice"),
         id="v2: a service named libvirtd is cut away",
     ),
@@ -133,7 +156,11 @@ CASES = [
     pytest.param(
         [mount2("/first"), mount2(), mount2("/last")],
         ["0::/"],
-        {"/first/cgroup.controllers": "cpu memory\n", "/last/cgroup.controllers": "cpu\n", **V2_FILES},
+        {
+            "/first/cgroup.controllers": "cpu memory\n",
+            "/last/cgroup.controllers": "cpu\n",
+            **V2_FILES,
+        },
         dict.fromkeys(("cpu", "cpuacct", "devices"), "v2 /last /"),
         id="v2 mounted more than once: the last counts",
     ),
@@ -145,7 +172,12 @@ CASES = [
         id="a mount point with a space and a backslash",
     ),
     pytest.param(
-        ["x /cpuset cgroup rw,cpusets,xcpuset,name=cpuset 0 0", mount("cpuset"), "x /cpu fuse rw,cpuset 0 0", "short"],
+        [
+            "x /cpuset cgroup rw,cpusets,xcpuset,name=cpuset 0 0",
+            mount("cpuset"),
+            "x /cpu fuse rw,cpuset 0 0",
+            "short",
+        ],
         ["2:cpuset:/"],
         {},
         own_mount_each("cpuset"),
@@ -155,7 +187,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("mounts", "own", "files", "expected"), CASES)
-def test_detect(mounts: list[str], own: list[str], files: dict[str, str], expected: dict[str, str]) -> None:
+def test_detect(
+    mounts: list[str], own: list[str], files: dict[str, str], expected: dict[str, str]
+) -> None:
     assert shown(host(mounts, own, files)) == expected
 
 
@@ -163,12 +197,21 @@ def test_detect(mounts: list[str], own: list[str], files: dict[str, str], expect
     ("mounts", "own", "files"),
     [
         pytest.param([], ["0::/"], {}, id="nothing is mounted"),
-        pytest.param([TMPFS, SYSTEMD], ["1:name=systemd:/user/me/1"], {}, id="only a named hierarchy"),
-        pytest.param([mount2()], ["0::/"], {"/sys/fs/cgroup/cgroup.controllers": "\n"}, id="only an empty cgroup2"),
+        pytest.param(
+            [TMPFS, SYSTEMD], ["1:name=systemd:/user/me/1"], {}, id="only a named hierarchy"
+        ),
+        pytest.param(
+            [mount2()],
+            ["0::/"],
+            {"/sys/fs/cgroup/cgroup.controllers": "\n"},
+            id="only an empty cgroup2",
+        ),
         pytest.param([mount2()], [], V2_FILES, id="a process that is in none"),
     ],
 )
-def test_a_host_without_controllers(mounts: list[str], own: list[str], files: dict[str, str]) -> None:
+def test_a_host_without_controllers(
+    mounts: list[str], own: list[str], files: dict[str, str]
+) -> None:
     with pytest.raises(Error) as error:
         host(mounts, own, files)
     assert str(error.value) == "no cgroup controllers are mounted: mount cgroup2 on /sys/fs/cgroup"
@@ -195,11 +238,17 @@ def test_v1_needs_proc_cgroups() -> None:
 )
 @pytest.mark.parametrize("version", [1, 2])
 def test_placement_ends_where_libvirts_own_begins(path: str, placement: str, version: int) -> None:
-    found = host([mount("cpuset")], [f"2:cpuset:{path}"]) if version == 1 else host([mount2()], [f"0::{path}"], V2_FILES)
+    found = (
+        host([mount("cpuset")], [f"2:cpuset:{path}"])
+        if version == 1
+        else host([mount2()], [f"0::{path}"], V2_FILES)
+    )
     assert [hierarchy.placement for hierarchy in found.hierarchies] == [placement]
 
 
-@pytest.mark.parametrize(("path", "placement"), [("/emulator", ""), ("/vms/web/emulator", "/vms/web")])
+@pytest.mark.parametrize(
+    ("path", "placement"), [("/emulator", ""), ("/vms/web/emulator", "/vms/web")]
+)
 def test_placement_on_v2_is_not_inside_a_vm(path: str, placement: str) -> None:
     unified = host([mount2()], [f"0::{path}"], V2_FILES).unified
     assert unified
@@ -207,7 +256,11 @@ def test_placement_on_v2_is_not_inside_a_vm(path: str, placement: str) -> None:
 
 
 def test_another_process_than_our_own() -> None:
-    texts = {"/proc/mounts": mount("cpuset"), "/proc/self/cgroup": "2:cpuset:/", "/proc/12/cgroup": "2:cpuset:/daemon"}
+    texts = {
+        "/proc/mounts": mount("cpuset"),
+        "/proc/self/cgroup": "2:cpuset:/",
+        "/proc/12/cgroup": "2:cpuset:/daemon",
+    }
     assert detect({**CONTROLLERS, **texts}.get, "12").hierarchies[0].placement == "/daemon"
 
 
@@ -226,7 +279,10 @@ def test_directories() -> None:
         ("", {}),
         ("0::/a:b\n", {"": "/a:b"}),
         ("0::/gone (deleted)\n", {"": "/gone"}),
-        ("3:cpu,cpuacct:/a\n1:name=systemd:/b\n0::/\n", {"cpu,cpuacct": "/a", "name=systemd": "/b", "": "/"}),
+        (
+            "3:cpu,cpuacct:/a\n1:name=systemd:/b\n0::/\n",
+            {"cpu,cpuacct": "/a", "name=systemd": "/b", "": "/"},
+        ),
         ("2:cpuset:/first\n3:cpuset:/second\n", {"cpuset": "/first"}),
     ],
 )
@@ -243,6 +299,8 @@ def test_placements(text: str, expected: dict[str, str]) -> None:
 )
 def test_recorded_hosts(name: str, versions: dict[str, int]) -> None:
     found = detect(recorded(name).read_optional)
-    assert {controller: hierarchy.version for controller, hierarchy in sorted(found.controllers.items())} == versions
+    assert {
+        controller: hierarchy.version for controller, hierarchy in sorted(found.controllers.items())
+    } == versions
     assert bool(found.unified) == (2 in versions.values())
     assert len(found.v1) == (4 if name == "small" else 0)

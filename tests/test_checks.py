@@ -32,8 +32,12 @@ from .validating import (
     well,
 )
 
-RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, HUGEPAGES, CPUS = (one.title for one in TABLE[:9])
-THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (one.title for one in TABLE[9:18])
+RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, HUGEPAGES, CPUS = (
+    one.title for one in TABLE[:9]
+)
+THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
+    one.title for one in TABLE[9:18]
+)
 OUTSIDE, CONFORM = (one.title for one in TABLE[18:])
 FOREIGN = "#!/bin/sh\nexit 0\n"
 APPLY = "run virt-cgroup apply --parent"
@@ -69,7 +73,9 @@ def link(host: Kernel, target: str = "/usr/lib/hooks/qemu") -> None:
 
 
 def apparmor(
-    host: Kernel, profiles: str | None = "unconfined-thing (enforce)\nlibvirtd (enforce)", enabled: str = "Y"
+    host: Kernel,
+    profiles: str | None = "unconfined-thing (enforce)\nlibvirtd (enforce)",
+    enabled: str = "Y",
 ) -> None:
     host.put("/sys/module/apparmor/parameters/enabled", enabled)
     if profiles is not None:
@@ -91,7 +97,11 @@ def no_vm(host: Kernel) -> None:
 
 
 def pools(host: Kernel, kib: int) -> None:
-    text = "".join(line + "\n" for line in host.get("/proc/meminfo").splitlines() if not line.startswith("Huge"))
+    text = "".join(
+        line + "\n"
+        for line in host.get("/proc/meminfo").splitlines()
+        if not line.startswith("Huge")
+    )
     host.put("/proc/meminfo", f"{text}Hugetlb: {kib} kB")
     limit = (8135396 - kib - 512 * 1024) * 1024
     host.put(f"{CG}/vms/memory.max", str(limit))
@@ -99,14 +109,22 @@ def pools(host: Kernel, kib: int) -> None:
 
 
 CPU = "/sys/devices/system/cpu"
-IN_SLICE = "process 4300000 (qemu-system-x86) of user 1000 is in /user.slice, outside what VMs share"
+IN_SLICE = (
+    "process 4300000 (qemu-system-x86) of user 1000 is in /user.slice, outside what VMs share"
+)
 AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
 
 
 @pytest.mark.parametrize(
     ("broken", "title", "result", "message", "remedy"),
     [
-        (lambda h: h.configure("colour = 1"), CONFIGURATION, FAIL, "colour = 1: there is no such setting", "the settings are"),
+        (
+            lambda h: h.configure("colour = 1"),
+            CONFIGURATION,
+            FAIL,
+            "colour = 1: there is no such setting",
+            "the settings are",
+        ),
         (
             lambda h: h.configure(CONF + "reserved_host_cpus = 1"),
             CONFIGURATION,
@@ -114,7 +132,13 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             ":4: reserved_host_cpus is set in line 1 already",
             "",
         ),
-        (lambda h: h.configure("\n#x\n"), CONFIGURATION, NOTE, "nothing is configured", "set what the host keeps in /etc/"),
+        (
+            lambda h: h.configure("\n#x\n"),
+            CONFIGURATION,
+            NOTE,
+            "nothing is configured",
+            "set what the host keeps in /etc/",
+        ),
         (
             lambda h: h.put(f"{managers.BOOTED}/x", ""),
             MANAGER,
@@ -129,7 +153,13 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             "cannot keep CPUs for the host: there is no cpuset controller",
             "mount or enable it",
         ),
-        (lambda h: h.remove("/proc/mounts"), CONTROLLERS, FAIL, "no cgroup controllers are mounted", "mount cgroup2 on"),
+        (
+            lambda h: h.remove("/proc/mounts"),
+            CONTROLLERS,
+            FAIL,
+            "no cgroup controllers are mounted",
+            "mount cgroup2 on",
+        ),
         (
             lambda h: h.put(f"{CG}/cgroup.subtree_control", "cpu memory"),
             DOWN,
@@ -145,17 +175,40 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             "use $UUID",
         ),
         (
-            each(lambda h: h.put(f"{CG}/vms/memory.max", "max"), lambda h: h.put(f"{CG}/vms/memory.current", "9" * 12)),
+            each(
+                lambda h: h.put(f"{CG}/vms/memory.max", "max"),
+                lambda h: h.put(f"{CG}/vms/memory.current", "9" * 12),
+            ),
             START_VM,
             FAIL,
             f"cannot limit {CG}/vms to ",
             "stop VMs",
         ),
-        (lambda h: effective(h, "0-3"), FENCE, FAIL, f"{CG}/vms may use CPUs 0-3, of which the host keeps 0", APPLY),
-        (lambda h: effective(h, "1"), FENCE, WARN, f"{CG}/vms may use CPUs 1 only, and not 2-3", APPLY),
-        (lambda h: effective(h, ""), FENCE, FAIL, f"{CG}/vms has no CPU limit, which should be 1-3", APPLY),
         (
-            each(lambda h: effective(h, "1"), lambda h: h.put(f"{CG}/cpuset.cpus.effective", "0-1")),
+            lambda h: effective(h, "0-3"),
+            FENCE,
+            FAIL,
+            f"{CG}/vms may use CPUs 0-3, of which the host keeps 0",
+            APPLY,
+        ),
+        (
+            lambda h: effective(h, "1"),
+            FENCE,
+            WARN,
+            f"{CG}/vms may use CPUs 1 only, and not 2-3",
+            APPLY,
+        ),
+        (
+            lambda h: effective(h, ""),
+            FENCE,
+            FAIL,
+            f"{CG}/vms has no CPU limit, which should be 1-3",
+            APPLY,
+        ),
+        (
+            each(
+                lambda h: effective(h, "1"), lambda h: h.put(f"{CG}/cpuset.cpus.effective", "0-1")
+            ),
             FENCE,
             WARN,
             f"{CG}/vms may use CPUs 1 only, and not 2-3",
@@ -189,9 +242,27 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             "of which the host keeps 0",
             "the next VM that starts sets it, or virt-cgroup apply --parent",
         ),
-        (lambda h: h.put(f"{CG}/vms/memory.max", "max"), FENCE, FAIL, f"{CG}/vms has no memory limit", APPLY),
-        (lambda h: h.put(f"{CG}/vms/memory.max", "8000000000"), FENCE, FAIL, f"and should be {UNIFIED_LIMIT}", APPLY),
-        (lambda h: h.put(f"{CG}/vms/memory.max", "4096"), FENCE, WARN, f"and could be {UNIFIED_LIMIT}", APPLY),
+        (
+            lambda h: h.put(f"{CG}/vms/memory.max", "max"),
+            FENCE,
+            FAIL,
+            f"{CG}/vms has no memory limit",
+            APPLY,
+        ),
+        (
+            lambda h: h.put(f"{CG}/vms/memory.max", "8000000000"),
+            FENCE,
+            FAIL,
+            f"and should be {UNIFIED_LIMIT}",
+            APPLY,
+        ),
+        (
+            lambda h: h.put(f"{CG}/vms/memory.max", "4096"),
+            FENCE,
+            WARN,
+            f"and could be {UNIFIED_LIMIT}",
+            APPLY,
+        ),
         # a CPU that has come back
         (
             each(lambda h: h.put(f"{CPU}/online", "0-4"), lambda h: h.put(f"{CPU}/present", "0-4")),
@@ -200,28 +271,76 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             "1-3 only, and not 4",
             "the",
         ),
-        (lambda h: pools(h, 1 << 20), HUGEPAGES, NOTE, "hugepage pools hold 1 GiB, which leaves 6.3 GiB for VMs' other", ""),
-        (lambda h: pools(h, 7600000), HUGEPAGES, WARN, "the VMs that run may take 72 MiB", "make the pools smaller"),
-        (lambda h: h.put(f"{CPU}/isolated", "0"), CPUS, WARN, "CPUs 0 of reserved_host_cpus are isolated", "reserve others"),
-        (lambda h: h.put(f"{CPU}/isolated", "3"), CPUS, NOTE, "CPUs 3 are isolated (isolcpus): VMs use them only where", ""),
         (
-            each(lambda h: h.put(f"{CPU}/isolated", "2-3"), lambda h: h.configure(CONF + "vcpu_cpus = '1-3'")),
+            lambda h: pools(h, 1 << 20),
+            HUGEPAGES,
+            NOTE,
+            "hugepage pools hold 1 GiB, which leaves 6.3 GiB for VMs' other",
+            "",
+        ),
+        (
+            lambda h: pools(h, 7600000),
+            HUGEPAGES,
+            WARN,
+            "the VMs that run may take 72 MiB",
+            "make the pools smaller",
+        ),
+        (
+            lambda h: h.put(f"{CPU}/isolated", "0"),
+            CPUS,
+            WARN,
+            "CPUs 0 of reserved_host_cpus are isolated",
+            "reserve others",
+        ),
+        (
+            lambda h: h.put(f"{CPU}/isolated", "3"),
+            CPUS,
+            NOTE,
+            "CPUs 3 are isolated (isolcpus): VMs use them only where",
+            "",
+        ),
+        (
+            each(
+                lambda h: h.put(f"{CPU}/isolated", "2-3"),
+                lambda h: h.configure(CONF + "vcpu_cpus = '1-3'"),
+            ),
             CPUS,
             WARN,
             "CPUs 2-3 of vcpu_cpus are isolated (isolcpus): the kernel does not spread threads over them",
             "pin each thread",
         ),
         (
-            each(lambda h: h.put(f"{CPU}/present", "0-4"), lambda h: h.configure(CONF.replace("'0'", "'0,4'"))),
+            each(
+                lambda h: h.put(f"{CPU}/present", "0-4"),
+                lambda h: h.configure(CONF.replace("'0'", "'0,4'")),
+            ),
             CPUS,
             WARN,
             "CPUs 4 of reserved_host_cpus are offline",
             "reserve others",
         ),
-        (no_hook, THE_HOOK, FAIL, f"neither {HOOK} nor {HOOK_D} is the hook of this package", "run virt-cgroup hook install"),
-        (lambda h: install(h, HOOK, FOREIGN), THE_HOOK, FAIL, f"neither {HOOK} nor", "run virt-cgroup hook install"),
+        (
+            no_hook,
+            THE_HOOK,
+            FAIL,
+            f"neither {HOOK} nor {HOOK_D} is the hook of this package",
+            "run virt-cgroup hook install",
+        ),
+        (
+            lambda h: install(h, HOOK, FOREIGN),
+            THE_HOOK,
+            FAIL,
+            f"neither {HOOK} nor",
+            "run virt-cgroup hook install",
+        ),
         (both, THE_HOOK, WARN, f"{HOOK_D} is the hook once more", f"remove {HOOK_D}"),
-        (lambda h: install(h, mode=0o644), EXECUTABLE, FAIL, f"libvirt passes over {HOOK}", f"chmod 755 {HOOK}"),
+        (
+            lambda h: install(h, mode=0o644),
+            EXECUTABLE,
+            FAIL,
+            f"libvirt passes over {HOOK}",
+            f"chmod 755 {HOOK}",
+        ),
         (
             lambda h: install(h, changed=STARTED + 1),
             SEEN,
@@ -250,11 +369,41 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             "neither libvirtd nor virtqemud runs",
             "it looks for hooks when",
         ),
-        (lambda h: start_daemon(h, "bash"), SEEN, NOTE, "neither libvirtd nor virtqemud runs", "it looks for hooks when"),
-        (directory_mode, READABLE, WARN, f"daemons of other users cannot read {DIRECTORY}", f"chmod 755 {DIRECTORY}"),
-        (lambda h: h.put(DIRECTORY, ""), READABLE, FAIL, f"{DIRECTORY} is no directory", f"remove {DIRECTORY}"),
-        (lambda h: install(h, f"{DIRECTORY}/10-x", FOREIGN), OTHERS, NOTE, f"{DIRECTORY}/10-x is another program's", ""),
-        (each(both, lambda h: install(h, HOOK, FOREIGN)), OTHERS, NOTE, f"{HOOK} is another program's", ""),
+        (
+            lambda h: start_daemon(h, "bash"),
+            SEEN,
+            NOTE,
+            "neither libvirtd nor virtqemud runs",
+            "it looks for hooks when",
+        ),
+        (
+            directory_mode,
+            READABLE,
+            WARN,
+            f"daemons of other users cannot read {DIRECTORY}",
+            f"chmod 755 {DIRECTORY}",
+        ),
+        (
+            lambda h: h.put(DIRECTORY, ""),
+            READABLE,
+            FAIL,
+            f"{DIRECTORY} is no directory",
+            f"remove {DIRECTORY}",
+        ),
+        (
+            lambda h: install(h, f"{DIRECTORY}/10-x", FOREIGN),
+            OTHERS,
+            NOTE,
+            f"{DIRECTORY}/10-x is another program's",
+            "",
+        ),
+        (
+            each(both, lambda h: install(h, HOOK, FOREIGN)),
+            OTHERS,
+            NOTE,
+            f"{HOOK} is another program's",
+            "",
+        ),
         (
             lambda h: install(h, f"{HOOK_D}.dpkg-dist"),
             LEFT,
@@ -262,10 +411,34 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             f"libvirt runs {HOOK_D}.dpkg-dist for every VM",
             "remove it",
         ),
-        (lambda h: install(h, f"{HOOK_D}.rpmnew", mode=0o644), LEFT, NOTE, f"{HOOK_D}.rpmnew is left over", "it is not exec"),
-        (selinux, SELINUX, WARN, "SELinux is enforcing, and may keep the hook", "run setsebool -P virt_hooks_unconfined on"),
-        (lambda h: selinux(h, boolean="0 1"), SELINUX, WARN, "SELinux is enforcing, and may keep the hook", "run setsebool"),
-        (lambda h: selinux(h, boolean=None), SELINUX, NOTE, "its policy has no boolean", "see ausearch"),
+        (
+            lambda h: install(h, f"{HOOK_D}.rpmnew", mode=0o644),
+            LEFT,
+            NOTE,
+            f"{HOOK_D}.rpmnew is left over",
+            "it is not exec",
+        ),
+        (
+            selinux,
+            SELINUX,
+            WARN,
+            "SELinux is enforcing, and may keep the hook",
+            "run setsebool -P virt_hooks_unconfined on",
+        ),
+        (
+            lambda h: selinux(h, boolean="0 1"),
+            SELINUX,
+            WARN,
+            "SELinux is enforcing, and may keep the hook",
+            "run setsebool",
+        ),
+        (
+            lambda h: selinux(h, boolean=None),
+            SELINUX,
+            NOTE,
+            "its policy has no boolean",
+            "see ausearch",
+        ),
         (
             each(apparmor, link),
             APPARMOR,
@@ -273,10 +446,28 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             f"{HOOK} is a link to /usr/lib/hooks/qemu, which AppArmor does not let libvirt run",
             "install the file itself",
         ),
-        (lambda h: apparmor(h, None), APPARMOR, NOTE, "AppArmor is enabled, but /sys/kernel/", "mount securityfs"),
+        (
+            lambda h: apparmor(h, None),
+            APPARMOR,
+            NOTE,
+            "AppArmor is enabled, but /sys/kernel/",
+            "mount securityfs",
+        ),
         (process, OUTSIDE, WARN, IN_SLICE, AS_SYSTEM),
-        (lambda h: process(h, "/vmsx"), OUTSIDE, WARN, "is in /vmsx, outside what VMs share", AS_SYSTEM),
-        (lambda h: process(h, comm="qemu:web"), OUTSIDE, WARN, "(qemu:web) of user 1000", AS_SYSTEM),
+        (
+            lambda h: process(h, "/vmsx"),
+            OUTSIDE,
+            WARN,
+            "is in /vmsx, outside what VMs share",
+            AS_SYSTEM,
+        ),
+        (
+            lambda h: process(h, comm="qemu:web"),
+            OUTSIDE,
+            WARN,
+            "(qemu:web) of user 1000",
+            AS_SYSTEM,
+        ),
         (
             lambda h: allow(h, "0-3"),
             CONFORM,
@@ -293,7 +484,9 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
         ),
     ],
 )
-def test_what_is_wrong_is_told(host: Kernel, broken: Break, title: str, result: str, message: str, remedy: str) -> None:
+def test_what_is_wrong_is_told(
+    host: Kernel, broken: Break, title: str, result: str, message: str, remedy: str
+) -> None:
     broken(host)
     problems = not_passed(host)[title]
     assert len(problems) == 1
@@ -308,8 +501,15 @@ def test_what_is_wrong_is_told(host: Kernel, broken: Break, title: str, result: 
         (THE_HOOK, each(no_hook, lambda h: install(h, HOOK_D))),
         (THE_HOOK, each(lambda h: install(h, HOOK, FOREIGN), lambda h: install(h, HOOK_D))),
         (SEEN, lambda h: install(h, changed=STARTED)),
-        # libvirt remembers that there is a hook, not which: another's, there before, has ours run too
-        (SEEN, each(lambda h: install(h, HOOK, FOREIGN), lambda h: install(h, HOOK_D, changed=STARTED + 1))),
+        # libvirt remembers that there is a hook, not which: another's, there before, has ours run
+        # too
+        (
+            SEEN,
+            each(
+                lambda h: install(h, HOOK, FOREIGN),
+                lambda h: install(h, HOOK_D, changed=STARTED + 1),
+            ),
+        ),
         (READABLE, lambda h: directory_mode(h, 0o755)),
         (OTHERS, lambda h: install(h, f"{DIRECTORY}/10-x", FOREIGN, 0o644)),
         (LEFT, lambda h: install(h, f"{DIRECTORY}/10-x", FOREIGN)),
@@ -323,11 +523,23 @@ def test_what_is_wrong_is_told(host: Kernel, broken: Break, title: str, result: 
         (APPARMOR, each(lambda h: apparmor(h, enabled="N"), link)),
         (OUTSIDE, lambda h: process(h, "/vms/x")),
         (OUTSIDE, lambda h: process(h, "/vms")),
-        (OUTSIDE, lambda h: process(h, "/machine/qemu-9-new.libvirt-qemu/emulator")),  # libvirt is just starting it
+        (
+            OUTSIDE,
+            lambda h: process(h, "/machine/qemu-9-new.libvirt-qemu/emulator"),
+        ),  # libvirt is just starting it
         (OUTSIDE, lambda h: process(h, "/../other-container/x")),
         (OUTSIDE, lambda h: process(h, comm="qemu-ga")),
-        (OUTSIDE, lambda h: h.put("/proc/4300000/comm", "qemu-system-x86")),  # it has ended meanwhile
-        (CPUS, each(lambda h: h.put(f"{CPU}/isolated", "3"), lambda h: h.configure(CONF + "vcpu_cpus = '3'"))),
+        (
+            OUTSIDE,
+            lambda h: h.put("/proc/4300000/comm", "qemu-system-x86"),
+        ),  # it has ended meanwhile
+        (
+            CPUS,
+            each(
+                lambda h: h.put(f"{CPU}/isolated", "3"),
+                lambda h: h.configure(CONF + "vcpu_cpus = '3'"),
+            ),
+        ),
         (CONFORM, lambda h: allow(h, "1-2")),
     ],
 )
@@ -336,7 +548,9 @@ def test_what_is_not_wrong(host: Kernel, title: str, harmless: Break) -> None:
     assert found(host)[title] == [(PASS, "", "")]
 
 
-@pytest.mark.parametrize("name", [*(f"qemu{suffix}" for suffix in LEFTOVERS), ".qemu.swp", "#qemu#", ".10-x"])
+@pytest.mark.parametrize(
+    "name", [*(f"qemu{suffix}" for suffix in LEFTOVERS), ".qemu.swp", "#qemu#", ".10-x"]
+)
 def test_names_of_leftovers(host: Kernel, name: str) -> None:
     install(host, f"{DIRECTORY}/{name}", FOREIGN)
     problems = not_passed(host)

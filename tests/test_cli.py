@@ -57,14 +57,18 @@ def machined(tmp_path: Path) -> Machined:
         (["apply", "--all", "web"], "not allowed with argument"),
     ],
 )
-def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_a_wrong_command_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in ("host", "plan", "status", "apply"))])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("host", "plan", "status", "apply"))]
+)
 def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -92,7 +96,14 @@ def test_the_root_goes_before_or_after_the_command(command: Command, arguments: 
     ("name", "cpus", "memory", "unified", "cores", "nodes"),
     [
         ("small", "0-1", 2040212 * 1024, None, 2, 1),
-        ("unified", "0-3", 8135396 * 1024, {"mount": "/sys/fs/cgroup", "placement": "/"}, None, None),
+        (
+            "unified",
+            "0-3",
+            8135396 * 1024,
+            {"mount": "/sys/fs/cgroup", "placement": "/"},
+            None,
+            None,
+        ),
         ("desktop", "0-7", 32787480 * 1024, {"mount": "/sys/fs/cgroup", "placement": "/"}, 4, 1),
         ("twonode", "0-7", 65842104 * 1024, {"mount": "/sys/fs/cgroup", "placement": "/"}, None, 2),
     ],
@@ -107,10 +118,21 @@ def test_host_as_json(
     nodes: int | None,
 ) -> None:
     found = shown(command, "--root", recorded(name).root, "host")
-    assert set(found) == {"manager", "controllers", "unified", "cpus", "memory", "cores", "nodes", "hugepages"}
+    assert set(found) == {
+        "manager",
+        "controllers",
+        "unified",
+        "cpus",
+        "memory",
+        "cores",
+        "nodes",
+        "hugepages",
+    }
     assert (found["manager"], found["cpus"], found["memory"]) == ("cgroupfs", cpus, memory)
     assert found["unified"] == unified
-    assert all(set(place) == {"version", "mount", "placement"} for place in found["controllers"].values())
+    assert all(
+        set(place) == {"version", "mount", "placement"} for place in found["controllers"].values()
+    )
     assert cores is None or len(found["cores"]) == cores
     assert nodes is None or len(found["nodes"]) == nodes
 
@@ -128,7 +150,10 @@ def test_controllers_v2(command: Command, machined: Machined) -> None:
     found = shown(command, "--root", machined.root, "host")
     assert found["manager"] == "systemd"
     assert set(found["controllers"]) == {"cpu", "cpuacct", "cpuset", "devices", "io", "memory"}
-    place = {"mount": "/sys/fs/cgroup", "placement": "/system.slice"}  # cut at /libvirt, as libvirt does
+    place = {
+        "mount": "/sys/fs/cgroup",
+        "placement": "/system.slice",
+    }  # cut at /libvirt, as libvirt does
     assert found["unified"] == place
     assert all(value == {"version": 2, **place} for value in found["controllers"].values())
 
@@ -163,14 +188,18 @@ def test_a_copy_that_has_cgroup_files_only(command: Command, tmp_path: Path) -> 
         (tmp_path / path).write_text(f"{text}\n", encoding="utf-8")
     found = shown(command, "--root", str(tmp_path), "host")
     assert [found[key] for key in ("cpus", "memory", "cores", "nodes", "hugepages")] == [None] * 5
-    assert command("--root", str(tmp_path), "host")[1].startswith("Manager:        cgroupfs\n\n Controller ")
+    assert command("--root", str(tmp_path), "host")[1].startswith(
+        "Manager:        cgroupfs\n\n Controller "
+    )
 
 
 # plan
 
 
 @pytest.mark.parametrize("name", ["small", "unified", "desktop", "twonode"])
-@pytest.mark.parametrize("operation", ["prepare", "start", "started", "stopped", "release", "reconnect", "migrate"])
+@pytest.mark.parametrize(
+    "operation", ["prepare", "start", "started", "stopped", "release", "reconnect", "migrate"]
+)
 def test_nothing_configured_needs_no_step(command: Command, name: str, operation: str) -> None:
     assert command("--root", recorded(name).root, "plan", operation, PLAIN) == (0, "", "")
     assert shown(command, "--root", recorded(name).root, "plan", operation, PLAIN) == {
@@ -185,7 +214,9 @@ def test_plan_prints_the_steps_and_runs_none(command: Command, host: Kernel) -> 
     status, out, err = command("--root", host.root, "plan", "prepare", PLAIN)
     assert (status, err) == (0, "")
     assert f'write "{UNIFIED_LIMIT}" to /sys/fs/cgroup/vms/memory.max' in out.splitlines()
-    assert shown(command, "--root", host.root, "plan", "prepare", PLAIN)["steps"] == out.splitlines()
+    assert (
+        shown(command, "--root", host.root, "plan", "prepare", PLAIN)["steps"] == out.splitlines()
+    )
     assert host.snapshot() == before
 
 
@@ -216,7 +247,9 @@ def test_also_where_systemd_owns_cgroups(command: Command, machined: Machined) -
     assert err == "warning: VM plain is not running: no process of it is placed\n"
 
 
-def test_plan_reads_standard_input(command: Command, host: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_reads_standard_input(
+    command: Command, host: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     xml = Path(PLAIN).read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(xml)))
     assert shown(command, "--root", host.root, "plan", "prepare", "-")["domain"] == "plain"
@@ -225,18 +258,35 @@ def test_plan_reads_standard_input(command: Command, host: Kernel, monkeypatch: 
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
-        (b"", "the domain XML is not well-formed (no element found: line 1, column 0): check it with virt-xml-validate"),
-        (b"<domain>", "the domain XML is not well-formed (no element found: line 1, column 8): check it with"),
+        (
+            b"",
+            "the domain XML is not well-formed (no element found: line 1, column 0): check it with virt-xml-validate",
+        ),
+        (
+            b"<domain>",
+            "the domain XML is not well-formed (no element found: line 1, column 8): check it with",
+        ),
         (b"\xff\xfe<", "the domain XML is not well-formed ("),
         (b"\x00" * 9, "the domain XML is not well-formed ("),
         (b"<domain/>", "the domain XML has no name: give the XML that `virsh dumpxml` prints"),
-        (b"<domain><name>a/b</name></domain>", 'the domain XML has "a/b" as name: libvirt allows no / and no newline in it'),
-        (b"<!DOCTYPE d [<!ENTITY a 'b'>]><domain/>", "the domain XML has a document type declaration: libvirt writes none"),
+        (
+            b"<domain><name>a/b</name></domain>",
+            'the domain XML has "a/b" as name: libvirt allows no / and no newline in it',
+        ),
+        (
+            b"<!DOCTYPE d [<!ENTITY a 'b'>]><domain/>",
+            "the domain XML has a document type declaration: libvirt writes none",
+        ),
         (b"<domain>" + b" " * LIMIT, "the domain XML is larger than 4 MiB ("),
-        (b"<domain><name>\xc2\x9b1m</name><uuid>\xc2\x9b</uuid></domain>", r'the domain XML has "\x9b" as uuid: '),
+        (
+            b"<domain><name>\xc2\x9b1m</name><uuid>\xc2\x9b</uuid></domain>",
+            r'the domain XML has "\x9b" as uuid: ',
+        ),
     ],
 )
-def test_a_broken_domain(command: Command, host: Kernel, tmp_path: Path, xml: bytes, message: str) -> None:
+def test_a_broken_domain(
+    command: Command, host: Kernel, tmp_path: Path, xml: bytes, message: str
+) -> None:
     (tmp_path / "vm.xml").write_bytes(xml)
     status, out, err = command("--root", host.root, "plan", "prepare", str(tmp_path / "vm.xml"))
     assert (status, out) == (1, "")
@@ -252,23 +302,42 @@ def test_a_broken_domain(command: Command, host: Kernel, tmp_path: Path, xml: by
         ("a\nb", "No such file or directory"),
     ],
 )
-def test_a_domain_that_cannot_be_read(command: Command, host: Kernel, tmp_path: Path, path: str, message: str) -> None:
+def test_a_domain_that_cannot_be_read(
+    command: Command, host: Kernel, tmp_path: Path, path: str, message: str
+) -> None:
     file = str(tmp_path / path)
     status, out, err = command("--root", host.root, "plan", "prepare", file)
     assert (status, out) == (1, "")
-    assert err == "error: cannot read " + file.replace("\n", "\\n") + f": {message}: give a file with the VM's XML\n"
+    assert (
+        err
+        == "error: cannot read "
+        + file.replace("\n", "\\n")
+        + f": {message}: give a file with the VM's XML\n"
+    )
 
 
 @pytest.mark.parametrize("arguments", [["plan", "prepare", PLAIN], ["status"]])
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
-        ("colour = 1\n", "1: colour = 1: there is no such setting: the settings are reserved_host_cpus, "),
-        ("\nreserved_host_cpus = '0-3'", '2: reserved_host_cpus = "0-3": reserving CPUs 0-3 leaves none for VMs'),
-        ("reserved_host_cpus = '99'", '1: reserved_host_cpus = "99": this host has no CPU 99: its CPUs are 0-3'),
+        (
+            "colour = 1\n",
+            "1: colour = 1: there is no such setting: the settings are reserved_host_cpus, ",
+        ),
+        (
+            "\nreserved_host_cpus = '0-3'",
+            '2: reserved_host_cpus = "0-3": reserving CPUs 0-3 leaves none for VMs',
+        ),
+        (
+            "reserved_host_cpus = '99'",
+            '1: reserved_host_cpus = "99": this host has no CPU 99: its CPUs are 0-3',
+        ),
         ("reserved_host_mem = 4", "1: reserved_host_mem = 4: "),
         ("reserved_host_mem = '99 TiB'", '1: reserved_host_mem = "99 TiB": '),
-        ("cgroup_layout = '/vms/$VM'", '1: cgroup_layout = "/vms/$VM": layout "/vms/$VM" has an unknown variable: '),
+        (
+            "cgroup_layout = '/vms/$VM'",
+            '1: cgroup_layout = "/vms/$VM": layout "/vms/$VM" has an unknown variable: ',
+        ),
         (
             "reserved_host_mem = '1 GiB'\ncgroup_layout = 'root'",
             '1: reserved_host_mem = "1 GiB": with cgroup_layout = "root" ',
@@ -277,7 +346,9 @@ def test_a_domain_that_cannot_be_read(command: Command, host: Kernel, tmp_path: 
         ("on_error = 'refuse", "1: "),
     ],
 )
-def test_a_bad_configuration(command: Command, host: Kernel, arguments: list[str], conf: str, message: str) -> None:
+def test_a_bad_configuration(
+    command: Command, host: Kernel, arguments: list[str], conf: str, message: str
+) -> None:
     host.configure(conf)
     status, out, err = command("--root", host.root, *arguments)
     assert (status, out) == (1, "")
@@ -297,7 +368,10 @@ def test_what_cannot_be_enforced(command: Command, host: Kernel) -> None:
     host.put("/sys/fs/cgroup/cgroup.controllers", "cpu memory")
     status, out, err = command("--root", host.root, "plan", "prepare", PLAIN)
     assert (status, out) == (1, "")
-    assert err == "error: cannot keep CPUs for the host: there is no cpuset controller: mount or enable it\n"
+    assert (
+        err
+        == "error: cannot keep CPUs for the host: there is no cpuset controller: mount or enable it\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -308,7 +382,9 @@ def test_what_cannot_be_enforced(command: Command, host: Kernel) -> None:
         (["plan", "prepare", "/"], "cannot read /: Is a directory: give a file with the VM's XML"),
     ],
 )
-def test_a_root_with_nothing_in_it(command: Command, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_a_root_with_nothing_in_it(
+    command: Command, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     for root in (str(tmp_path), str(tmp_path / "none")):
         status, out, err = command("--root", root, *arguments)
         assert (status, out) == (1, "")
@@ -320,11 +396,16 @@ def test_a_root_with_nothing_in_it(command: Command, tmp_path: Path, arguments: 
 
 
 @pytest.mark.parametrize("arguments", [["--parent"], ["--all"], ["web"], ["web", "mail", "--json"]])
-def test_nothing_is_applied_below_a_root(command: Command, host: Kernel, arguments: list[str]) -> None:
+def test_nothing_is_applied_below_a_root(
+    command: Command, host: Kernel, arguments: list[str]
+) -> None:
     before = host.snapshot()
     status, out, err = command("--root", host.root, "apply", *arguments)
     assert (status, out) == (1, "")
-    assert err == "error: nothing can be applied below --root: virt-cgroup plan shows what would be done\n"
+    assert (
+        err
+        == "error: nothing can be applied below --root: virt-cgroup plan shows what would be done\n"
+    )
     assert host.snapshot() == before
 
 

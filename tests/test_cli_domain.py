@@ -14,7 +14,12 @@ from libvirt_cgroup_hooks.layout import PRESETS
 from .hosts import domain, domain_xml
 
 KEYS = "emulator_cpus, vcpu_cpus, iothread_cpus, layout"
-ALL = {"emulator_cpus": "0-1", "vcpu_cpus": "2-3,8", "iothread_cpus": "9", "layout": "/vms/$DRIVER-$NAME"}
+ALL = {
+    "emulator_cpus": "0-1",
+    "vcpu_cpus": "2-3,8",
+    "iothread_cpus": "9",
+    "layout": "/vms/$DRIVER-$NAME",
+}
 
 
 @pytest.mark.parametrize(
@@ -22,32 +27,76 @@ ALL = {"emulator_cpus": "0-1", "vcpu_cpus": "2-3,8", "iothread_cpus": "9", "layo
     [
         ("--current --live", "Options --current and --live are mutually exclusive"),
         ("--config --current", "Options --current and --config are mutually exclusive"),
-        ("--live --config", "Options --live and --config are mutually exclusive"),  # nothing is changed: which to show?
-        ("--set vcpu_cpus=1 --live --config --current", "Options --current and --live are mutually exclusive"),
+        (
+            "--live --config",
+            "Options --live and --config are mutually exclusive",
+        ),  # nothing is changed: which to show?
+        (
+            "--set vcpu_cpus=1 --live --config --current",
+            "Options --current and --live are mutually exclusive",
+        ),
         ("--partition /machine/a --live", "Options --partition and --live are mutually exclusive"),
-        ("--partition /machine/a --current", "Options --partition and --current are mutually exclusive"),
-        ("--partition /machine/a --set vcpu_cpus=1", "Options --partition and --set are mutually exclusive"),
-        ("--no-partition --unset vcpu_cpus", "Options --no-partition and --unset are mutually exclusive"),
+        (
+            "--partition /machine/a --current",
+            "Options --partition and --current are mutually exclusive",
+        ),
+        (
+            "--partition /machine/a --set vcpu_cpus=1",
+            "Options --partition and --set are mutually exclusive",
+        ),
+        (
+            "--no-partition --unset vcpu_cpus",
+            "Options --no-partition and --unset are mutually exclusive",
+        ),
         ("--set vcpu_cpus", '--set "vcpu_cpus" has no value: write KEY=VALUE, as in vcpu_cpus=4-7'),
-        ("--set vcpu_cpus=", "--set vcpu_cpus= has no value: --unset vcpu_cpus removes the setting"),
-        ("--set vcpu_cpus=x", 'cannot set vcpu_cpus to "x": "x" is not a CPU list: write numbers and ranges'),
-        ("--set vcpu_cpus=3-1", 'cannot set vcpu_cpus to "3-1": "3-1" is not a CPU list: 3-1 runs backwards; write 1-3'),
+        (
+            "--set vcpu_cpus=",
+            "--set vcpu_cpus= has no value: --unset vcpu_cpus removes the setting",
+        ),
+        (
+            "--set vcpu_cpus=x",
+            'cannot set vcpu_cpus to "x": "x" is not a CPU list: write numbers and ranges',
+        ),
+        (
+            "--set vcpu_cpus=3-1",
+            'cannot set vcpu_cpus to "3-1": "3-1" is not a CPU list: 3-1 runs backwards; write 1-3',
+        ),
         ("--set vcpu_cpus=1,^1", 'cannot set vcpu_cpus to "1,^1": the CPU list is empty'),
-        ("--set layout=nest", 'cannot set layout to "nest": layout "nest" is neither a preset nor a path'),
-        ("--set layout=/vms/$VM", 'cannot set layout to "/vms/$VM": layout "/vms/$VM" has an unknown variable'),
-        ("--set vcpus=1", f'cannot set vcpus to "1": there is no such setting: the settings of a VM are {KEYS}'),
-        ("--set cgroup_layout=flat", 'cannot set cgroup_layout to "flat": there is no such setting'),
-        ("--set reserved_host_cpus=0", 'cannot set reserved_host_cpus to "0": there is no such setting'),
+        (
+            "--set layout=nest",
+            'cannot set layout to "nest": layout "nest" is neither a preset nor a path',
+        ),
+        (
+            "--set layout=/vms/$VM",
+            'cannot set layout to "/vms/$VM": layout "/vms/$VM" has an unknown variable',
+        ),
+        (
+            "--set vcpus=1",
+            f'cannot set vcpus to "1": there is no such setting: the settings of a VM are {KEYS}',
+        ),
+        (
+            "--set cgroup_layout=flat",
+            'cannot set cgroup_layout to "flat": there is no such setting',
+        ),
+        (
+            "--set reserved_host_cpus=0",
+            'cannot set reserved_host_cpus to "0": there is no such setting',
+        ),
         ("--set =1", 'cannot set  to "1": there is no such setting'),
         ("--set layout=flat --set layout=root", "layout is changed twice: give each key once"),
         ("--set layout=flat --unset layout", "layout is changed twice"),
         ("--unset x --unset x", "x is changed twice"),
-        ("--partition machine", 'partition "machine" is not an absolute path: begin it with /, as in /machine/production'),
+        (
+            "--partition machine",
+            'partition "machine" is not an absolute path: begin it with /, as in /machine/production',
+        ),
         ("--partition=", 'partition "" is not an absolute path'),
         ("--root /nowhere", "libvirt cannot be asked below --root: leave --root away"),
     ],
 )
-def test_what_is_refused_before_libvirt_is_asked(capsys: pytest.CaptureFixture[str], arguments: str, message: str) -> None:
+def test_what_is_refused_before_libvirt_is_asked(
+    capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
     assert main(["domain", "web", *arguments.split()]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -76,7 +125,9 @@ def test_bad_partitions(path: str) -> None:
         partition.check(path)
 
 
-@pytest.mark.parametrize("path", ["/machine", "/machine/production", "/a b/ü", "/a&b", "/..a", "/machine/a.b"])
+@pytest.mark.parametrize(
+    "path", ["/machine", "/machine/production", "/a b/ü", "/a&b", "/..a", "/machine/a.b"]
+)
 def test_good_partitions(path: str) -> None:
     assert partition.check(path) == path
 
@@ -101,7 +152,10 @@ def element(inner: str) -> str:
     [
         ("", {}),
         ("<vcpu_cpus>4-7</vcpu_cpus>", {"vcpu_cpus": "4-7"}),
-        ("\n  <vcpu_cpus> 4-7\n</vcpu_cpus>\n  <layout>flat</layout>\n", {"vcpu_cpus": "4-7", "layout": "flat"}),
+        (
+            "\n  <vcpu_cpus> 4-7\n</vcpu_cpus>\n  <layout>flat</layout>\n",
+            {"vcpu_cpus": "4-7", "layout": "flat"},
+        ),
         ("<vcpu_cpus/>", {"vcpu_cpus": ""}),
         ("<vcpu_cpus><!-- all --> 4<!-- to -->-7</vcpu_cpus><!-- end -->", {"vcpu_cpus": "4-7"}),
         ("<vcpu_cpus>4</vcpu_cpus><vcpu_cpus>5</vcpu_cpus>", {"vcpu_cpus": "4\n5"}),
@@ -120,7 +174,9 @@ def test_the_hook_and_the_command_read_the_same(inner: str, found: dict[str, str
 
 
 def test_metadata_that_cannot_be_read() -> None:
-    with pytest.raises(Error, match=r"cannot read the settings in the VM's metadata: .*: mend it with virsh edit"):
+    with pytest.raises(
+        Error, match=r"cannot read the settings in the VM's metadata: .*: mend it with virsh edit"
+    ):
         metadata.read("<settings><a:b/></settings>")
 
 
@@ -132,10 +188,15 @@ def test_no_entity_is_read() -> None:
 def test_what_is_written() -> None:
     assert metadata.write({"vcpu_cpus": "4-7"}) == "<settings><vcpu_cpus>4-7</vcpu_cpus></settings>"
     assert metadata.read(metadata.write(ALL)) == ALL
-    assert domain(inner=element(metadata.write(ALL)[len("<settings>") : -len("</settings>")])).settings == ALL
+    assert (
+        domain(inner=element(metadata.write(ALL)[len("<settings>") : -len("</settings>")])).settings
+        == ALL
+    )
 
 
-@pytest.mark.parametrize("layout", [*PRESETS, "/vms/$NAME", "/vms/a b-ü/$DRIVER-$UUID", "$LIBVIRTD/$ID", "/$NAME/x"])
+@pytest.mark.parametrize(
+    "layout", [*PRESETS, "/vms/$NAME", "/vms/a b-ü/$DRIVER-$UUID", "$LIBVIRTD/$ID", "/$NAME/x"]
+)
 def test_the_schema_takes_what_the_settings_take(layout: str) -> None:
     assert settings.read_of_vm("layout", layout) == ("cgroup_layout", layout)
     assert metadata.write({"layout": layout})
@@ -173,13 +234,19 @@ def test_the_schema_refuses(wrong: dict[str, str]) -> None:
         ({}, {"layout": "flat"}, {"layout": "flat"}),
         ({"layout": "flat"}, {"layout": None}, {}),
         ({}, {"layout": None}, {}),
-        ({"layout": "flat"}, {"layout": "root", "vcpu_cpus": "1"}, {"layout": "root", "vcpu_cpus": "1"}),
+        (
+            {"layout": "flat"},
+            {"layout": "root", "vcpu_cpus": "1"},
+            {"layout": "root", "vcpu_cpus": "1"},
+        ),
         ({"vcpu_cpus": "1, 2,^1"}, {"layout": "root"}, {"layout": "root", "vcpu_cpus": "2"}),
         ({"foo": "1", "layout": "flat"}, {"foo": None}, {"layout": "flat"}),
         ({"vcpu_cpus": "1\n2"}, {"vcpu_cpus": "1-2"}, {"vcpu_cpus": "1-2"}),
     ],
 )
-def test_changes(before: dict[str, str], changes: dict[str, str | None], after: dict[str, str]) -> None:
+def test_changes(
+    before: dict[str, str], changes: dict[str, str | None], after: dict[str, str]
+) -> None:
     assert changed(domain(), before, changes) == after
 
 
@@ -195,7 +262,9 @@ def test_changes(before: dict[str, str], changes: dict[str, str | None], after: 
         ),
     ],
 )
-def test_changes_that_cannot_be(before: dict[str, str], changes: dict[str, str | None], message: str) -> None:
+def test_changes_that_cannot_be(
+    before: dict[str, str], changes: dict[str, str | None], message: str
+) -> None:
     with pytest.raises(Error) as error:
         changed(domain(), before, changes)
     assert str(error.value) == message

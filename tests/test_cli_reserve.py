@@ -33,12 +33,17 @@ from .test_reserve import change
         ("--memory 0%", '--memory 0%: "0%" of memory cannot be kept'),
         ("--memory \x1b", "--memory \\x1b: "),
         ("--cpus 0", "--cpus 0: the count of CPUs has to be 1 or more"),
-        ("--cpus 0-0", "nothing can be changed below --root: copy the file that you want to change"),
+        (
+            "--cpus 0-0",
+            "nothing can be changed below --root: copy the file that you want to change",
+        ),
         ("--cpus none --memory none --config", "nothing can be changed below --root"),
         ("--cpus 0-0 --live --config --wait --force", "nothing can be changed below --root"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str) -> None:
+def test_what_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
     host = reserving.made(tmp_path, "cgroupfs-v2")
     before = host.snapshot()
     assert main(["reserve", "--root", host.root, *arguments.split()]) == 1
@@ -53,7 +58,10 @@ def test_a_time_that_cannot_be_waited(capsys: pytest.CaptureFixture[str], text: 
     with pytest.raises(SystemExit) as end:
         main(["reserve", "--cpus", "0", f"--wait={text}"])
     assert end.value.code == 2
-    assert f'argument --wait: "{text}" is not a number of seconds, above 0 and below 86400' in capsys.readouterr().err
+    assert (
+        f'argument --wait: "{text}" is not a number of seconds, above 0 and below 86400'
+        in capsys.readouterr().err
+    )
 
 
 def show(host: Kernel, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -91,7 +99,12 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host = reserving.running(tmp_path, "systemd-v2")
     host.put(reserving.file(host, "cpuset.cpus.effective"), "1-3")
     limit = reserving.total(host) - 512 * MIB
-    found = {"reserved_cpus": "0", "reserved_memory": 512 * MIB, "cpus": "1-3", "memory_limit": limit}
+    found = {
+        "reserved_cpus": "0",
+        "reserved_memory": 512 * MIB,
+        "cpus": "1-3",
+        "memory_limit": limit,
+    }
     report = json.loads(show(host, capsys, "--json"))
     assert report == {
         "configured": found,
@@ -103,15 +116,24 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "# prose\n"])
-def test_with_nothing_reserved(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None) -> None:
+def test_with_nothing_reserved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
     host = reserving.made(tmp_path, "cgroupfs-v1", text)
     report = json.loads(show(host, capsys, "--json"))
     nothing = dict.fromkeys(("reserved_cpus", "reserved_memory", "cpus", "memory_limit"))
-    assert (report["configured"], report["live"], report["in_effect"]) == (nothing, nothing, nothing)
+    assert (report["configured"], report["live"], report["in_effect"]) == (
+        nothing,
+        nothing,
+        nothing,
+    )
     assert "Reserved CPUs" in show(host, capsys)
 
 
 def test_a_file_with_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host = reserving.made(tmp_path, "cgroupfs-v2", "reserved_host_cpus = '9'\n")
     assert main(["reserve", "--root", host.root]) == 1
-    assert f'error: {PATH}:1: reserved_host_cpus = "9": this host has no CPU 9' in capsys.readouterr().err
+    assert (
+        f'error: {PATH}:1: reserved_host_cpus = "9": this host has no CPU 9'
+        in capsys.readouterr().err
+    )

@@ -60,7 +60,10 @@ def test_status_as_json(command: Command, host: Kernel) -> None:
 def test_status_without_a_parent(command: Command, host: Kernel) -> None:
     host.configure("reserved_host_cpus = '0'\ncgroup_layout = 'uuid'")
     assert shown(command, "--root", host.root, "status")["parent"]["path"] is None
-    assert "VM parent:      none: each VM carries the CPU fence" in command("--root", host.root, "status")[1]
+    assert (
+        "VM parent:      none: each VM carries the CPU fence"
+        in command("--root", host.root, "status")[1]
+    )
 
 
 def allow(host: Kernel, tid: int, cpus: str) -> None:
@@ -112,7 +115,13 @@ def test_status_of_a_vm(command: Command, machined: Machined, cpus: str) -> None
     status, out, err = command("--root", machined.root, "status")
     assert (status, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
-    assert ["3", "vm", "/vms/$NAME", f"/vms.slice/{SCOPE}", "yes" if cpus == "1-3" else "no"] in rows
+    assert [
+        "3",
+        "vm",
+        "/vms/$NAME",
+        f"/vms.slice/{SCOPE}",
+        "yes" if cpus == "1-3" else "no",
+    ] in rows
     assert (f"problem: {text}" in out.splitlines()) == (cpus != "1-3")
     assert "CPUs:           1-3 in effect, 1-3 wanted" in out
 

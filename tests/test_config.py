@@ -1,4 +1,6 @@
-"""cgroup-hooks.conf held against recorded hosts: what it means there, and what it says where it cannot be."""
+"""cgroup-hooks.conf held against recorded hosts: what it means there, and what it says where it
+cannot be.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,35 @@ KEYS = (
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("reserved_cpus = '0'", f'reserved_cpus = "0": there is no such setting: the settings are {KEYS}'),
+        (
+            "reserved_cpus = '0'",
+            f'reserved_cpus = "0": there is no such setting: the settings are {KEYS}',
+        ),
         ("RESERVED_HOST_CPUS = '0'", 'RESERVED_HOST_CPUS = "0": there is no such setting'),
         ("a = [1, 'b']", "a = [1, 'b']: there is no such setting"),
         ("default = 1", "default = 1: there is no such setting"),
-        ("hook_timeout = '10'", 'hook_timeout = "10": the value has to be a number of seconds from 1 to 600: write it'),
-        ('memory_admission = "yes"', 'memory_admission = "yes": the value has to be 0 or 1: write it without quotes'),
+        (
+            "hook_timeout = '10'",
+            'hook_timeout = "10": the value has to be a number of seconds from 1 to 600: write it',
+        ),
+        (
+            'memory_admission = "yes"',
+            'memory_admission = "yes": the value has to be 0 or 1: write it without quotes',
+        ),
         ("emulator_cpus = 3", "emulator_cpus = 3: the value has to be a string: put it in quotes"),
         ("vcpu_cpus = ['1', '2']", "vcpu_cpus = ['1', '2']: the value has to be a string"),
-        ("reserved_host_cpus = '3-1'", 'reserved_host_cpus = "3-1": "3-1" is not a CPU list: 3-1 runs backwards; write 1-3'),
-        ("reserved_host_cpus = ''", 'reserved_host_cpus = "": the CPU list is empty: name at least one CPU'),
-        ("reserved_host_mem = 4", 'reserved_host_mem = 4: an amount of memory needs a unit: write "4 GiB", "4 MiB" or "4%"'),
+        (
+            "reserved_host_cpus = '3-1'",
+            'reserved_host_cpus = "3-1": "3-1" is not a CPU list: 3-1 runs backwards; write 1-3',
+        ),
+        (
+            "reserved_host_cpus = ''",
+            'reserved_host_cpus = "": the CPU list is empty: name at least one CPU',
+        ),
+        (
+            "reserved_host_mem = 4",
+            'reserved_host_mem = 4: an amount of memory needs a unit: write "4 GiB", "4 MiB" or "4%"',
+        ),
         ("reserved_host_mem = '4'", 'reserved_host_mem = "4": an amount of memory needs a unit'),
         ("on_error = 'stop'", 'on_error = "stop": the value has to be "refuse" or "warn"'),
         (
@@ -38,7 +58,10 @@ KEYS = (
             'cgroup_layout = "/vms/$VM": layout "/vms/$VM" has an unknown variable: '
             "the variables are $LIBVIRTD, $DRIVER, $NAME, $UUID, $ID",
         ),
-        ("cgroup_layout = 'nest'", 'cgroup_layout = "nest": layout "nest" is neither a preset nor a path: use one of native,'),
+        (
+            "cgroup_layout = 'nest'",
+            'cgroup_layout = "nest": layout "nest" is neither a preset nor a path: use one of native,',
+        ),
         (
             "memory_admission = 1",
             "memory_admission = 1: there is no limit to admit VMs to: set reserved_host_mem too",
@@ -58,7 +81,9 @@ def test_the_grammar_has_the_first_word() -> None:
         config.parse("reserved_host_cpus 0", "conf")
 
 
-@pytest.mark.parametrize("layout", ["flat", "root", "uuid", "/$NAME", "/$DRIVER-$ID", "$LIBVIRTD/$UUID"])
+@pytest.mark.parametrize(
+    "layout", ["flat", "root", "uuid", "/$NAME", "/$DRIVER-$ID", "$LIBVIRTD/$UUID"]
+)
 @pytest.mark.parametrize("order", [1, -1])
 def test_no_limit_of_memory_without_a_parent(layout: str, order: int) -> None:
     lines = ["reserved_host_mem = '1 GiB'", f"cgroup_layout = '{layout}'"][::order]
@@ -71,18 +96,31 @@ def test_no_limit_of_memory_without_a_parent(layout: str, order: int) -> None:
     )
 
 
-@pytest.mark.parametrize("layout", ["native", "legacy", "nested", "/vms/$NAME", "/$DRIVER/$NAME", "$LIBVIRTD/vms/$UUID"])
+@pytest.mark.parametrize(
+    "layout", ["native", "legacy", "nested", "/vms/$NAME", "/$DRIVER/$NAME", "$LIBVIRTD/vms/$UUID"]
+)
 def test_a_limit_of_memory_with_a_parent(layout: str) -> None:
-    assert configured(f"reserved_host_mem = '1 GiB'\ncgroup_layout = '{layout}'", "desktop").reserved_host_mem == str(2**30)
+    assert configured(
+        f"reserved_host_mem = '1 GiB'\ncgroup_layout = '{layout}'", "desktop"
+    ).reserved_host_mem == str(2**30)
 
 
 @pytest.mark.parametrize("layout", ["flat", "root", "uuid"])
 def test_cpus_can_be_kept_in_every_layout(layout: str) -> None:
-    assert str(configured(f"reserved_host_cpus = '0'\ncgroup_layout = '{layout}'", "desktop").reserved_host_cpus) == "0"
+    assert (
+        str(
+            configured(
+                f"reserved_host_cpus = '0'\ncgroup_layout = '{layout}'", "desktop"
+            ).reserved_host_cpus
+        )
+        == "0"
+    )
 
 
 def test_duplicates_warn_and_the_first_wins() -> None:
-    parsed = config.parse("hook_timeout = 5\non_error = 'warn'\nhook_timeout = 'x'\nhook_timeout = 7\n", "conf")
+    parsed = config.parse(
+        "hook_timeout = 5\non_error = 'warn'\nhook_timeout = 'x'\nhook_timeout = 7\n", "conf"
+    )
     assert parsed.values == {"hook_timeout": "5", "on_error": "warn"}
     assert parsed.warnings == [
         "conf:3: hook_timeout is set in line 1 already, which counts",
@@ -119,7 +157,11 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
     ("host", "text", "message"),
     [
         ("desktop", "reserved_host_cpus = '99'", '"99": this host has no CPU 99: its CPUs are 0-7'),
-        ("desktop", "reserved_host_cpus = '6-9'", '"6-9": this host has no CPU 8-9: its CPUs are 0-7'),
+        (
+            "desktop",
+            "reserved_host_cpus = '6-9'",
+            '"6-9": this host has no CPU 8-9: its CPUs are 0-7',
+        ),
         ("desktop", "emulator_cpus = '8'", '"8": this host has no CPU 8: its CPUs are 0-7'),
         ("desktop", "vcpu_cpus = '0,100'", '"0,100": this host has no CPU 100'),
         ("desktop", "iothread_cpus = '4000-8000'", '"4000-8000": this host has no CPU 4000-8000'),
@@ -129,16 +171,28 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
             '"0-7": reserving CPUs 0-7 leaves none for VMs (online: 0-7): reserve fewer CPUs',
         ),
         ("desktop", "reserved_host_cpus = 8", "8: reserving CPUs 0-7 leaves none for VMs"),
-        ("desktop", "reserved_host_cpus = 7", "7: reserving CPUs 0-7 leaves none for VMs"),  # the cores are whole
+        (
+            "desktop",
+            "reserved_host_cpus = 7",
+            "7: reserving CPUs 0-7 leaves none for VMs",
+        ),  # the cores are whole
         ("desktop", "reserved_host_cpus = 9", "9: the host has 8 CPUs: reserve fewer"),
-        ("small", "reserved_host_cpus = 18446744073709551615", "18446744073709551615: the host has 2 CPUs"),
+        (
+            "small",
+            "reserved_host_cpus = 18446744073709551615",
+            "18446744073709551615: the host has 2 CPUs",
+        ),
         (
             "desktop",
             "reserved_host_mem = '64 GiB'",
             '"64 GiB": reserving 64 GiB leaves no memory for VMs '
             "(31.3 GiB in all, 0 bytes in hugepage pools): reserve less, or make the hugepage pools smaller",
         ),
-        ("desktop", "reserved_host_mem = '999999999999999 TiB'", '"999999999999999 TiB": reserving '),
+        (
+            "desktop",
+            "reserved_host_mem = '999999999999999 TiB'",
+            '"999999999999999 TiB": reserving ',
+        ),
         (
             "twonode",
             "reserved_host_mem = '90%'",
@@ -186,7 +240,8 @@ def test_a_resolved_configuration_survives_its_canonical_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "cpus"), [("emulator", "1"), ("vcpu0", "2"), ("vcpu17", "2"), ("iothread1", "3"), ("iothread99", "3")]
+    ("group", "cpus"),
+    [("emulator", "1"), ("vcpu0", "2"), ("vcpu17", "2"), ("iothread1", "3"), ("iothread99", "3")],
 )
 def test_the_set_of_a_thread_group(group: str, cpus: str) -> None:
     made = configured("emulator_cpus = '1'\nvcpu_cpus = '2'\niothread_cpus = '3'", "desktop")
@@ -196,7 +251,13 @@ def test_the_set_of_a_thread_group(group: str, cpus: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "inert"),
-    [("", True), ("\n\n", True), ("# a = 1\n  # b", True), ("a = 1", False), ("# prose\n a", False)],
+    [
+        ("", True),
+        ("\n\n", True),
+        ("# a = 1\n  # b", True),
+        ("a = 1", False),
+        ("# prose\n a", False),
+    ],
 )
 def test_a_file_without_settings(text: str, inert: bool) -> None:
     assert config.inert(text) == inert
@@ -227,7 +288,10 @@ def test_a_vm_with_no_settings_has_those_of_the_host() -> None:
         ({"layout": "/prod/$UUID"}, {"cgroup_layout": "/prod/$UUID"}),
         ({"layout": "native"}, {"cgroup_layout": "native"}),
         ({"vcpu_cpus": "5,4"}, {"vcpu_cpus": "4-5"}),
-        ({"iothread_cpus": "0-3,^0", "emulator_cpus": "1"}, {"iothread_cpus": "1-3", "emulator_cpus": "1"}),
+        (
+            {"iothread_cpus": "0-3,^0", "emulator_cpus": "1"},
+            {"iothread_cpus": "1-3", "emulator_cpus": "1"},
+        ),
     ],
 )
 def test_settings_of_a_vm(settings: dict[str, str], changed: dict[str, str]) -> None:
@@ -249,16 +313,36 @@ def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
     [
         ("", {"vcpu_cpus": "x"}, 'vcpu_cpus = "x" in its metadata: "x" is not a CPU list'),
         ("", {"vcpu_cpus": ""}, 'vcpu_cpus = "" in its metadata: the CPU list is empty'),
-        ("", {"vcpu_cpus": "4\n5"}, r'vcpu_cpus = "4\n5" in its metadata: "4\n5" is not a CPU list'),
-        ("", {"vcpu_cpus": "7-9"}, 'vcpu_cpus = "7-9" in its metadata: this host has no CPU 8-9 (its CPUs are 0-7)'),
-        ("", {"layout": "nest"}, 'layout = "nest" in its metadata: layout "nest" is neither a preset nor a path'),
-        ("", {"layout": ""}, 'layout = "" in its metadata: layout "" is neither a preset nor a path'),
+        (
+            "",
+            {"vcpu_cpus": "4\n5"},
+            r'vcpu_cpus = "4\n5" in its metadata: "4\n5" is not a CPU list',
+        ),
+        (
+            "",
+            {"vcpu_cpus": "7-9"},
+            'vcpu_cpus = "7-9" in its metadata: this host has no CPU 8-9 (its CPUs are 0-7)',
+        ),
+        (
+            "",
+            {"layout": "nest"},
+            'layout = "nest" in its metadata: layout "nest" is neither a preset nor a path',
+        ),
+        (
+            "",
+            {"layout": ""},
+            'layout = "" in its metadata: layout "" is neither a preset nor a path',
+        ),
         (
             "",
             {"layout": "flat\nroot"},
             r'layout = "flat\nroot" in its metadata: layout "flat\nroot" is neither a preset nor a path',
         ),
-        ("", {"cgroup_layout": "flat"}, 'cgroup_layout = "flat" in its metadata: there is no such setting'),
+        (
+            "",
+            {"cgroup_layout": "flat"},
+            'cgroup_layout = "flat" in its metadata: there is no such setting',
+        ),
         ("", {"on_error": "warn"}, 'on_error = "warn" in its metadata: there is no such setting'),
         ("", {"a:layout": "flat"}, 'a:layout = "flat" in its metadata: there is no such setting'),
         (
@@ -277,7 +361,9 @@ def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
 def test_settings_of_a_vm_that_cannot_be(text: str, settings: dict[str, str], message: str) -> None:
     (key,) = settings
     with pytest.raises(Refusal) as error:
-        configured(text, "desktop").for_domain(domain("web", settings=settings), topology("desktop").present)
+        configured(text, "desktop").for_domain(
+            domain("web", settings=settings), topology("desktop").present
+        )
     remedy = f"change it, or remove it: virt-cgroup domain web --unset {key}"
     assert str(error.value) == f"VM web has {message}: {remedy}"
 
@@ -294,4 +380,6 @@ def test_the_remedy_is_for_all_that_is_wrong() -> None:
 
 @pytest.mark.parametrize("layout", ["native", "/vms/$NAME", "nested"])
 def test_a_limit_of_memory_holds_for_a_vm_with_a_parent(layout: str) -> None:
-    assert configured("reserved_host_mem = '1 GiB'", "desktop").for_domain(domain(settings={"layout": layout}))
+    assert configured("reserved_host_mem = '1 GiB'", "desktop").for_domain(
+        domain(settings={"layout": layout})
+    )

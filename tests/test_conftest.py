@@ -17,8 +17,14 @@ from libvirt_cgroup_hooks.host import Host
     ("attempt", "what"),
     [
         (lambda: Host().read("/proc/self/cgroup"), "open '/proc/self/cgroup'"),
-        (lambda: Host("/").write("/sys/fs/cgroup/cgroup.procs", "0"), "open '/sys/fs/cgroup/cgroup.procs'"),
-        (lambda: Host().read_optional("/etc/libvirt/cgroup-hooks.conf"), "open '/etc/libvirt/cgroup-hooks.conf'"),
+        (
+            lambda: Host("/").write("/sys/fs/cgroup/cgroup.procs", "0"),
+            "open '/sys/fs/cgroup/cgroup.procs'",
+        ),
+        (
+            lambda: Host().read_optional("/etc/libvirt/cgroup-hooks.conf"),
+            "open '/etc/libvirt/cgroup-hooks.conf'",
+        ),
         (lambda: Host().make_directory("/run/x"), "os.mkdir '/run/x'"),
         (lambda: Host().replace("/run/x", ""), "os.remove '/run/x.new'"),
         (lambda: Host().remove("/run/x"), "os.remove '/run/x'"),

@@ -56,7 +56,10 @@ def test_parse(text: str, cpus: list[int]) -> None:
         ("1\x1b[31m", r'"1\x1b[31m" is not a CPU list: write numbers'),
         ("3-1", '"3-1" is not a CPU list: 3-1 runs backwards; write 1-3'),
         ("8192", '"8192" is not a CPU list: no kernel has more than 8192 CPUs'),
-        ("0-99999999999999999999", '"0-99999999999999999999" is not a CPU list: no kernel has more than 8192 CPUs'),
+        (
+            "0-99999999999999999999",
+            '"0-99999999999999999999" is not a CPU list: no kernel has more than 8192 CPUs',
+        ),
     ],
 )
 def test_what_is_no_list(text: str, message: str) -> None:
@@ -89,7 +92,9 @@ def test_text_is_the_kernels_range_form(cpus: list[int], text: str) -> None:
     assert CpuSet.parse(text) == CpuSet(cpus)
 
 
-SUBSETS = [set(chosen) for size in range(6) for chosen in itertools.combinations((0, 1, 2, 5, 64), size)]
+SUBSETS = [
+    set(chosen) for size in range(6) for chosen in itertools.combinations((0, 1, 2, 5, 64), size)
+]
 
 
 def test_algebra_is_that_of_sets() -> None:

@@ -15,7 +15,9 @@ GIB = 2**30
 
 def fields(made: Domain) -> dict[str, object]:
     """The fields that are not as in a VM without any XML, CPU sets as text."""
-    shown = {key: str(value) if isinstance(value, CpuSet) else value for key, value in vars(made).items()}
+    shown = {
+        key: str(value) if isinstance(value, CpuSet) else value for key, value in vars(made).items()
+    }
     plain = vars(Domain())
     return {key: value for key, value in shown.items() if value != plain[key]}
 
@@ -83,8 +85,18 @@ def test_hugepages_and_individual_vcpus() -> None:
 
 def test_status() -> None:
     made = parse(domain_xml("status"))
-    assert (made.name, made.id, made.pid, made.vcpu_threads) == ("web", 3, 4200100, {0: 4200102, 1: 4200103})
-    assert (made.vcpus, made.max_vcpus, made.iothread_ids, made.partition) == (2, 4, [1], "/machine")
+    assert (made.name, made.id, made.pid, made.vcpu_threads) == (
+        "web",
+        3,
+        4200100,
+        {0: 4200102, 1: 4200103},
+    )
+    assert (made.vcpus, made.max_vcpus, made.iothread_ids, made.partition) == (
+        2,
+        4,
+        [1],
+        "/machine",
+    )
     assert texts(made.pins()) == {"vcpu1": "1"}
     assert made.group_names() == ["emulator", "vcpu0", "vcpu1", "iothread1"]
 
@@ -120,10 +132,16 @@ def test_pins(inner: str, pins: dict[str, str]) -> None:
         ("", []),
         ("<iothreads>0</iothreads>", []),
         ("<iothreads>3</iothreads>", [1, 2, 3]),
-        ("<iothreads>2</iothreads><iothreadids><iothread id='5'/><iothread id='9'/></iothreadids>", [5, 9]),
+        (
+            "<iothreads>2</iothreads><iothreadids><iothread id='5'/><iothread id='9'/></iothreadids>",
+            [5, 9],
+        ),
         ("<iothreads>3</iothreads><iothreadids><iothread id='2'/></iothreadids>", [1, 2, 3]),
         ("<iothreads>3</iothreads><iothreadids><iothread id='7'/></iothreadids>", [1, 2, 7]),
-        ("<iothreadids><iothread id='1'/><iothread id='4'/></iothreadids><iothreads>4</iothreads>", [1, 2, 3, 4]),
+        (
+            "<iothreadids><iothread id='1'/><iothread id='4'/></iothreadids><iothreads>4</iothreads>",
+            [1, 2, 3, 4],
+        ),
         ("<iothreadids><iothread id='4'/></iothreadids>", [4]),
     ],
 )
@@ -210,10 +228,19 @@ def test_encodings(encoding: str) -> None:
         ("<vcpu>-1</vcpu>", 'has "-1" as vcpu'),
         ("<vcpu>²</vcpu>", 'has "²" as vcpu'),
         ("<vcpu>99999999999999999999</vcpu>", 'has "99999999999999999999" as vcpu'),
-        ("<vcpu>65537</vcpu>", "asks for more than 65536 vCPUs or I/O threads: libvirt itself takes no more"),
+        (
+            "<vcpu>65537</vcpu>",
+            "asks for more than 65536 vCPUs or I/O threads: libvirt itself takes no more",
+        ),
         ("<iothreads>65537</iothreads>", "asks for more than 65536 vCPUs or I/O threads"),
-        ("<vcpu current='9999999999999999999'>4</vcpu>", "asks for more than 65536 vCPUs or I/O threads"),
-        ("<iothreadids><iothread id='65537'/></iothreadids>", "asks for more than 65536 vCPUs or I/O threads"),
+        (
+            "<vcpu current='9999999999999999999'>4</vcpu>",
+            "asks for more than 65536 vCPUs or I/O threads",
+        ),
+        (
+            "<iothreadids><iothread id='65537'/></iothreadids>",
+            "asks for more than 65536 vCPUs or I/O threads",
+        ),
         ("<vcpu current='x'>2</vcpu>", 'has "x" as vcpu current'),
         ("<iothreads>x</iothreads>", 'has "x" as iothreads'),
         ("<iothreadids><iothread/></iothreadids>", 'has "" as iothread id'),
@@ -221,7 +248,10 @@ def test_encodings(encoding: str) -> None:
         ("<cputune><vcpupin cpuset='1'/></cputune>", 'has "" as vcpupin'),
         ("<cputune><iothreadpin iothread='x' cpuset='1'/></cputune>", 'has "x" as iothreadpin'),
         ("<memory>x</memory>", 'has "x" as memory'),
-        ("<memory unit='PiB'>1</memory>", 'has an unknown unit of memory "PiB": use KiB, MiB or GiB'),
+        (
+            "<memory unit='PiB'>1</memory>",
+            'has an unknown unit of memory "PiB": use KiB, MiB or GiB',
+        ),
         ("<memory unit='\x7f'>1</memory>", r'has an unknown unit of memory "\x7f"'),
     ],
 )
@@ -247,19 +277,40 @@ def test_bad_cpus(inner: str) -> None:
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
-        (b"", "is not well-formed (no element found: line 1, column 0): check it with virt-xml-validate"),
+        (
+            b"",
+            "is not well-formed (no element found: line 1, column 0): check it with virt-xml-validate",
+        ),
         (b"qemu", "is not well-formed (syntax error: line 1, column 0)"),
         (b"<domain>", "is not well-formed (no element found"),
         (b"<domain><name>a</name></domein>", "is not well-formed (mismatched tag"),
-        (b"<domain><name>a</name></domain><domain/>", "is not well-formed (junk after document element"),
+        (
+            b"<domain><name>a</name></domain><domain/>",
+            "is not well-formed (junk after document element",
+        ),
         (b"<domain><name>a&b;</name></domain>", "is not well-formed (undefined entity"),
-        (b"<domain><name>\x00</name></domain>", "is not well-formed (not well-formed (invalid token)"),
-        (b"<domain><name>\xff</name></domain>", "is not well-formed (not well-formed (invalid token)"),
-        (b"<domain><name>&#0;</name></domain>", "is not well-formed (reference to invalid character number"),
-        (b"<network><name>a</name></network>", "has no name: give the XML that `virsh dumpxml` prints"),
+        (
+            b"<domain><name>\x00</name></domain>",
+            "is not well-formed (not well-formed (invalid token)",
+        ),
+        (
+            b"<domain><name>\xff</name></domain>",
+            "is not well-formed (not well-formed (invalid token)",
+        ),
+        (
+            b"<domain><name>&#0;</name></domain>",
+            "is not well-formed (reference to invalid character number",
+        ),
+        (
+            b"<network><name>a</name></network>",
+            "has no name: give the XML that `virsh dumpxml` prints",
+        ),
         (b"<domains><domain><name>a</name></domain></domains>", "has no name"),
         (b"<domstatus/>", "has no name"),
-        (b"<domstatus pid='x'><domain><name>a</name></domain></domstatus>", 'has "x" as domstatus pid: it has to be a number'),
+        (
+            b"<domstatus pid='x'><domain><name>a</name></domain></domstatus>",
+            'has "x" as domstatus pid: it has to be a number',
+        ),
     ],
 )
 def test_broken_xml(xml: bytes, message: str) -> None:
@@ -290,14 +341,20 @@ BILLION_LAUGHS = (
 def test_no_document_type_and_so_no_entities(xml: str) -> None:
     with pytest.raises(Error) as error:
         parse(xml.encode())
-    assert str(error.value) == "the domain XML has a document type declaration: libvirt writes none; entities are not read"
+    assert (
+        str(error.value)
+        == "the domain XML has a document type declaration: libvirt writes none; entities are not read"
+    )
 
 
 def test_five_megabytes() -> None:
     xml = b"<domain><name>a</name><description>" + b"x" * 5 * 2**20 + b"</description></domain>"
     with pytest.raises(Error) as error:
         parse(xml)
-    assert str(error.value) == f"the domain XML is larger than 4 MiB ({len(xml)} bytes): libvirt itself takes no more"
+    assert (
+        str(error.value)
+        == f"the domain XML is larger than 4 MiB ({len(xml)} bytes): libvirt itself takes no more"
+    )
 
 
 def test_as_much_as_is_allowed() -> None:
@@ -315,20 +372,29 @@ def test_as_much_as_is_allowed() -> None:
 )
 def test_encodings_that_are_not_read(encoding: str, message: str) -> None:
     with pytest.raises(Error) as error:
-        parse(f"<?xml version='1.0' encoding='{encoding}'?><domain><name>a</name></domain>".encode())
+        parse(
+            f"<?xml version='1.0' encoding='{encoding}'?><domain><name>a</name></domain>".encode()
+        )
     assert str(error.value).startswith(f"the domain XML {message}")
 
 
 @pytest.mark.parametrize(("levels", "read"), [(255, True), (256, False), (1_000_000, False)])
 def test_elements_in_one_another(levels: int, read: bool) -> None:
     """As many as libxml2 reads; more would take time that grows with their square."""
-    xml = b"<domain><name>a</name>" + b"<a>" * levels + (b"</a>" * levels + b"</domain>" if read else b"")
+    xml = (
+        b"<domain><name>a</name>"
+        + b"<a>" * levels
+        + (b"</a>" * levels + b"</domain>" if read else b"")
+    )
     if read:
         assert parse(xml).name == "a"
         return
     with pytest.raises(Error) as error:
         parse(xml)
-    assert str(error.value) == "the domain XML has more than 256 elements in one another: libvirt itself takes no more"
+    assert (
+        str(error.value)
+        == "the domain XML has more than 256 elements in one another: libvirt itself takes no more"
+    )
 
 
 OURS = f"xmlns:p='{SETTINGS_URI}'"
@@ -341,26 +407,47 @@ OWN = "<p:settings><p:layout>flat</p:layout></p:settings>"
         ("<metadata/>", {}),
         (f"<metadata>{OWN.replace('>', f' {OURS}>', 1)}</metadata>", {"layout": "flat"}),
         (f"<metadata {OURS}>{OWN}</metadata>", {"layout": "flat"}),  # libvirt writes so too
-        (f"<metadata><settings xmlns='{SETTINGS_URI}'><layout>flat</layout></settings></metadata>", {"layout": "flat"}),
-        (f"<metadata xmlns='{SETTINGS_URI}'><settings><layout>flat</layout></settings></metadata>", {"layout": "flat"}),
+        (
+            f"<metadata><settings xmlns='{SETTINGS_URI}'><layout>flat</layout></settings></metadata>",
+            {"layout": "flat"},
+        ),
+        (
+            f"<metadata xmlns='{SETTINGS_URI}'><settings><layout>flat</layout></settings></metadata>",
+            {"layout": "flat"},
+        ),
         (f"<metadata><p:any {OURS}><layout>flat</layout></p:any></metadata>", {"layout": "flat"}),
         (
             f"<metadata><p:settings {OURS}><q:layout xmlns:q='{SETTINGS_URI}'>flat</q:layout></p:settings></metadata>",
             {"layout": "flat"},
         ),
-        (f"<metadata><a:b xmlns:a='x'><foo:c/></a:b>{OWN.replace('>', f' {OURS}>', 1)}</metadata>", {"layout": "flat"}),
+        (
+            f"<metadata><a:b xmlns:a='x'><foo:c/></a:b>{OWN.replace('>', f' {OURS}>', 1)}</metadata>",
+            {"layout": "flat"},
+        ),
         # Others' elements, whatever they are called.
         ("<metadata><settings><layout>flat</layout></settings></metadata>", {}),
         ("<metadata><p:settings><p:layout>flat</p:layout></p:settings></metadata>", {}),
-        ("<metadata><p:settings xmlns:p='urn:other'><p:layout>flat</p:layout></p:settings></metadata>", {}),
-        (f"<metadata><p:a {OURS}/><p:settings><p:layout>flat</p:layout></p:settings></metadata>", {}),
-        (f"<metadata><p:a {OURS}/><p:settings xmlns:p='x'><p:layout>flat</p:layout></p:settings></metadata>", {}),
+        (
+            "<metadata><p:settings xmlns:p='urn:other'><p:layout>flat</p:layout></p:settings></metadata>",
+            {},
+        ),
+        (
+            f"<metadata><p:a {OURS}/><p:settings><p:layout>flat</p:layout></p:settings></metadata>",
+            {},
+        ),
+        (
+            f"<metadata><p:a {OURS}/><p:settings xmlns:p='x'><p:layout>flat</p:layout></p:settings></metadata>",
+            {},
+        ),
         (
             f"<metadata><settings xmlns='{SETTINGS_URI}'><layout xmlns='x'>flat</layout></settings></metadata>",
             {"layout": "flat"},
         ),
         (f"<metadata><a xmlns='x'>{OWN.replace('>', f' {OURS}>', 1)}</a></metadata>", {}),
-        (f"<metadata><p:settings {OURS}><p:a><p:layout>flat</p:layout></p:a></p:settings></metadata>", {"a": ""}),
+        (
+            f"<metadata><p:settings {OURS}><p:a><p:layout>flat</p:layout></p:a></p:settings></metadata>",
+            {"a": ""},
+        ),
         (f"<devices><p:settings {OURS}><p:layout>flat</p:layout></p:settings></devices>", {}),
         (f"<{SETTINGS_URI}:settings><layout>flat</layout></{SETTINGS_URI}:settings>", {}),
     ],
@@ -374,7 +461,11 @@ def test_settings_in_the_metadata(xml: str, settings: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "handle"),
-    [("web", "web"), ("web-1_a.b", "web-1_a.b"), *((name, UUID) for name in ("1", "-x", "a b", "a$b", "ü", "a;b", "a'b", ""))],
+    [
+        ("web", "web"),
+        ("web-1_a.b", "web-1_a.b"),
+        *((name, UUID) for name in ("1", "-x", "a b", "a$b", "ü", "a;b", "a'b", "")),
+    ],
 )
 def test_what_a_command_line_calls_it(name: str, handle: str) -> None:
     assert domain(name).handle == handle

@@ -1,4 +1,6 @@
-"""What the VMs may use is what the host has less what it keeps; and whether a VM's pins are within it."""
+"""What the VMs may use is what the host has less what it keeps; and whether a VM's pins are within
+it.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,18 @@ def fence_of(text: str, name: str) -> Fence:
         ("desktop", "reserved_host_mem = 'auto'", None, 32787480 * 1024 * 19 // 20 // PAGE * PAGE),
         ("desktop", "reserved_host_mem = '10%'", None, 32787480 * 1024 * 9 // 10 // PAGE * PAGE),
         ("desktop", "reserved_host_mem = '1 B'", None, 32787480 * 1024 - PAGE),
-        ("twonode", "reserved_host_mem = '4 GiB'", None, (65842104 - 10485760) * 1024 - 4 * GIB),  # less the hugepages
-        ("twonode", "reserved_host_cpus = 2\nreserved_host_mem = '4 GiB'", "1-3,5-7", (65842104 - 10485760) * 1024 - 4 * GIB),
+        (
+            "twonode",
+            "reserved_host_mem = '4 GiB'",
+            None,
+            (65842104 - 10485760) * 1024 - 4 * GIB,
+        ),  # less the hugepages
+        (
+            "twonode",
+            "reserved_host_cpus = 2\nreserved_host_mem = '4 GiB'",
+            "1-3,5-7",
+            (65842104 - 10485760) * 1024 - 4 * GIB,
+        ),
         ("small", "reserved_host_mem = 'auto'", None, 2040212 * 1024 - GIB),
     ],
 )
@@ -46,7 +58,10 @@ def test_fence(host: str, text: str, cpus: str | None, memory: int | None) -> No
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"reserved_host_cpus": "0-3"}, "reserving CPUs 0-3 leaves none for VMs (online: 0-1): reserve fewer CPUs"),
+        (
+            {"reserved_host_cpus": "0-3"},
+            "reserving CPUs 0-3 leaves none for VMs (online: 0-1): reserve fewer CPUs",
+        ),
         (
             {"reserved_host_mem": str(GIB - PAGE + 1)},
             "reserving 1.0 GiB leaves no memory for VMs (1 GiB in all, 0 bytes in hugepage pools)",
@@ -107,11 +122,23 @@ TWO_CELLS = (
     ("inner", "memory"),
     [
         ("<memory unit='GiB'>1</memory>", 1024 + 2 + 8 + 64),
-        ("<memory unit='GiB'>1</memory><vcpu>4</vcpu><iothreads>2</iothreads>", 1024 + 2 + 6 * 8 + 64),
+        (
+            "<memory unit='GiB'>1</memory><vcpu>4</vcpu><iothreads>2</iothreads>",
+            1024 + 2 + 6 * 8 + 64,
+        ),
         ("<memory unit='GiB'>1</memory><vcpu current='1'>4</vcpu>", 1024 + 2 + 4 * 8 + 64),
-        ("<memory unit='GiB'>1</memory><memoryBacking><hugepages/></memoryBacking>", 2 + 8 + 64),  # the pool has it
-        (f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M' nodeset='1'/></hugepages></memoryBacking>", 768 + 74),
-        (f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M'/></hugepages></memoryBacking>", 74),
+        (
+            "<memory unit='GiB'>1</memory><memoryBacking><hugepages/></memoryBacking>",
+            2 + 8 + 64,
+        ),  # the pool has it
+        (
+            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M' nodeset='1'/></hugepages></memoryBacking>",
+            768 + 74,
+        ),
+        (
+            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M'/></hugepages></memoryBacking>",
+            74,
+        ),
         ("", 8 + 64),
     ],
 )
@@ -121,7 +148,10 @@ def test_what_a_vm_takes_with_qemus_own(inner: str, memory: int) -> None:
 
 @pytest.mark.parametrize(("others", "fits"), [(0, True), (1024, True), (1025, False)])
 def test_admission(others: int, fits: bool) -> None:
-    made, limit = domain("we\nb", "<memory unit='MiB'>512</memory>"), (1024 + 512 + 1 + 8 + 64) * 2**20
+    made, limit = (
+        domain("we\nb", "<memory unit='MiB'>512</memory>"),
+        (1024 + 512 + 1 + 8 + 64) * 2**20,
+    )
     if fits:
         check_memory(made, others * 2**20, limit)
         return
@@ -142,9 +172,25 @@ TUNE = "<cputune><vcpupin vcpu='0' cpuset='0-1'/><vcpupin vcpu='1' cpuset='2'/><
         ("", "1-3", []),
         (TUNE, "0-3", []),
         (TUNE, "1-3", ["emulator to 0 (reserved: 0)", "vcpu0 to 0-1 (reserved: 0)"]),
-        (TUNE, "3", ["emulator to 0 (reserved: 0)", "vcpu0 to 0-1 (reserved: 0-1)", "vcpu1 to 2 (reserved: 2)"]),
-        ("<vcpu cpuset='0-3'>1</vcpu>", "1-3", ["emulator to 0-3 (reserved: 0)", "vcpu0 to 0-3 (reserved: 0)"]),
-        ("<cputune><iothreadpin iothread='3' cpuset='0'/></cputune>", "1-3", ["iothread3 to 0 (reserved: 0)"]),
+        (
+            TUNE,
+            "3",
+            [
+                "emulator to 0 (reserved: 0)",
+                "vcpu0 to 0-1 (reserved: 0-1)",
+                "vcpu1 to 2 (reserved: 2)",
+            ],
+        ),
+        (
+            "<vcpu cpuset='0-3'>1</vcpu>",
+            "1-3",
+            ["emulator to 0-3 (reserved: 0)", "vcpu0 to 0-3 (reserved: 0)"],
+        ),
+        (
+            "<cputune><iothreadpin iothread='3' cpuset='0'/></cputune>",
+            "1-3",
+            ["iothread3 to 0 (reserved: 0)"],
+        ),
     ],
 )
 def test_pins_outside(inner: str, cpus: str, outside: list[str]) -> None:
@@ -156,7 +202,11 @@ def test_pins_outside(inner: str, cpus: str, outside: list[str]) -> None:
 
 def test_a_pin_outside_is_refused_in_one_sentence() -> None:
     with pytest.raises(Refusal) as error:
-        check_pins(domain("we\nb", "<cputune><emulatorpin cpuset='0-1'/></cputune>"), CpuSet.parse("1-7"), "refuse")
+        check_pins(
+            domain("we\nb", "<cputune><emulatorpin cpuset='0-1'/></cputune>"),
+            CpuSet.parse("1-7"),
+            "refuse",
+        )
     assert str(error.value) == (
         r"VM we\nb is pinned to reserved CPUs: emulator to 0-1 (reserved: 0): "
         "pin it within 1-7, or reserve other CPUs"

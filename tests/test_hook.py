@@ -26,7 +26,9 @@ FOREIGN = ["migrate", "restore", "attach", "", "PREPARE", "prepare ", "unplugged
 
 @pytest.mark.parametrize("operation", FOREIGN)
 def test_foreign_operations_exit_at_once(operation: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nothing is read, written or printed: what is printed at migrate and restore becomes the domain XML."""
+    """Nothing is read, written or printed: what is printed at migrate and restore becomes the
+    domain XML.
+    """
     assert hook.main(["qemu", "vm", operation, "begin", "-"]) == 0
     assert capfd.readouterr() == ("", "")
 
@@ -51,8 +53,14 @@ def run(operation: str, on_error: str = "refuse") -> _Run:
 @pytest.mark.parametrize(
     ("operation", "on_error", "error", "status"),
     [
-        *((operation, "refuse", Error("no room", "make some"), 1) for operation in ("prepare", "start")),
-        *((operation, "warn", Error("no room", "make some"), 0) for operation in ("prepare", "start")),
+        *(
+            (operation, "refuse", Error("no room", "make some"), 1)
+            for operation in ("prepare", "start")
+        ),
+        *(
+            (operation, "warn", Error("no room", "make some"), 0)
+            for operation in ("prepare", "start")
+        ),
         *(
             (operation, on_error, Refusal("no room", "make some"), 1)
             for operation in ("prepare", "start")
@@ -72,7 +80,9 @@ def test_only_prepare_and_start_fail(
     made = run(operation, on_error)
     assert made.failed(error) == status
     shown, told = "libvirt-cgroup-hooks: no room: make some\n", ["no room: make some"]
-    assert (capfd.readouterr(), made.warnings) == ((("", shown), []) if status else (("", ""), told))
+    assert (capfd.readouterr(), made.warnings) == (
+        (("", shown), []) if status else (("", ""), told)
+    )
 
 
 def test_what_is_shown_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +130,9 @@ def test_the_deadline(clock: None) -> None:
     first, again = signal.getitimer(signal.ITIMER_REAL)
     assert 14 < first <= 15  # the rest is for putting back what was there
     assert again == 5
-    with pytest.raises(Error, match=r"^not done within hook_timeout = 20 seconds: see what the host is busy with$"):
+    with pytest.raises(
+        Error, match=r"^not done within hook_timeout = 20 seconds: see what the host is busy with$"
+    ):
         made.alarm()
 
 
@@ -129,7 +141,18 @@ def test_the_hook_makes_the_steps_that_the_command_shows(
 ) -> None:
     shown, done = (Kernel(tmp_path / name, "unified", CONF) for name in ("shown", "done"))
     xml = domain_xml("plain")
-    assert cli.main(["--root", shown.root, "plan", "prepare", str(Path(__file__).parent / "data/domains/plain.xml")]) == 0
+    assert (
+        cli.main(
+            [
+                "--root",
+                shown.root,
+                "plan",
+                "prepare",
+                str(Path(__file__).parent / "data/domains/plain.xml"),
+            ]
+        )
+        == 0
+    )
     plan = operations.plan(shown, shown.config(), "prepare", parse(xml))
     assert capsys.readouterr().out.rstrip("\n") == str(plan)
     feed(stdin, xml)
@@ -140,12 +163,16 @@ def test_the_hook_makes_the_steps_that_the_command_shows(
     plan.run(shown)
     assert shown.written == done.written
     own = {f"run/libvirt-cgroup-hooks/{name}" for name in ("config", "lock", "lock.turn")}
-    assert {path: text for path, text in done.snapshot().items() if path not in own} == shown.snapshot()
+    assert {
+        path: text for path, text in done.snapshot().items() if path not in own
+    } == shown.snapshot()
 
 
 @pytest.mark.parametrize("operation", hook.OPERATIONS)
 @pytest.mark.parametrize("conf", [None, "", "# prose\n", "hook_timeout = 3\n"])
-def test_with_nothing_configured_nothing_is_written(tmp_path: Path, clock: None, operation: str, conf: str | None) -> None:
+def test_with_nothing_configured_nothing_is_written(
+    tmp_path: Path, clock: None, operation: str, conf: str | None
+) -> None:
     """Nor is standard input read, which has no end here."""
     host = Kernel(tmp_path, "small", conf)
     before = host.snapshot()
@@ -169,7 +196,9 @@ def test_bad_xml_refuses_the_vm(
     assert capfd.readouterr().err.startswith(f"libvirt-cgroup-hooks: {message}")
 
 
-@pytest.mark.parametrize(("operation", "status"), [("prepare", 1), ("start", 1), ("started", 0), ("reconnect", 0)])
+@pytest.mark.parametrize(
+    ("operation", "status"), [("prepare", 1), ("start", 1), ("started", 0), ("reconnect", 0)]
+)
 def test_a_bad_configuration(
     tmp_path: Path, clock: None, capfd: pytest.CaptureFixture[str], operation: str, status: int
 ) -> None:
@@ -177,7 +206,9 @@ def test_a_bad_configuration(
     assert made.guarded() == status
     message = '/etc/libvirt/cgroup-hooks.conf:1: reserved_host_cpus = "99": this host has no CPU 99: its CPUs are 0-1'
     err = capfd.readouterr().err
-    assert (err, made.warnings) == ((f"libvirt-cgroup-hooks: {message}\n", []) if status else ("", [message]))
+    assert (err, made.warnings) == (
+        (f"libvirt-cgroup-hooks: {message}\n", []) if status else ("", [message])
+    )
 
 
 class Broken(Kernel):
@@ -185,10 +216,15 @@ class Broken(Kernel):
         raise KeyError("cpu")
 
 
-def test_a_fault_of_ours_is_one_sentence(tmp_path: Path, clock: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_of_ours_is_one_sentence(
+    tmp_path: Path, clock: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     host = Broken(tmp_path, "small", CONF)
     assert _Run(host, "vm", "prepare").guarded() == 1
-    assert capfd.readouterr().err == "libvirt-cgroup-hooks: internal error: KeyError: 'cpu': please report it\n"
+    assert (
+        capfd.readouterr().err
+        == "libvirt-cgroup-hooks: internal error: KeyError: 'cpu': please report it\n"
+    )
     assert _Run(host, "vm", "started").guarded() == 0
 
 
@@ -219,7 +255,10 @@ def test_a_settled_vm_is_seen_at_reconnect_without_the_lock(tmp_path: Path, stdi
             os.dup2(file.fileno(), 0)
         made = _Run(host, "vm", operation)
         assert (made.guarded(), made.warnings) == (0, [])
-        assert (bool(host.written), host.exists("/run/libvirt-cgroup-hooks/lock")) == (writes, locks)
+        assert (bool(host.written), host.exists("/run/libvirt-cgroup-hooks/lock")) == (
+            writes,
+            locks,
+        )
 
 
 # the entrypoint
@@ -227,13 +266,19 @@ def test_a_settled_vm_is_seen_at_reconnect_without_the_lock(tmp_path: Path, stdi
 
 def entrypoint(*arguments: str, script: Path = SCRIPT) -> tuple[int, str, str]:
     done = subprocess.run(
-        ["sh", str(script), *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        ["sh", str(script), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.runs_programs
-@pytest.mark.parametrize("arguments", [["vm", "migrate", "begin", "-"], ["vm", "restore"], ["vm", "attach"], ["vm"], []])
+@pytest.mark.parametrize(
+    "arguments", [["vm", "migrate", "begin", "-"], ["vm", "restore"], ["vm", "attach"], ["vm"], []]
+)
 def test_the_entrypoint_exits_at_once(arguments: list[str]) -> None:
     assert entrypoint(*arguments) == (0, "", "")
 
@@ -253,7 +298,10 @@ def test_the_entrypoint_without_the_package(tmp_path: Path, python: str) -> None
         (tmp_path / "python3").write_text('#!/bin/sh\nexec /usr/bin/env python3 -S "$@"\n')
         (tmp_path / "python3").chmod(0o755)
     text = SCRIPT.read_text()
-    for path, stand_in in (("/etc/libvirt/cgroup-hooks.conf", "conf"), ("/usr/bin/python3", "python3")):
+    for path, stand_in in (
+        ("/etc/libvirt/cgroup-hooks.conf", "conf"),
+        ("/usr/bin/python3", "python3"),
+    ):
         assert path in text
         text = text.replace(path, str(tmp_path / stand_in))
     (tmp_path / "qemu").write_text(text)
@@ -262,17 +310,27 @@ def test_the_entrypoint_without_the_package(tmp_path: Path, python: str) -> None
 
 @pytest.mark.runs_programs
 @pytest.mark.parametrize(
-    ("end", "refused"), [("exit 0", 0), ("exit 1", 1), ("exit 3", 3), ("kill -KILL $$", 137), ("kill -SEGV $$", 139)]
+    ("end", "refused"),
+    [("exit 0", 0), ("exit 1", 1), ("exit 3", 3), ("kill -KILL $$", 137), ("kill -SEGV $$", 139)],
 )
-def test_whatever_becomes_of_the_hook_no_vm_that_runs_is_killed(tmp_path: Path, end: str, refused: int) -> None:
-    """libvirt ends a VM whose `started` or `reconnect` fails: also one whose hook the kernel killed for want of memory."""
+def test_whatever_becomes_of_the_hook_no_vm_that_runs_is_killed(
+    tmp_path: Path, end: str, refused: int
+) -> None:
+    """libvirt ends a VM whose `started` or `reconnect` fails: also one whose hook the kernel killed
+    for want of memory.
+    """
     (tmp_path / "conf").write_text(CONF)
     (tmp_path / "python3").write_text(f"#!/bin/sh\n{end}\n")
     (tmp_path / "python3").chmod(0o755)
     text = SCRIPT.read_text().replace("/etc/libvirt/cgroup-hooks.conf", str(tmp_path / "conf"))
     (tmp_path / "qemu").write_text(text.replace("/usr/bin/python3", str(tmp_path / "python3")))
-    statuses = {one: entrypoint("vm", one, "begin", "-", script=tmp_path / "qemu")[0] for one in hook.OPERATIONS}
-    assert statuses == {one: refused if one in ("prepare", "start") else 0 for one in hook.OPERATIONS}
+    statuses = {
+        one: entrypoint("vm", one, "begin", "-", script=tmp_path / "qemu")[0]
+        for one in hook.OPERATIONS
+    }
+    assert statuses == {
+        one: refused if one in ("prepare", "start") else 0 for one in hook.OPERATIONS
+    }
 
 
 @pytest.mark.runs_programs
@@ -289,4 +347,6 @@ def test_the_entrypoint_and_the_hook_know_the_same_operations(tmp_path: Path) ->
 
 
 def test_the_timeout_is_known_before_the_configuration_is() -> None:
-    assert Config({}).hook_timeout == int(next(setting.default for setting in TABLE if setting.key == "hook_timeout"))
+    assert Config({}).hook_timeout == int(
+        next(setting.default for setting in TABLE if setting.key == "hook_timeout")
+    )

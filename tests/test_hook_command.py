@@ -46,7 +46,10 @@ def tree(host: Host) -> dict[str, str]:
     """The files below /etc/libvirt/hooks, those that libvirt would run with a *."""
     top = Path(host.root + "/etc/libvirt/hooks")
     files = [path for path in sorted(top.rglob("*")) if path.is_file()]
-    return {f"{path.relative_to(top)}{'*' if os.access(path, os.X_OK) else ''}": path.read_text() for path in files}
+    return {
+        f"{path.relative_to(top)}{'*' if os.access(path, os.X_OK) else ''}": path.read_text()
+        for path in files
+    }
 
 
 # whose file
@@ -95,7 +98,10 @@ def test_again_changes_nothing(host: Host) -> None:
 
 def test_beside_another_program(host: Host) -> None:
     put(host, HOOK, VDSM)
-    assert hook.install(host, PYTHON) == [f"{HOOK} is another's and is left alone", f"installed {HOOK_D}"]
+    assert hook.install(host, PYTHON) == [
+        f"{HOOK} is another's and is left alone",
+        f"installed {HOOK_D}",
+    ]
     assert tree(host) == {"qemu*": VDSM, "qemu.d/50-cgroup-hooks*": SOURCE}
     assert hook.install(host, PYTHON) == [f"{HOOK_D} is in place"]
 
@@ -152,7 +158,10 @@ def test_an_edited_one_is_saved(host: Host) -> None:
     edited = SOURCE + "# mine\n"
     put(host, HOOK, edited)
     assert hook.state(host) == {"path": HOOK, "python": None, "edited": True, "other": None}
-    assert hook.install(host, PYTHON) == [f"saved the edited {HOOK} as {HOOK}.save", f"installed {HOOK}"]
+    assert hook.install(host, PYTHON) == [
+        f"saved the edited {HOOK} as {HOOK}.save",
+        f"installed {HOOK}",
+    ]
     assert tree(host) == {"qemu*": SOURCE, "qemu.save": edited}
 
 
@@ -160,7 +169,11 @@ def test_an_edited_one_is_saved(host: Host) -> None:
 def test_the_hook_is_run_by_the_python_that_is_recorded(host: Host, tmp_path: Path) -> None:
     """It asks for the package of that Python alone, and without it does nothing."""
     python = tmp_path / "my venv/python"
-    put(Host(), str(python), f'#!/bin/sh\n[ "$1 $2" = "-I -c" ] || exit 9\nshift 3\necho "$@" >"{tmp_path}/seen"\n')
+    put(
+        Host(),
+        str(python),
+        f'#!/bin/sh\n[ "$1 $2" = "-I -c" ] || exit 9\nshift 3\necho "$@" >"{tmp_path}/seen"\n',
+    )
     hook.install(host, str(python))
     text = Path(host.root + HOOK).read_text().replace("/etc/libvirt/cgroup-hooks.conf", "/")
     subprocess.run(["sh", "-c", text, "qemu", "-x 'y", "prepare", "begin", "-"], check=True)
@@ -169,13 +182,23 @@ def test_the_hook_is_run_by_the_python_that_is_recorded(host: Host, tmp_path: Pa
 
 @pytest.mark.runs_programs
 def test_a_python_without_the_package(tmp_path: Path) -> None:
-    python = put(Host(), str(tmp_path / "python"), "#!/bin/sh\necho Traceback >&2\necho 'No module named x' >&2\nexit 1\n")
-    with pytest.raises(Error, match=r"does not find the package .*: No module named x: install the package as root"):
+    python = put(
+        Host(),
+        str(tmp_path / "python"),
+        "#!/bin/sh\necho Traceback >&2\necho 'No module named x' >&2\nexit 1\n",
+    )
+    with pytest.raises(
+        Error, match=r"does not find the package .*: No module named x: install the package as root"
+    ):
         hook.check(Host(), str(python))
 
 
 def test_the_systems_python_goes_by_its_plain_name() -> None:
-    expected = PYTHON if sys.prefix == sys.base_prefix and os.path.samefile(sys.executable, PYTHON) else sys.executable
+    expected = (
+        PYTHON
+        if sys.prefix == sys.base_prefix and os.path.samefile(sys.executable, PYTHON)
+        else sys.executable
+    )
     assert hook.interpreter() == expected
 
 
@@ -228,7 +251,10 @@ def test_leaving_a_host_of_systemd(tmp_path: Path) -> None:
     started(host, lambda: host.starts(domain(), "/vms.slice"))
     places = {number: host.where(*number) for number in host.all_tasks()}
     assert host.read(f"{PARENT}/cpuset.cpus").strip() != everything
-    assert leave(host) == ["lifted the limits of the VM parent", "removed /run/libvirt-cgroup-hooks"]
+    assert leave(host) == [
+        "lifted the limits of the VM parent",
+        "removed /run/libvirt-cgroup-hooks",
+    ]
     assert host.read(f"{PARENT}/cpuset.cpus").strip() == everything
     assert host.read(f"{PARENT}/memory.max").strip() == "max"
     assert [name for name in host.names("/run/systemd/system.control") if name.endswith(".d")] == []
@@ -239,12 +265,17 @@ def test_leaving_a_host_of_systemd(tmp_path: Path) -> None:
 
 
 def test_leaving_where_each_vm_carries_the_fence(tmp_path: Path) -> None:
-    host = Machined(tmp_path, "unified", "reserved_host_cpus = '0'\ncgroup_layout = '/$DRIVER-$NAME'\n")
+    host = Machined(
+        tmp_path, "unified", "reserved_host_cpus = '0'\ncgroup_layout = '/$DRIVER-$NAME'\n"
+    )
     started(host, lambda: host.starts(domain(), ""))
     host.written.clear()
     leave(host)
     online = host.read("/sys/devices/system/cpu/online").strip()
-    assert f"set-property --runtime machine-qemu\\x2d3\\x2dvm.scope AllowedCPUs={online}" in host.written
+    assert (
+        f"set-property --runtime machine-qemu\\x2d3\\x2dvm.scope AllowedCPUs={online}"
+        in host.written
+    )
     assert not host.exists(state.DIRECTORY)
 
 
@@ -270,7 +301,10 @@ def test_a_cgroup_with_vms_is_opened_and_stays(tmp_path: Path) -> None:
     places = {number: host.where(*number) for number in host.all_tasks()}
     assert host.read(limits[1]).strip() != "max"
     leave(host)
-    assert [host.read(file).strip() for file in limits] == [host.read("/sys/fs/cgroup/cpuset.cpus.effective").strip(), "max"]
+    assert [host.read(file).strip() for file in limits] == [
+        host.read("/sys/fs/cgroup/cpuset.cpus.effective").strip(),
+        "max",
+    ]
     assert {number: host.where(*number) for number in host.all_tasks()} == places
 
 
@@ -298,13 +332,18 @@ def test_what_cannot_be_opened_is_told_and_the_rest_goes(tmp_path: Path) -> None
 def test_status(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     put(host, HOOK, VDSM)
     assert main(["--root", host.root, "hook", "status"]) == 0
-    assert capsys.readouterr().out == f"Hook:           not installed\nPython:         -\nAnother's:      {HOOK}\n"
+    assert (
+        capsys.readouterr().out
+        == f"Hook:           not installed\nPython:         -\nAnother's:      {HOOK}\n"
+    )
     hook.install(host, PYTHON)
     assert main(["--root", host.root, "hook", "status", "--json"]) == 0
     assert f'"path": "{HOOK_D}"' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("action", ["install", "remove"])
-def test_a_copy_of_a_host_is_only_looked_at(host: Host, action: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copy_of_a_host_is_only_looked_at(
+    host: Host, action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--root", host.root, "hook", action]) == 1
     assert capsys.readouterr().err.startswith(f"error: cannot {action} the hook below --root")

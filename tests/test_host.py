@@ -36,16 +36,24 @@ def test_read(host: Host, tmp_path: Path) -> None:
         (lambda host: host.read("/no\n"), r"cannot read /no\n: No such file or directory"),
         (lambda host: host.read("/a"), "cannot read /a: Is a directory"),
         (lambda host: host.read_optional("/a"), "cannot read /a: Is a directory"),
-        (lambda host: host.write("/a/none", "0-3"), 'cannot write "0-3" to /a/none: No such file or directory'),
+        (
+            lambda host: host.write("/a/none", "0-3"),
+            'cannot write "0-3" to /a/none: No such file or directory',
+        ),
         (lambda host: host.write("/a", "\x1b"), r'cannot write "\x1b" to /a: Is a directory'),
         (lambda host: host.make_directory("/x/y"), "cannot make /x/y: No such file or directory"),
         (lambda host: host.remove_directory("/a"), "cannot remove /a: Directory not empty"),
         (lambda host: host.replace("/x/y", "text"), "cannot write /x/y: No such file or directory"),
         (lambda host: host.remove("/a"), "cannot remove /a: Is a directory"),
-        (lambda host: host.locked("/x/y").__enter__(), "cannot lock /x/y: No such file or directory"),
+        (
+            lambda host: host.locked("/x/y").__enter__(),
+            "cannot lock /x/y: No such file or directory",
+        ),
     ],
 )
-def test_each_failure_names_the_path_and_the_value(host: Host, attempt: object, message: str) -> None:
+def test_each_failure_names_the_path_and_the_value(
+    host: Host, attempt: object, message: str
+) -> None:
     assert callable(attempt)
     with pytest.raises(Refused) as error:
         attempt(host)
@@ -103,16 +111,26 @@ def test_replace_follows_no_link_and_takes_over_no_file(host: Host, tmp_path: Pa
     """Whatever is where the new file is written first, and whatever is where it goes."""
     target, new = tmp_path / "target", tmp_path / "a/file.new"
     target.write_text("mine")
-    for put in (lambda: new.symlink_to(target), lambda: os.link(target, new), lambda: new.write_text("half")):
+    for put in (
+        lambda: new.symlink_to(target),
+        lambda: os.link(target, new),
+        lambda: new.write_text("half"),
+    ):
         put()
         host.replace("/a/file", "x")
-        assert (target.read_text(), host.read("/a/file"), host.names("/a")) == ("mine", "x", ["file"])
+        assert (target.read_text(), host.read("/a/file"), host.names("/a")) == (
+            "mine",
+            "x",
+            ["file"],
+        )
     (tmp_path / "a/link").symlink_to(target)
     host.replace("/a/link", "x")
     assert (target.read_text(), host.read("/a/link")) == ("mine", "x")
 
 
-def test_replace_that_fails_leaves_the_old_file_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replace_that_fails_leaves_the_old_file_alone(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where the file system becomes full in the middle: it takes a part first."""
     write, room = os.write, [3]
 
@@ -190,7 +208,9 @@ def test_what_counts_as_absent() -> None:
     ]
 
 
-@pytest.mark.parametrize(("root", "real"), [("/", True), ("", True), ("/copy", False), ("/copy/", False)])
+@pytest.mark.parametrize(
+    ("root", "real"), [("/", True), ("", True), ("/copy", False), ("/copy/", False)]
+)
 def test_the_root_is_this_host_or_a_copy(root: str, real: bool) -> None:
     assert Host(root).real == real
 
@@ -209,7 +229,10 @@ def test_a_copy_does_not_know_the_threads_of_this_host() -> None:
     [
         (["/bin/echo", " a b "], "a b"),
         (["/bin/cat"], ""),  # there is nothing to read
-        (["/bin/sh", "-c", "echo told >&2; echo $LC_ALL; head -c 100000 /dev/zero | wc -c"], "told\nC\n100000"),
+        (
+            ["/bin/sh", "-c", "echo told >&2; echo $LC_ALL; head -c 100000 /dev/zero | wc -c"],
+            "told\nC\n100000",
+        ),
     ],
 )
 def test_a_programs_output(host: Host, command: list[str], text: str) -> None:
@@ -222,7 +245,10 @@ def test_a_programs_output(host: Host, command: list[str], text: str) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["/bin/sh", "-c", "echo no; exit 3"], "cannot run /bin/sh -c echo no; exit 3: exit status 3: no"),
+        (
+            ["/bin/sh", "-c", "echo no; exit 3"],
+            "cannot run /bin/sh -c echo no; exit 3: exit status 3: no",
+        ),
         (["/bin/false"], "cannot run /bin/false: exit status 1: it said nothing"),
         (["/bin/none", "\n"], r"cannot run /bin/none \n: No such file or directory"),
     ],

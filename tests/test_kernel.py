@@ -25,12 +25,15 @@ ONLINE = "/sys/devices/system/cpu/online"
 
 
 def unplug(host: Kernel, number: int) -> None:
-    """As cgroup v1 does: the CPU goes from every cpuset, and what is in an empty one moves to that above."""
+    """As cgroup v1 does: the CPU goes from every cpuset, and what is in an empty one moves to that
+    above.
+    """
     gone = CpuSet([number])
     host.put(ONLINE, str(CpuSet.parse(host.get(ONLINE)) - gone))
     tree = next(one for one in host.hierarchies if one.key == "cpuset")
     for directory in sorted(
-        (one for one in [*host.cgroups(), tree.mount] if f"{one}/".startswith(f"{tree.mount}/")), reverse=True
+        (one for one in [*host.cgroups(), tree.mount] if f"{one}/".startswith(f"{tree.mount}/")),
+        reverse=True,
     ):
         left = CpuSet.parse(host.get(f"{directory}/cpuset.cpus")) - gone
         host.put(f"{directory}/cpuset.cpus", str(left))
@@ -58,7 +61,10 @@ def test_v1_gives_a_cpu_back_only_to_who_asks(tmp_path: Path, kind: str, layout:
     assert home.endswith("/vcpu1")
     unplug(host, 1)
     assert host.where(PID, VCPU1)["cpuset"] == home.rpartition("/")[0]
-    assert f"thread {VCPU1} (vcpu1): it is in cpuset {home[: -len('/vcpu1')]}, not in {home}" in problems(host, vm(host))
+    assert (
+        f"thread {VCPU1} (vcpu1): it is in cpuset {home[: -len('/vcpu1')]}, not in {home}"
+        in problems(host, vm(host))
+    )
     do(host, "reconnect", vm(host))
     assert host.where(PID, VCPU1)["cpuset"] == home
     assert reserving.cpus(host, VCPU1) == "2-3"
@@ -70,10 +76,14 @@ def test_v1_gives_a_cpu_back_only_to_who_asks(tmp_path: Path, kind: str, layout:
     assert do(host, "reconnect", vm(host)) == []
 
 
-@pytest.mark.parametrize("layouts", [("/vms/prod/$NAME", "/vms/$NAME"), ("/vms/$NAME", "/vms/prod/$NAME")])
+@pytest.mark.parametrize(
+    "layouts", [("/vms/prod/$NAME", "/vms/$NAME"), ("/vms/$NAME", "/vms/prod/$NAME")]
+)
 @pytest.mark.parametrize("kind", V1_KINDS)
 def test_a_vm_parent_above_another(tmp_path: Path, kind: str, layouts: tuple[str, str]) -> None:
-    """That of an earlier layout is fenced still, for VMs may run there; a CPU that comes back goes to it first."""
+    """That of an earlier layout is fenced still, for VMs may run there; a CPU that comes back goes
+    to it first.
+    """
     first, second = (CONF.replace("/vms/$NAME", layout) for layout in layouts)
     host = made(tmp_path, kind, first)
     do(host, "prepare", domain())
@@ -113,18 +123,28 @@ def test_exclusive_cpus_on_v1(tmp_path: Path, kind: str) -> None:
         ({"cpuset.cpus.partition": "root", "cpuset.cpus.exclusive.effective": "2-3"}, "2-3"),
         ({"cpuset.cpus.partition": "isolated", "cpuset.cpus": "3"}, "3"),  # before Linux 6.7
         ({"cpuset.cpus.partition": "root", "cpuset.cpus.exclusive.effective": "0,3"}, "3"),
-        ({"cpuset.cpus.partition": "root invalid (Cpu list in cpuset.cpus not exclusive)", "cpuset.cpus": "3"}, None),
+        (
+            {
+                "cpuset.cpus.partition": "root invalid (Cpu list in cpuset.cpus not exclusive)",
+                "cpuset.cpus": "3",
+            },
+            None,
+        ),
         ({"cpuset.cpus.partition": "member", "cpuset.cpus.exclusive.effective": "2-3"}, None),
         ({"cpuset.cpus": "2-3"}, None),
     ],
 )
 @pytest.mark.parametrize("kind", V2_KINDS)
-def test_partitions_of_others(tmp_path: Path, kind: str, files: dict[str, str], taken: str | None) -> None:
+def test_partitions_of_others(
+    tmp_path: Path, kind: str, files: dict[str, str], taken: str | None
+) -> None:
     host = running(tmp_path, kind)
     for name, text in files.items():
         host.put(f"{CG}/mine/{name}", text)
     found = conformance.taken(managers.choose(host, host.config()))
-    assert {path: str(cpus) for path, cpus in found.items()} == ({f"{CG}/mine": taken} if taken else {})
+    assert {path: str(cpus) for path, cpus in found.items()} == (
+        {f"{CG}/mine": taken} if taken else {}
+    )
 
 
 @pytest.mark.parametrize("kind", V2_KINDS)
@@ -144,7 +164,10 @@ def test_pinned_to_a_partition_of_others(tmp_path: Path, kind: str) -> None:
     host.put(f"{CG}/mine/cpuset.cpus.partition", "root")
     host.put(f"{CG}/mine/cpuset.cpus.exclusive.effective", "3")
     host.put(reserving.file(host, "cpuset.cpus.effective"), "1-2")
-    half, whole = (domain("late", f"<cputune><vcpupin vcpu='0' cpuset='{cpus}'/></cputune>") for cpus in ("2-3", "3"))
+    half, whole = (
+        domain("late", f"<cputune><vcpupin vcpu='0' cpuset='{cpus}'/></cputune>")
+        for cpus in ("2-3", "3")
+    )
     operations.plan(host, host.config(), "prepare", half)
     with pytest.raises(Refusal) as error:
         operations.plan(host, host.config(), "prepare", whole)

@@ -1,7 +1,9 @@
-"""The hook, killed after each step of each operation: what comes next brings the host right, and nothing is left.
+"""The hook, killed after each step of each operation: what comes next brings the host right, and
+nothing is left.
 
-What libvirt does then: a VM whose `prepare` or `start` is killed does not start, and gets `release`. A VM whose later
-operations are killed goes on (hooks/qemu ends well whatever becomes of its Python).
+What libvirt does then: a VM whose `prepare` or `start` is killed does not start, and gets
+`release`. A VM whose later operations are killed goes on (hooks/qemu ends well whatever becomes of
+its Python).
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Script:
         return plan(self.host, operation, vm)
 
     def hook(self, operation: str, vm: Domain, steps: int | None = None) -> bool:
-        """Whether all steps were made; with STEPS, it is killed after so many, and what is being written stays half."""
+        """Whether all steps were made; with STEPS, it is killed after so many, and what is being
+        written stays half.
+        """
         if operation in ("stopped", "release") and not state.Record.exists(self.host, vm.uuid):
             return True
         made = self.plan(operation, vm)
@@ -61,7 +65,9 @@ class Script:
         return False
 
     def live(self, uuid: str, kill: str = "", steps: int = 0) -> bool:
-        """From prepare to release, with the hook killed after STEPS of KILL; whether there were so many."""
+        """From prepare to release, with the hook killed after STEPS of KILL; whether there were so
+        many.
+        """
         vm = domain(self.name, INNER, uuid=uuid, id=3)
         through = True
         for operation in OPERATIONS:
@@ -94,7 +100,9 @@ class Script:
     def ends(self, vm: Domain) -> None:
         self.host.end_vm(vm)
         if isinstance(self.host, Machined):
-            for hierarchy in self.host.hierarchies:  # systemd removes the scope, and an empty slice in time
+            for (
+                hierarchy
+            ) in self.host.hierarchies:  # systemd removes the scope, and an empty slice in time
                 RemoveCgroup(hierarchy.directory(self.scopes)).run(self.host)
 
     def age(self) -> None:
@@ -125,10 +133,18 @@ LEFT: dict[type[Kernel], Callable[[Kernel], object]] = {
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(
     ("kind", "then"),
-    [*((kind, "another VM") for kind in KINDS), *((kind, "the same VM again") for kind in ("cgroupfs v1", "systemd v2"))],
+    [
+        *((kind, "another VM") for kind in KINDS),
+        *((kind, "the same VM again") for kind in ("cgroupfs v1", "systemd v2")),
+    ],
 )
 def test_killed_after_each_step(
-    tmp_path: Path, kind: str, operation: str, then: str, every: int, record_property: Callable[[str, object], None]
+    tmp_path: Path,
+    kind: str,
+    operation: str,
+    then: str,
+    every: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     make, recorded, conf = KINDS[kind]
     untouched = make(tmp_path / "untouched", recorded, conf)

@@ -21,13 +21,21 @@ PATHS = [
     ("/$DRIVER/prod/$ID-$NAME", "/qemu/prod", "/qemu/prod/3-vm", "/qemu/prod", "/qemu/prod/3-vm"),
     ("/vms/$UUID/$NAME", "/vms", f"/vms/{UUID}/vm", "/vms", f"/vms/{UUID}/vm"),
     ("/$NAME/vm", None, "/vm/vm", None, "/vm/vm"),
-    ("$LIBVIRTD/vms.slice/$NAME$ID", "/vms.slice", "/vms.slice/vm3", "/a/b/vms.slice", "/a/b/vms.slice/vm3"),
+    (
+        "$LIBVIRTD/vms.slice/$NAME$ID",
+        "/vms.slice",
+        "/vms.slice/vm3",
+        "/a/b/vms.slice",
+        "/a/b/vms.slice/vm3",
+    ),
     ("/my vms/$NAME", "/my vms", "/my vms/vm", "/my vms", "/my vms/vm"),
 ]
 
 
 @pytest.mark.parametrize(("text", "parent", "path", "deep_parent", "deep_path"), PATHS)
-def test_paths(text: str, parent: str | None, path: str, deep_parent: str | None, deep_path: str) -> None:
+def test_paths(
+    text: str, parent: str | None, path: str, deep_parent: str | None, deep_path: str
+) -> None:
     layout, vm = Layout(text), domain(id=3)
     assert not layout.native
     assert (layout.parent_path("/"), layout.vm_path(vm, "/")) == (parent, path)
@@ -79,13 +87,19 @@ def test_the_first_directory_of_the_vms_own(text: str, top: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", 'layout "" is neither a preset nor a path: use one of native, legacy, nested, flat, root, uuid, or begin with /'),
+        (
+            "",
+            'layout "" is neither a preset nor a path: use one of native, legacy, nested, flat, root, uuid, or begin with /',
+        ),
         ("Native", 'layout "Native" is neither a preset nor a path'),
         ("vms/$NAME", 'layout "vms/$NAME" is neither a preset nor a path'),
         ("$LIBVIRTD", 'layout "$LIBVIRTD" is neither a preset nor a path'),
         ("$LIBVIRTDx/$NAME", 'layout "$LIBVIRTDx/$NAME" is neither a preset nor a path'),
         ("$NAME", 'layout "$NAME" is neither a preset nor a path'),
-        ("/vms/$VM", 'layout "/vms/$VM" has an unknown variable: the variables are $LIBVIRTD, $DRIVER, $NAME, $UUID, $ID'),
+        (
+            "/vms/$VM",
+            'layout "/vms/$VM" has an unknown variable: the variables are $LIBVIRTD, $DRIVER, $NAME, $UUID, $ID',
+        ),
         ("/vms/$NAMEX", 'layout "/vms/$NAMEX" has an unknown variable'),
         ("/vms/$NA$DRIVERME-$UUID", 'layout "/vms/$NA$DRIVERME-$UUID" has an unknown variable'),
         ("/vms/$name", 'layout "/vms/$name" has an unknown variable'),
@@ -94,9 +108,15 @@ def test_the_first_directory_of_the_vms_own(text: str, top: str) -> None:
         ("/vms/$NAME$", 'layout "/vms/$NAME$" has an unknown variable'),
         ("/vms", 'layout "/vms" is the same for all VMs: name the VM by $NAME, $UUID or $ID'),
         ("/vms/$DRIVER", 'layout "/vms/$DRIVER" is the same for all VMs'),
-        ("/vms/$LIBVIRTD/$NAME", 'layout "/vms/$LIBVIRTD/$NAME" has $LIBVIRTD inside: $LIBVIRTD can only be the beginning'),
+        (
+            "/vms/$LIBVIRTD/$NAME",
+            'layout "/vms/$LIBVIRTD/$NAME" has $LIBVIRTD inside: $LIBVIRTD can only be the beginning',
+        ),
         ("$LIBVIRTD/$LIBVIRTD/$NAME", 'layout "$LIBVIRTD/$LIBVIRTD/$NAME" has $LIBVIRTD inside'),
-        ("/vms//$NAME", 'layout "/vms//$NAME" has an empty or impossible component: write it without "//", "." and ".."'),
+        (
+            "/vms//$NAME",
+            'layout "/vms//$NAME" has an empty or impossible component: write it without "//", "." and ".."',
+        ),
         ("/vms/$NAME/", 'layout "/vms/$NAME/" has an empty or impossible component'),
         ("//$NAME", 'layout "//$NAME" has an empty or impossible component'),
         ("/../$NAME", 'layout "/../$NAME" has an empty or impossible component'),
@@ -180,7 +200,9 @@ def test_a_component_has_at_most_255_bytes(text: str, name: str, fits: bool) -> 
 
 
 def test_an_id_that_is_not_known_yet() -> None:
-    with pytest.raises(Error, match=r"^VM a\\nb has no id yet, which its cgroup is named by: use \$UUID or \$NAME"):
+    with pytest.raises(
+        Error, match=r"^VM a\\nb has no id yet, which its cgroup is named by: use \$UUID or \$NAME"
+    ):
         Layout("/vms/$ID").vm_path(domain("a\nb"), "/")
 
 

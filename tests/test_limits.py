@@ -51,7 +51,10 @@ def test_where_memory_high_is_meanwhile(limit: int, high: int) -> None:
     assert not fits(limit, limit)
 
 
-@pytest.mark.parametrize(("used", "room"), [(0, True), (HIGH, True), (HIGH + 16 * MIB, True), (HIGH + 16 * MIB + 1, False)])
+@pytest.mark.parametrize(
+    ("used", "room"),
+    [(0, True), (HIGH, True), (HIGH + 16 * MIB, True), (HIGH + 16 * MIB + 1, False)],
+)
 def test_what_fits(used: int, room: bool) -> None:
     assert fits(GIB, used) is room
 
@@ -84,20 +87,43 @@ def v2(host: Kernel, used: int, high: str = "max") -> V2:
     ("used", "high", "limit", "steps"),
     [
         (0, "max", 4 * GIB, []),
-        (3 * GIB, "max", 5 * GIB, [f"memory.max {5 * GIB}"]),  # a grow is one write, whatever is in use
+        (
+            3 * GIB,
+            "max",
+            5 * GIB,
+            [f"memory.max {5 * GIB}"],
+        ),  # a grow is one write, whatever is in use
         (0, "max", GIB, [f"memory.max {GIB}"]),
         (GIB // 2, "max", GIB, [f"memory.max {GIB}"]),
         (GIB // 2 + 1, "max", GIB, [f"memory.high {HIGH}", f"memory.max {GIB}", "memory.high max"]),
-        (GIB // 2 + 1, str(2 * GIB), GIB, [f"memory.high {HIGH}", f"memory.max {GIB}", f"memory.high {2 * GIB}"]),
-        (GIB // 2 + 1, str(GIB // 4), GIB, [f"memory.high {GIB // 4}", f"memory.max {GIB}", f"memory.high {GIB // 4}"]),
-        (HIGH + 16 * MIB, "max", GIB, [f"memory.high {HIGH}", f"memory.max {GIB}", "memory.high max"]),
+        (
+            GIB // 2 + 1,
+            str(2 * GIB),
+            GIB,
+            [f"memory.high {HIGH}", f"memory.max {GIB}", f"memory.high {2 * GIB}"],
+        ),
+        (
+            GIB // 2 + 1,
+            str(GIB // 4),
+            GIB,
+            [f"memory.high {GIB // 4}", f"memory.max {GIB}", f"memory.high {GIB // 4}"],
+        ),
+        (
+            HIGH + 16 * MIB,
+            "max",
+            GIB,
+            [f"memory.high {HIGH}", f"memory.max {GIB}", "memory.high max"],
+        ),
     ],
 )
 def test_lowering_v2(host: Kernel, used: int, high: str, limit: int, steps: list[str]) -> None:
     v2(host, used, high)
     made = limited(host, limit)
     assert run(host, made) == [f"{CG}/vms/{step}" for step in steps]
-    assert (host.get(f"{CG}/vms/memory.max"), host.get(f"{CG}/vms/memory.high")) == (str(limit), high)
+    assert (host.get(f"{CG}/vms/memory.max"), host.get(f"{CG}/vms/memory.high")) == (
+        str(limit),
+        high,
+    )
     checks = [step for step in made.steps if isinstance(step, HaveRoom)]
     assert len(checks) == (len(steps) == 3)
     if checks:
@@ -111,7 +137,9 @@ def test_from_no_limit_at_all(host: Kernel) -> None:
     assert len(limited(host, GIB).steps) == 4
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(GIB, True), (4 * GIB - 1, True), (4 * GIB, False), (5 * GIB, False)])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(GIB, True), (4 * GIB - 1, True), (4 * GIB, False), (5 * GIB, False)]
+)
 def test_what_lowers_v2(host: Kernel, limit: int, expected: bool) -> None:
     assert lowers(v2(host, 0), f"{CG}/vms", limit) is expected
 
@@ -159,7 +187,9 @@ def test_without_room_the_limit_is_not_written(host: Kernel, cold: int) -> None:
         (0, 0, [], 0),
     ],
 )
-def test_reclaiming_on_v2(host: Kernel, used: int, cold: int, written: list[str], left: int) -> None:
+def test_reclaiming_on_v2(
+    host: Kernel, used: int, cold: int, written: list[str], left: int
+) -> None:
     tree = v2(host, used)
     host.written.clear()
     host.cold = cold
@@ -189,7 +219,9 @@ def old(tmp_path: Path) -> Kernel:
 def v1(host: Kernel, used: int, limit: str) -> V1:
     host.put(f"{CG}/memory/vms/memory.usage_in_bytes", str(used))
     host.put(f"{CG}/memory/vms/memory.limit_in_bytes", limit)
-    return V1(host, next(hierarchy for hierarchy in host.hierarchies if "memory" in hierarchy.controllers))
+    return V1(
+        host, next(hierarchy for hierarchy in host.hierarchies if "memory" in hierarchy.controllers)
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +234,9 @@ def v1(host: Kernel, used: int, limit: str) -> V1:
         (GIB, str(2 * GIB), GIB, True, True),
     ],
 )
-def test_lowering_v1(old: Kernel, used: int, present: str, limit: int, falls: bool, writes: bool) -> None:
+def test_lowering_v1(
+    old: Kernel, used: int, present: str, limit: int, falls: bool, writes: bool
+) -> None:
     tree = v1(old, used, present)
     assert lowers(tree, f"{CG}/memory/vms", limit) is falls
     made = limited(old, limit)
@@ -217,7 +251,9 @@ def test_what_the_kernel_refuses_on_v1_has_a_reason(old: Kernel) -> None:
     old.put(f"{CG}/memory/vms/memory.usage_in_bytes", str(2 * GIB))  # meanwhile
     with pytest.raises(Error) as error:
         run(old, made)
-    assert str(error.value).startswith(f"cannot limit {CG}/memory/vms to 1 GiB of memory: 2 GiB are in use: stop VMs")
+    assert str(error.value).startswith(
+        f"cannot limit {CG}/memory/vms to 1 GiB of memory: 2 GiB are in use: stop VMs"
+    )
     assert old.get(f"{CG}/memory/vms/memory.limit_in_bytes") == NO_LIMIT
     assert made.warnings == []
 
@@ -232,7 +268,9 @@ def test_another_failure_is_told_as_it_is(old: Kernel) -> None:
 
 def test_more_in_use_is_refused_on_v1_too(old: Kernel) -> None:
     v1(old, GIB + 1, NO_LIMIT)
-    with pytest.raises(Error, match=f"^cannot limit {CG}/memory/vms to 1 GiB of memory: 1.0 GiB are in use"):
+    with pytest.raises(
+        Error, match=f"^cannot limit {CG}/memory/vms to 1 GiB of memory: 1.0 GiB are in use"
+    ):
         limited(old, GIB)
 
 
@@ -249,7 +287,9 @@ def test_reclaiming_on_v1_leaves_the_limit(old: Kernel, cold: int, left: int) ->
 
 
 def calls(host: Machined) -> list[str]:
-    return [line.replace("set-property --runtime ", "") for line in do(host, "prepare", domain(id=3))]
+    return [
+        line.replace("set-property --runtime ", "") for line in do(host, "prepare", domain(id=3))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +301,9 @@ def calls(host: Machined) -> list[str]:
         (6 * GIB, str(GIB), "max", [UNIFIED_LIMIT]),  # a grow
     ],
 )
-def test_lowering_through_systemd(tmp_path: Path, used: int, present: str, high: str, expected: list[object]) -> None:
+def test_lowering_through_systemd(
+    tmp_path: Path, used: int, present: str, high: str, expected: list[object]
+) -> None:
     host = Machined(tmp_path, "unified", CONF)
     host.slice("vms.slice", memory=present, used=str(used))
     host.put(f"{CG}/vms.slice/memory.high", high)
@@ -275,7 +317,12 @@ def test_room_is_looked_for_before_systemd_is_asked(tmp_path: Path) -> None:
     host = Machined(tmp_path, "unified", CONF)
     host.slice("vms.slice", used=str(UNIFIED_LIMIT - MIB))
     made = operations.plan(host, host.config(), "prepare", domain(id=3))
-    assert [type(step).__name__ for step in made.steps][-4:] == ["Systemctl", "HaveRoom", "Systemctl", "Systemctl"]
+    assert [type(step).__name__ for step in made.steps][-4:] == [
+        "Systemctl",
+        "HaveRoom",
+        "Systemctl",
+        "Systemctl",
+    ]
     with pytest.raises(Error, match=f"^cannot limit {CG}/vms.slice to "):
         run(host, made)
     files = {name: host.get(f"{CG}/vms.slice/memory.{name}") for name in ("max", "high")}

@@ -59,7 +59,10 @@ def test_what_was_changed_is_read_again(host: Kernel, changes: dict[str, tuple[s
     ("text", "changes"),
     [
         (f"{FORMAT}\nreserved_host_cpus\t\t1\n", {"reserved_host_cpus": ("", "1")}),
-        (f"{FORMAT}\nreserved_host_cpus\t0\nreserved_host_mem\t\t{GIB}\n", {"reserved_host_mem": ("", str(GIB))}),
+        (
+            f"{FORMAT}\nreserved_host_cpus\t0\nreserved_host_mem\t\t{GIB}\n",
+            {"reserved_host_mem": ("", str(GIB))},
+        ),
         (f"{FORMAT}\nreserved_host_cpus 0 1\n", {}),
         (f"{FORMAT}\na\tb\tc\td\n", {}),
         ("libvirt-cgroup-hooks 2\nreserved_host_cpus\t0\t1\n", {}),
@@ -87,16 +90,36 @@ def test_a_value_that_cannot_be_is_an_error(host: Kernel, value: str) -> None:
 @pytest.mark.parametrize(
     ("text", "changes", "values"),
     [
-        ("reserved_host_cpus = '0'", {"reserved_host_cpus": ("0", "1")}, {"reserved_host_cpus": "1"}),
+        (
+            "reserved_host_cpus = '0'",
+            {"reserved_host_cpus": ("0", "1")},
+            {"reserved_host_cpus": "1"},
+        ),
         ("", {"reserved_host_cpus": ("", "1")}, {"reserved_host_cpus": "1"}),
         ("reserved_host_cpus = '0'", {"reserved_host_cpus": ("0", "")}, {"reserved_host_cpus": ""}),
         # edited since
-        ("reserved_host_cpus = '2'", {"reserved_host_cpus": ("0", "1")}, {"reserved_host_cpus": "2"}),
-        ("reserved_host_cpus = '2'", {"reserved_host_cpus": ("", "1")}, {"reserved_host_cpus": "2"}),
+        (
+            "reserved_host_cpus = '2'",
+            {"reserved_host_cpus": ("0", "1")},
+            {"reserved_host_cpus": "2"},
+        ),
+        (
+            "reserved_host_cpus = '2'",
+            {"reserved_host_cpus": ("", "1")},
+            {"reserved_host_cpus": "2"},
+        ),
         ("", {"reserved_host_cpus": ("0", "1")}, {}),
         # written in another way, which means the same
-        ("reserved_host_cpus = '0,1'", {"reserved_host_cpus": ("0-1", "1")}, {"reserved_host_cpus": "1"}),
-        ("reserved_host_mem = '1 GiB'", {"reserved_host_mem": (str(GIB), "")}, {"reserved_host_mem": ""}),
+        (
+            "reserved_host_cpus = '0,1'",
+            {"reserved_host_cpus": ("0-1", "1")},
+            {"reserved_host_cpus": "1"},
+        ),
+        (
+            "reserved_host_mem = '1 GiB'",
+            {"reserved_host_mem": (str(GIB), "")},
+            {"reserved_host_mem": ""},
+        ),
         # each for itself
         (
             "reserved_host_cpus = '2'\nreserved_host_mem = '10%'",
@@ -114,7 +137,9 @@ def test_a_change_holds_until_its_setting_is_edited(
 def test_what_a_change_makes_impossible_names_the_change() -> None:
     with pytest.raises(Error) as error:
         config.parse("cgroup_layout = 'root'", CONF, {"reserved_host_mem": ("", str(GIB))})
-    assert str(error.value).startswith(f'virt-cgroup reserve --live: reserved_host_mem = "{GIB}": with cgroup_layout = "root"')
+    assert str(error.value).startswith(
+        f'virt-cgroup reserve --live: reserved_host_mem = "{GIB}": with cgroup_layout = "root"'
+    )
 
 
 # the snapshot

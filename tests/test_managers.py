@@ -52,7 +52,10 @@ def test_the_manager(v2: Kernel, files: list[str], name: str) -> None:
         ({"/run/libvirtd.pid": "77"}, "self"),  # it has ended
         ({"/run/libvirtd.pid": "77", "/proc/77/cgroup": "0::/"}, "77"),
         ({"/run/virtqemud.pid": "78\n", "/proc/78/cgroup": "0::/"}, "78"),
-        ({"/run/libvirtd.pid": "x", "/run/libvirt/libvirtd.pid": "9", "/proc/9/cgroup": "0::/"}, "9"),
+        (
+            {"/run/libvirtd.pid": "x", "/run/libvirt/libvirtd.pid": "9", "/proc/9/cgroup": "0::/"},
+            "9",
+        ),
         ({"/run/libvirtd.pid": "../77", "/proc/77/cgroup": "0::/"}, "self"),
     ],
 )
@@ -67,13 +70,21 @@ def test_the_daemon(v2: Kernel, files: dict[str, str], pid: str) -> None:
     [
         *((operation, CONF, False, True) for operation in ("prepare", "started", "reconnect")),
         ("start", CONF, False, False),  # all that can be done before QEMU runs is done at prepare
-        *((operation, CONF, False, False) for operation in ("stopped", "release", "migrate", "restore", "attach", "")),
-        *((operation, "", False, False) for operation in ("prepare", "started", "reconnect", "stopped", "release")),
+        *(
+            (operation, CONF, False, False)
+            for operation in ("stopped", "release", "migrate", "restore", "attach", "")
+        ),
+        *(
+            (operation, "", False, False)
+            for operation in ("prepare", "started", "reconnect", "stopped", "release")
+        ),
         *((operation, "", True, True) for operation in ("stopped", "release")),
         *((operation, CONF, True, False) for operation in ("migrate", "restore", "attach")),
     ],
 )
-def test_whether_an_operation_concerns_us(v2: Kernel, operation: str, conf: str, known: bool, concerns: bool) -> None:
+def test_whether_an_operation_concerns_us(
+    v2: Kernel, operation: str, conf: str, known: bool, concerns: bool
+) -> None:
     v2.configure(conf)
     if known:
         v2.make_directory("/run/libvirt-cgroup-hooks")
@@ -128,7 +139,9 @@ def test_prepare_with_nothing_to_fence_only_makes_the_parent(v1: Kernel) -> None
 
 
 @pytest.mark.parametrize("layout", ["root", "uuid", "flat", "native"])
-def test_without_a_parent_only_the_place_where_libvirt_starts_vms_is_fenced(host: Kernel, layout: str) -> None:
+def test_without_a_parent_only_the_place_where_libvirt_starts_vms_is_fenced(
+    host: Kernel, layout: str
+) -> None:
     host.configure(f"reserved_host_cpus = '0'\ncgroup_layout = '{layout}'")
     do(host, "prepare", vm())
     assert {path.rpartition("/")[2] for path in host.cgroups()} == {"machine"}
@@ -155,7 +168,10 @@ def test_where_libvirt_starts_a_vm(v1: Kernel, partition: str, directory: str) -
 def test_a_parent_of_several_levels(v1: Kernel) -> None:
     v1.configure("reserved_host_cpus = '0'\ncgroup_layout = '/a/b/$NAME'")
     do(v1, "prepare", vm())
-    assert (cpus(v1, "cpuset/a"), cpus(v1, "cpuset/a/b")) == ("0-1", "1")  # the fence is on the parent alone
+    assert (cpus(v1, "cpuset/a"), cpus(v1, "cpuset/a/b")) == (
+        "0-1",
+        "1",
+    )  # the fence is on the parent alone
 
 
 @pytest.mark.parametrize(
@@ -164,7 +180,11 @@ def test_a_parent_of_several_levels(v1: Kernel) -> None:
         ("small", "/", "/qemu"),
         ("small", "/a/daemon", "/a/daemon/qemu"),
         ("unified", "/", "/qemu"),
-        ("unified", "/a/daemon", "/a/qemu"),  # the daemon's own has processes, so it can have no children there
+        (
+            "unified",
+            "/a/daemon",
+            "/a/qemu",
+        ),  # the daemon's own has processes, so it can have no children there
     ],
 )
 def test_where_the_daemon_is(tmp_path: Path, name: str, at: str, parent: str) -> None:
@@ -172,7 +192,10 @@ def test_where_the_daemon_is(tmp_path: Path, name: str, at: str, parent: str) ->
     for hierarchy in host.hierarchies:
         host.libvirt_cgroups(hierarchy, ["/a", at] if at != "/" else [])
     own = host.get("/proc/self/cgroup")
-    host.put("/proc/self/cgroup", "\n".join(line.rpartition(":")[0] + ":" + at for line in own.splitlines()))
+    host.put(
+        "/proc/self/cgroup",
+        "\n".join(line.rpartition(":")[0] + ":" + at for line in own.splitlines()),
+    )
     do(host, "prepare", vm())
     prefix = "cpuset" if name == "small" else ""
     assert cpus(host, prefix + parent) == ("1" if name == "small" else "1-3")
@@ -180,7 +203,11 @@ def test_where_the_daemon_is(tmp_path: Path, name: str, at: str, parent: str) ->
 
 def test_a_limit_below_what_is_in_use_is_refused(host: Kernel) -> None:
     do(host, "prepare", vm())
-    usage = f"{CG}/memory/vms/memory.usage_in_bytes" if host.exists(f"{CG}/memory") else f"{CG}/vms/memory.current"
+    usage = (
+        f"{CG}/memory/vms/memory.usage_in_bytes"
+        if host.exists(f"{CG}/memory")
+        else f"{CG}/vms/memory.current"
+    )
     host.put(usage, str(1700 * MIB))
     host.configure(CONF.replace("512 MiB", "90%"))
     before = host.snapshot()
@@ -188,21 +215,28 @@ def test_a_limit_below_what_is_in_use_is_refused(host: Kernel) -> None:
         do(host, "prepare", vm())
     directory = usage.rpartition("/")[0]
     assert f"cannot limit {directory} to " in str(error.value)
-    assert ": 1.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one" in str(error.value)
+    assert ": 1.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one" in str(
+        error.value
+    )
     assert host.snapshot() == before
 
 
 @pytest.mark.parametrize(
     ("inner", "outside"),
     [
-        ("<vcpu cpuset='0-1'>1</vcpu>", "emulator to 0-1 (reserved: 0), vcpu0 to 0-1 (reserved: 0)"),
+        (
+            "<vcpu cpuset='0-1'>1</vcpu>",
+            "emulator to 0-1 (reserved: 0), vcpu0 to 0-1 (reserved: 0)",
+        ),
         ("<cputune><vcpupin vcpu='0' cpuset='0'/></cputune>", "vcpu0 to 0 (reserved: 0)"),
     ],
 )
 def test_pins_outside_are_refused_or_told(host: Kernel, inner: str, outside: str) -> None:
     with pytest.raises(Refusal) as error:
         plan(host, "prepare", vm("web", inner))
-    assert str(error.value).startswith(f"VM web is pinned to reserved CPUs: {outside}: pin it within ")
+    assert str(error.value).startswith(
+        f"VM web is pinned to reserved CPUs: {outside}: pin it within "
+    )
     host.configure(CONF + "pin_conflict = 'warn'")
     made = plan(host, "prepare", vm("web", inner))
     assert made.warnings == [f"VM web is pinned to reserved CPUs: {outside}"]
@@ -211,11 +245,16 @@ def test_pins_outside_are_refused_or_told(host: Kernel, inner: str, outside: str
 
 @pytest.mark.parametrize("conflict", ["refuse", "warn"])
 def test_a_pin_to_offline_cpus_is_no_conflict_with_the_host(host: Kernel, conflict: str) -> None:
-    """The VM may have what is online of its CPUs; one that has nothing left cannot run, whatever is configured."""
+    """The VM may have what is online of its CPUs; one that has nothing left cannot run, whatever is
+    configured.
+    """
     host.put("/sys/devices/system/cpu/online", "0-2")
     host.put("/sys/devices/system/cpu/present", "0-3")
     host.configure(CONF + f"pin_conflict = '{conflict}'")
-    half, whole = (vm("web", f"<cputune><vcpupin vcpu='0' cpuset='{cpus}'/></cputune>") for cpus in ("2-3", "3"))
+    half, whole = (
+        vm("web", f"<cputune><vcpupin vcpu='0' cpuset='{cpus}'/></cputune>")
+        for cpus in ("2-3", "3")
+    )
     if host.exists(f"{CG}/cpuset"):  # v1 takes no such cpuset at all
         with pytest.raises(Refusal, match=r"vcpu0 to 2-3 \(offline: 3\)"):
             plan(host, "prepare", half)
@@ -224,7 +263,8 @@ def test_a_pin_to_offline_cpus_is_no_conflict_with_the_host(host: Kernel, confli
         assert made.steps
         assert not made.warnings
     with pytest.raises(
-        Refusal, match=r"pinned to CPUs that are offline: vcpu0 to 3 \(offline: 3\): bring them online, or pin"
+        Refusal,
+        match=r"pinned to CPUs that are offline: vcpu0 to 3 \(offline: 3\): bring them online, or pin",
     ):
         plan(host, "prepare", whole)
 
@@ -237,8 +277,14 @@ def test_a_name_that_makes_no_cgroup_is_told_before_the_vm_starts(host: Kernel) 
 @pytest.mark.parametrize(
     ("mounted", "message"),
     [
-        ("memory", "cannot keep CPUs for the host: there is no cpuset controller: mount or enable it"),
-        ("cpuset", "cannot keep memory for the host: there is no memory controller: mount or enable it"),
+        (
+            "memory",
+            "cannot keep CPUs for the host: there is no cpuset controller: mount or enable it",
+        ),
+        (
+            "cpuset",
+            "cannot keep memory for the host: there is no memory controller: mount or enable it",
+        ),
     ],
 )
 def test_a_controller_that_is_not_there(v1: Kernel, mounted: str, message: str) -> None:
@@ -268,7 +314,9 @@ def test_a_parent_that_others_made_without_controllers_on_v2(v2: Kernel) -> None
 
 
 @pytest.mark.parametrize("layout", ["legacy", "/a/b/$NAME"])
-def test_the_limit_of_a_deep_parent_covers_its_children_before_linux_5_11(v1: Kernel, layout: str) -> None:
+def test_the_limit_of_a_deep_parent_covers_its_children_before_linux_5_11(
+    v1: Kernel, layout: str
+) -> None:
     v1.configure(f"reserved_host_mem = '512 MiB'\ncgroup_layout = '{layout}'")
     do(v1, "prepare", vm())
     parent = {"legacy": "libvirt/qemu"}.get(layout, "a/b")
@@ -288,7 +336,11 @@ def fenced(host: Kernel, kept: str) -> None:
 def four(tmp_path: Path) -> Kernel:
     """As `small`, with four CPUs."""
     host = Kernel(tmp_path, "small", CONF)
-    for path in ("/sys/devices/system/cpu/online", "/sys/devices/system/cpu/present", f"{CG}/cpuset/cpuset.cpus"):
+    for path in (
+        "/sys/devices/system/cpu/online",
+        "/sys/devices/system/cpu/present",
+        f"{CG}/cpuset/cpuset.cpus",
+    ):
         host.put(path, "0-3")
     fenced(host, "0-1")
     subject = host.start_vm(vm(inner=""))

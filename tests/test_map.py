@@ -22,7 +22,19 @@ from .conftest import Command
 from .hosts import DATA, UUID
 from .mapping import BUSY, LARGE, Made, pins
 
-EVIL = ["a\u009b1m", "\u202egnp.exe", "<script>", "&amp;", "']]>\"", "\\x1b", "x" * 200, "💩" * 50, "..", "-x", " "]
+EVIL = [
+    "a\u009b1m",
+    "\u202egnp.exe",
+    "<script>",
+    "&amp;",
+    "']]>\"",
+    "\\x1b",
+    "x" * 200,
+    "💩" * 50,
+    "..",
+    "-x",
+    " ",
+]
 
 
 @pytest.fixture
@@ -46,7 +58,10 @@ def large(root: Path, vms: int = 20) -> Made:
     """64 CPUs, of which the host keeps 4, and VMs without pins."""
     made = Made(root, LARGE, conf="reserved_host_cpus = 4")
     for number in range(vms):
-        made.start(f"web{number:02}", dict.fromkeys(("emulator", "vcpu0", "vcpu1"), "1-15,17-31,33-47,49-63"))
+        made.start(
+            f"web{number:02}",
+            dict.fromkeys(("emulator", "vcpu0", "vcpu1"), "1-15,17-31,33-47,49-63"),
+        )
     return made
 
 
@@ -95,7 +110,9 @@ def test_a_small_host_without_reservation_or_vms(command: Command) -> None:
 
 
 def test_offline_cpus_and_pins_that_do_not_hold(command: Command, tmp_path: Path) -> None:
-    """The kernel takes offline CPUs out of their node. A pin is cut by the fence, and by what is offline."""
+    """The kernel takes offline CPUs out of their node. A pin is cut by the fence, and by what is
+    offline.
+    """
     made = Made(tmp_path, [["0", "1", "2"]], offline="3", conf="reserved_host_cpus = '0'")
     made.start("vm", {"emulator": "1-2", "vcpu0": "2", "vcpu1": "2"}, pins(vcpu0="0-3", vcpu1="2"))
     assert picture(command, tmp_path)[3:] == [
@@ -126,7 +143,9 @@ def test_a_thread_that_has_ended_meanwhile(command: Command, tmp_path: Path) -> 
     made = Made(tmp_path, [["0"], ["1"]])
     made.start("vm", {"emulator": "0-1", "vcpu0": "0"})
     (tmp_path / "proc/1100/task/1101/status").unlink()
-    assert [line for line in picture(command, tmp_path) if "vcpu" in line] == ["          vcpu0    .      | ."]
+    assert [line for line in picture(command, tmp_path) if "vcpu" in line] == [
+        "          vcpu0    .      | ."
+    ]
 
 
 def test_a_node_with_memory_only(command: Command, tmp_path: Path) -> None:
@@ -139,7 +158,10 @@ def test_large_host_with_twenty_vms(command: Command, tmp_path: Path) -> None:
     large(tmp_path)
     lines = picture(command, tmp_path)
     assert max(map(len, lines)) <= 80
-    assert [line.strip() for line in lines if line.strip().startswith("node")] == ["node 0", "node 1"]
+    assert [line.strip() for line in lines if line.strip().startswith("node")] == [
+        "node 0",
+        "node 1",
+    ]
     assert [line for line in lines if line.startswith(" web07")] == [
         " web07    all threads -- oo oo oo oo oo oo oo oo oo oo oo oo oo oo oo",
         " web07    all threads -- oo oo oo oo oo oo oo oo oo oo oo oo oo oo oo",
@@ -148,8 +170,14 @@ def test_large_host_with_twenty_vms(command: Command, tmp_path: Path) -> None:
 
 
 def test_a_group_is_left_out_where_it_may_not_run(command: Command, tmp_path: Path) -> None:
-    large(tmp_path, 0).start("db", {"emulator": "1-15", "vcpu0": "17", "vcpu1": "17"}, pins(vcpu0="17", vcpu1="17"))
-    rows = [line.split()[:2] for line in picture(command, tmp_path) if "emulator" in line or "vcpu" in line]
+    large(tmp_path, 0).start(
+        "db", {"emulator": "1-15", "vcpu0": "17", "vcpu1": "17"}, pins(vcpu0="17", vcpu1="17")
+    )
+    rows = [
+        line.split()[:2]
+        for line in picture(command, tmp_path)
+        if "emulator" in line or "vcpu" in line
+    ]
     assert rows == [["db", "emulator"], ["db", "vcpu0-1"]]
 
 
@@ -168,7 +196,9 @@ def test_a_group_is_left_out_where_it_may_not_run(command: Command, tmp_path: Pa
 def test_wrapping(tmp_path: Path, columns: int, nodes: list[str]) -> None:
     large(tmp_path, 1)
     lines = drawn(tmp_path, columns).splitlines()
-    assert [" ".join(line.replace("|", "").split()) for line in lines if re.match(r" +node", line)] == nodes
+    assert [
+        " ".join(line.replace("|", "").split()) for line in lines if re.match(r" +node", line)
+    ] == nodes
     assert columns < 40 or max(len(line) for line in lines if line.startswith(" web")) <= columns
 
 
@@ -202,13 +232,17 @@ def test_names(tmp_path: Path, name: str, encoding: str, shown: str) -> None:
     Made(tmp_path, [["0", "1"]]).start("vm", {"emulator": "0"})
     found = model.read(Host(str(tmp_path)), load(Host(str(tmp_path)), []))
     found = replace(found, vms=(replace(found.vms[0], name=name),))
-    rows = [line for line in text.draw(found, 80, encoding, False).splitlines() if "emulator" in line]
+    rows = [
+        line for line in text.draw(found, 80, encoding, False).splitlines() if "emulator" in line
+    ]
     assert rows == [f" {shown} emulator o ."]
 
 
 @pytest.mark.parametrize("name", EVIL)
 @pytest.mark.parametrize("form", [(), ("--json",), ("--svg", "-")])
-def test_no_control_character_comes_out(command: Command, tmp_path: Path, name: str, form: Sequence[str]) -> None:
+def test_no_control_character_comes_out(
+    command: Command, tmp_path: Path, name: str, form: Sequence[str]
+) -> None:
     Made(tmp_path, [["0", "1"]]).start(name, {"emulator": "0", "vcpu0": "1"})
     status, out, err = command(tmp_path, *form)
     assert (status, err) == (0, "")
@@ -223,8 +257,16 @@ def test_no_control_character_comes_out(command: Command, tmp_path: Path, name: 
         ({"emulator": "0"}, {}, ["emulator"]),
         ({"emulator": "0", "vcpu0": "0", "iothread1": "0"}, {}, ["all threads"]),
         ({"emulator": "0", "vcpu0": "0"}, {"vcpu0": "0"}, ["emulator", "vcpu0"]),
-        ({"emulator": "0", "vcpu0": "1", "vcpu1": "1", "vcpu2": "0", "vcpu3": "1"}, {}, ["emulator", "vcpu0-1,3", "vcpu2"]),
-        ({"emulator": "0", "iothread2": "1", "iothread1": "1", "vcpu0": "1"}, {}, ["emulator", "vcpu0", "iothread1-2"]),
+        (
+            {"emulator": "0", "vcpu0": "1", "vcpu1": "1", "vcpu2": "0", "vcpu3": "1"},
+            {},
+            ["emulator", "vcpu0-1,3", "vcpu2"],
+        ),
+        (
+            {"emulator": "0", "iothread2": "1", "iothread1": "1", "vcpu0": "1"},
+            {},
+            ["emulator", "vcpu0", "iothread1-2"],
+        ),
         ({"emulator": "0", "vcpu10": "1", "vcpu9": "0-1"}, {}, ["emulator", "vcpu9", "vcpu10"]),
         (
             {"emulator": "0-1", **{f"vcpu{n}": "01"[n % 2] for n in range(20)}},
@@ -238,7 +280,11 @@ def test_groups_that_are_alike_share_a_row(
 ) -> None:
     Made(tmp_path, [["0", "1"]]).start("vm", groups, pins(**pinned))
     lines = drawn(tmp_path).splitlines()
-    found = [" ".join(line[10:].split()[:-2]) for line in lines if re.search(r"emulator|vcpu|iothread|threads", line)]
+    found = [
+        " ".join(line[10:].split()[:-2])
+        for line in lines
+        if re.search(r"emulator|vcpu|iothread|threads", line)
+    ]
     assert found == labels
 
 
@@ -262,7 +308,9 @@ def test_colour_only_repeats_what_the_characters_say() -> None:
         (False, {"TERM": "xterm"}, False),
     ],
 )
-def test_colour(monkeypatch: pytest.MonkeyPatch, terminal: bool, environment: dict[str, str], colour: bool) -> None:
+def test_colour(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, environment: dict[str, str], colour: bool
+) -> None:
     out = io.StringIO()
     monkeypatch.setattr(out, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr(sys, "stdout", out)
@@ -305,7 +353,12 @@ def test_json(command: Command) -> None:
             {"group": "iothread1", "threads": 1, "cpus": "5", "pinned": "5"},
         ],
     }
-    assert domains["old"]["groups"][0] == {"group": "emulator", "threads": 1, "cpus": "0-15", "pinned": None}
+    assert domains["old"]["groups"][0] == {
+        "group": "emulator",
+        "threads": 1,
+        "cpus": "0-15",
+        "pinned": None,
+    }
 
 
 # the command line
@@ -338,9 +391,13 @@ def test_a_bad_configuration(command: Command, tmp_path: Path) -> None:
     Made(tmp_path, [["0", "1"]], conf="reserved_host_cpus = '9'")
     status, out, err = command(tmp_path)
     assert (status, out) == (1, "")
-    assert err.startswith('error: /etc/libvirt/cgroup-hooks.conf:1: reserved_host_cpus = "9": this host has no CPU 9')
+    assert err.startswith(
+        'error: /etc/libvirt/cgroup-hooks.conf:1: reserved_host_cpus = "9": this host has no CPU 9'
+    )
 
 
 def test_a_warning_is_told(command: Command, tmp_path: Path) -> None:
     Made(tmp_path, [["0", "1"]], conf="on_error = 'warn'\non_error = 'refuse'")
-    assert command(tmp_path)[2].startswith("warning: /etc/libvirt/cgroup-hooks.conf:2: on_error is set in line 1")
+    assert command(tmp_path)[2].startswith(
+        "warning: /etc/libvirt/cgroup-hooks.conf:2: on_error is set in line 1"
+    )

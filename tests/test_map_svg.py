@@ -49,7 +49,9 @@ def test_svg_tells_the_same_as_the_text(command: Command) -> None:
         ("database vcpu0-1: may run on 6,14, pinned to 6,14", ["neither", "pinned"]),
     ]
     assert rows[-1] == ("old all threads: may run on 0-15", ["trespass", "allowed"])
-    numbers = [element.text for element in found.iter(f"{SVG}text") if element.get("class") == "number"]
+    numbers = [
+        element.text for element in found.iter(f"{SVG}text") if element.get("class") == "number"
+    ]
     assert sorted(map(int, filter(None, numbers))) == list(range(16))
     kept = [element for element in found.iter(f"{SVG}rect") if element.get("class") == "kept"]
     assert len(kept) == 4 + 1  # and in the legend
@@ -74,20 +76,41 @@ def test_svg_stands_alone(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["<script>alert(1)</script>", "&lt;", "]]>", '"onload="x', "\u202egnp.exe", "💩漢字", "x" * 200]
+    "name",
+    [
+        "<script>alert(1)</script>",
+        "&lt;",
+        "]]>",
+        '"onload="x',
+        "\u202egnp.exe",
+        "💩漢字",
+        "x" * 200,
+    ],
 )
 def test_names_in_svg_are_text(command: Command, tmp_path: Path, name: str) -> None:
     Made(tmp_path, [["0", "1"]]).start(name.replace("/", "|"), {"emulator": "0"})
     found = svg(command, tmp_path)
     name = name.replace("/", "|").replace("\u202e", "\\u202e")
     assert f"{name} emulator: may run on 0." in str(found.findtext(f"{SVG}desc"))
-    labels = [str(element.text) for element in found.iter(f"{SVG}text") if element.get("clip-path") == "url(#names)"]
+    labels = [
+        str(element.text)
+        for element in found.iter(f"{SVG}text")
+        if element.get("clip-path") == "url(#names)"
+    ]
     assert labels == [model.cut(name, 24)]
 
 
-@pytest.mark.parametrize("nodes", [LARGE, [["0"]], [["0"], ["1"]], [[str(cpu) for cpu in range(300)]], [["0,1"], []]])
-def test_svg_keeps_within_its_frame(command: Command, tmp_path: Path, nodes: list[list[str]]) -> None:
-    made = Made(tmp_path, nodes, conf="reserved_host_cpus = '0'\npin_conflict = 'warn'" if nodes != [["0"]] else "")
+@pytest.mark.parametrize(
+    "nodes", [LARGE, [["0"]], [["0"], ["1"]], [[str(cpu) for cpu in range(300)]], [["0,1"], []]]
+)
+def test_svg_keeps_within_its_frame(
+    command: Command, tmp_path: Path, nodes: list[list[str]]
+) -> None:
+    made = Made(
+        tmp_path,
+        nodes,
+        conf="reserved_host_cpus = '0'\npin_conflict = 'warn'" if nodes != [["0"]] else "",
+    )
     made.start("x" * 99, {"emulator": "0", "vcpu0": "0"}, pins(vcpu0="0-1"))
     found = svg(command, tmp_path)
     right, bottom = (float(str(found.get(key))) for key in ("width", "height"))
@@ -151,7 +174,9 @@ def test_a_pipe_is_not_replaced(command: Command, tmp_path: Path) -> None:
         ("a\nb/c", "No such file or directory"),
     ],
 )
-def test_a_path_that_cannot_be_written(command: Command, tmp_path: Path, path: str, message: str) -> None:
+def test_a_path_that_cannot_be_written(
+    command: Command, tmp_path: Path, path: str, message: str
+) -> None:
     (tmp_path / "file").write_text("")
     shown = f"{tmp_path}/{path}".replace("\n", "\\n")
     assert command(BUSY, "--svg", f"{tmp_path}/{path}") == (

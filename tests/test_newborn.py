@@ -1,4 +1,6 @@
-"""libvirt makes cpusets as copies of what is above them while a v1 cpuset is changed: at any moment, none in the way."""
+"""libvirt makes cpusets as copies of what is above them while a v1 cpuset is changed: at any
+moment, none in the way.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ FILE = "cpuset.cpus"
 
 
 class Busy(Kernel):
-    """Between two writes of ours, at READ, somebody reads the parent's CPUs, and at MADE gives them to a new cpuset."""
+    """Between two writes of ours, at READ, somebody reads the parent's CPUs, and at MADE gives them
+    to a new cpuset.
+    """
 
     def __init__(self, root: Path, read: int, made: int) -> None:
         super().__init__(root, "small")
@@ -31,7 +35,9 @@ class Busy(Kernel):
         self.count += 1
         if self.count == self.moments["read"]:
             self.copied = self.get(f"{TOP}/{FILE}")
-        if self.count == self.moments["made"] and CpuSet.parse(self.copied) <= CpuSet.parse(self.get(f"{TOP}/{FILE}")):
+        if self.count == self.moments["made"] and CpuSet.parse(self.copied) <= CpuSet.parse(
+            self.get(f"{TOP}/{FILE}")
+        ):
             for child in (f"{TOP}/new", f"{TOP}/new/emulator"):
                 self.cpuset(child, self.copied)
 
@@ -73,7 +79,10 @@ def test_a_newborn_follows(tmp_path: Path, before: str, after: str) -> None:
     for read, made in MOMENTS:
         host = busy(tmp_path / f"{read}-{made}", before, read, made)
         change(host, after).run(host)
-        follows = all_cpus(host) == {after} or (before, after) == ("1", "0-1")  # one that has less may stay
+        follows = all_cpus(host) == {after} or (before, after) == (
+            "1",
+            "0-1",
+        )  # one that has less may stay
         assert follows, (read, made)
         seen += host.exists(f"{TOP}/new")
     assert seen > 5

@@ -40,7 +40,9 @@ def test_its_sets_are_inside_the_fence(tmp_path: Path, kind: str, conf: str) -> 
 
 def test_its_own_parent_is_fenced_too(tmp_path: Path, kind: str) -> None:
     host = reserving.made(tmp_path, kind, CPUS)
-    reserving.start(host, own(layout="/machine/$NAME" if "cgroupfs" in kind else "native"), "native")
+    reserving.start(
+        host, own(layout="/machine/$NAME" if "cgroupfs" in kind else "native"), "native"
+    )
     assert reserving.cpus(host) == "1-3"
     Change(host, {"reserved_host_cpus": "0-1"}, live=True, config=False).run()
     assert reserving.cpus(host) == "2-3"
@@ -51,13 +53,17 @@ def test_one_outside_the_memory_limit_is_refused(tmp_path: Path, kind: str, layo
     host = reserving.made(tmp_path, kind, CONF)
     with pytest.raises(Refusal) as error:
         operations.plan(host, host.config(), "prepare", domain(inner=own(layout=layout)))
-    assert str(error.value).startswith(f'VM vm has layout = "{layout}" in its metadata, and reserved_host_mem limits what is ')
+    assert str(error.value).startswith(
+        f'VM vm has layout = "{layout}" in its metadata, and reserved_host_mem limits what is '
+    )
 
 
 def test_one_below_the_memory_limit_is_not(tmp_path: Path, kind: str) -> None:
     host = reserving.made(tmp_path, kind, CONF)
     for layout in ("/vms/$UUID", "/vms/prod/$NAME"):
-        assert operations.plan(host, host.config(), "prepare", domain(inner=own(layout=layout))).steps
+        assert operations.plan(
+            host, host.config(), "prepare", domain(inner=own(layout=layout))
+        ).steps
 
 
 def test_the_parents_of_earlier_layouts_stay_fenced(tmp_path: Path, kind: str) -> None:

@@ -28,7 +28,9 @@ def places(host: Kernel, subject: Domain, pid: int = 4200100) -> dict[str, set[s
     found: dict[str, set[str]] = {}
     for tid, group in names.items():
         where = host.where(pid, tid)
-        found.setdefault(group, set()).update(path for key, path in where.items() if key in ("", "cpu", "cpuset"))
+        found.setdefault(group, set()).update(
+            path for key, path in where.items() if key in ("", "cpu", "cpuset")
+        )
     return found
 
 
@@ -41,14 +43,22 @@ def test_every_thread_is_in_its_group(host: Kernel) -> None:
     do(host, "started", subject)
     assert places(host, subject) == {group: {f"/vms/qemu-vm/{group}"} for group in GROUPS}
     helper = host.where(4200150, 4200150)
-    assert all(helper[key] == "/vms/qemu-vm/emulator" for key in ("", "cpu", "cpuset") if key in helper)
+    assert all(
+        helper[key] == "/vms/qemu-vm/emulator" for key in ("", "cpu", "cpuset") if key in helper
+    )
     for pid in (4200100, 4200150):
         assert host.where(pid, pid).get("memory", "/vms/qemu-vm") == "/vms/qemu-vm"
-        assert host.where(pid, pid).get("devices", "/machine/qemu-3-vm.libvirt-qemu").startswith("/machine/")
+        assert (
+            host.where(pid, pid)
+            .get("devices", "/machine/qemu-3-vm.libvirt-qemu")
+            .startswith("/machine/")
+        )
 
 
 def test_the_order_on_v1(v1: Kernel) -> None:
-    """Each cpuset has its memory nodes and CPUs before a process comes; the whole process first, then its threads."""
+    """Each cpuset has its memory nodes and CPUs before a process comes; the whole process first,
+    then its threads.
+    """
     do(v1, "prepare", vm())
     subject = v1.start_vm(vm(inner="<vcpu>1</vcpu>"), "<vcpu>1</vcpu>")
     assert [line for line in do(v1, "started", subject) if "/cpuset/" in line] == [
@@ -73,7 +83,10 @@ def test_the_text_of_a_plan_for_a_running_vm(v1: Kernel) -> None:
     assert lines[0].endswith(f" /run/libvirt-cgroup-hooks/vms/{UUID}")  # before anything is made
     assert [line for line in lines if "/cpu/" in line] == [
         f"make {CG}/cpu/vms/qemu-vm",
-        *(f"make {CG}/cpu/vms/qemu-vm/{group}" for group in ("emulator", "iothread1", "vcpu0", "vcpu1")),
+        *(
+            f"make {CG}/cpu/vms/qemu-vm/{group}"
+            for group in ("emulator", "iothread1", "vcpu0", "vcpu1")
+        ),
         *(
             f'write "{value}" to {CG}/cpu/vms/qemu-vm{group}/cpu.{name}'
             for group in ("", "/emulator", "/iothread1", "/vcpu0", "/vcpu1")
@@ -104,10 +117,18 @@ def test_tuning_goes_along(host: Kernel) -> None:
     subject = host.start_vm(vm(), INNER + "<memtune/>")
     shared = not host.exists(f"{CG}/memory")
     base = "machine/qemu-3-vm.libvirt-qemu"
-    old, new = (f"{CG}/{base}", f"{CG}/vms/qemu-vm") if shared else (f"{CG}/cpu/{base}", f"{CG}/cpu/vms/qemu-vm")
-    memory_old, memory_new = (old, new) if shared else (f"{CG}/memory/{base}", f"{CG}/memory/vms/qemu-vm")
+    old, new = (
+        (f"{CG}/{base}", f"{CG}/vms/qemu-vm")
+        if shared
+        else (f"{CG}/cpu/{base}", f"{CG}/cpu/vms/qemu-vm")
+    )
+    memory_old, memory_new = (
+        (old, new) if shared else (f"{CG}/memory/{base}", f"{CG}/memory/vms/qemu-vm")
+    )
     weight, quota, limit = (
-        ("cpu.weight", "cpu.max", "memory.max") if shared else ("cpu.shares", "cpu.cfs_quota_us", "memory.limit_in_bytes")
+        ("cpu.weight", "cpu.max", "memory.max")
+        if shared
+        else ("cpu.shares", "cpu.cfs_quota_us", "memory.limit_in_bytes")
     )
     host.write(f"{old}/{weight}", "512")
     host.write(f"{old}/vcpu1/{quota}", "50000 100000" if shared else "50000")
@@ -132,12 +153,19 @@ def test_a_hybrid_hosts_v2_hierarchy_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_pins_hold_and_lie_within_the_fence(v2: Kernel) -> None:
     v2.configure(CONF + "emulator_cpus = '0-1'\nvcpu_cpus = '2-3'\npin_conflict = 'warn'")
-    inner = "<vcpu>2</vcpu><iothreads>1</iothreads><cputune><vcpupin vcpu='1' cpuset='0,3'/></cputune>"
+    inner = (
+        "<vcpu>2</vcpu><iothreads>1</iothreads><cputune><vcpupin vcpu='1' cpuset='0,3'/></cputune>"
+    )
     do(v2, "prepare", vm(inner=inner))
     subject = v2.start_vm(vm(inner=inner), inner)
     do(v2, "started", subject)
     groups = {group: cpus(v2, f"vms/qemu-vm/{group}") for group in GROUPS}
-    assert groups == {"emulator": "1", "vcpu0": "2-3", "vcpu1": "3", "iothread1": ""}  # "" is all that the VM has
+    assert groups == {
+        "emulator": "1",
+        "vcpu0": "2-3",
+        "vcpu1": "3",
+        "iothread1": "",
+    }  # "" is all that the VM has
     assert str(v2.affinity(4200111)) == "3"
 
 
@@ -161,10 +189,14 @@ def test_a_vcpu_that_comes_later_gets_its_group_at_the_next_reconnect(host: Kern
     subject = host.start_vm(vm(inner="<vcpu>1</vcpu>"), "<vcpu>1</vcpu>")
     do(host, "started", subject)
     status = host.get("/run/libvirt/qemu/vm.xml")
-    host.put("/run/libvirt/qemu/vm.xml", status.replace("<vcpus>", "<vcpus><vcpu id='5' pid='4200115'/>"))
+    host.put(
+        "/run/libvirt/qemu/vm.xml", status.replace("<vcpus>", "<vcpus><vcpu id='5' pid='4200115'/>")
+    )
     host.start_thread(4200100, 4200115, "CPU 5/KVM", host.where(4200100, 4200100))
     do(host, "reconnect", subject)
-    assert {path for path in host.where(4200100, 4200115).values() if path.startswith("/vms/")} >= {"/vms/qemu-vm/vcpu5"}
+    assert {path for path in host.where(4200100, 4200115).values() if path.startswith("/vms/")} >= {
+        "/vms/qemu-vm/vcpu5"
+    }
 
 
 def test_a_thread_that_ends_meanwhile_is_no_failure(host: Kernel) -> None:
@@ -173,7 +205,9 @@ def test_a_thread_that_ends_meanwhile_is_no_failure(host: Kernel) -> None:
     made = plan(host, "started", subject)
     shutil.rmtree(f"{host.root}/proc/4200100/task/4200121")
     run(host, made)
-    assert places(host, vm(inner="<vcpu>2</vcpu>")) == {group: {f"/vms/qemu-vm/{group}"} for group in GROUPS[:3]}
+    assert places(host, vm(inner="<vcpu>2</vcpu>")) == {
+        group: {f"/vms/qemu-vm/{group}"} for group in GROUPS[:3]
+    }
 
 
 @pytest.mark.parametrize("kind", ["small", "unified"])
@@ -197,9 +231,19 @@ def test_thread_numbers_below_that_of_the_process(host: Kernel) -> None:
     do(host, "prepare", vm())
     subject = host.start_vm(vm(), INNER)
     base = "/machine/qemu-3-vm.libvirt-qemu"
-    host.start_thread(4200100, 4200099, "CPU 0/KVM", {h.key: f"{base}/vcpu0" if splits(h) else base for h in host.hierarchies})
-    host.put("/run/libvirt/qemu/vm.xml", host.get("/run/libvirt/qemu/vm.xml").replace("4200110", "4200099"))
-    top, weight = ("", "cpu.weight") if host.exists(f"{CG}/cgroup.controllers") else ("/cpu", "cpu.shares")
+    host.start_thread(
+        4200100,
+        4200099,
+        "CPU 0/KVM",
+        {h.key: f"{base}/vcpu0" if splits(h) else base for h in host.hierarchies},
+    )
+    host.put(
+        "/run/libvirt/qemu/vm.xml",
+        host.get("/run/libvirt/qemu/vm.xml").replace("4200110", "4200099"),
+    )
+    top, weight = (
+        ("", "cpu.weight") if host.exists(f"{CG}/cgroup.controllers") else ("/cpu", "cpu.shares")
+    )
     host.write(f"{CG}{top}{base}/{weight}", "512")
     do(host, "started", subject)
     assert host.where(4200100, 4200099)[top.strip("/")] == "/vms/qemu-vm/vcpu0"
@@ -253,7 +297,9 @@ def test_native_moves_nothing(host: Kernel) -> None:
     assert cpus(host, top) == ("1" if top != "machine" else "1-3")
 
 
-@pytest.mark.parametrize(("layout", "path"), [("root", "qemu-vm"), ("flat", "qemu-vm"), ("uuid", f"qemu-{UUID}")])
+@pytest.mark.parametrize(
+    ("layout", "path"), [("root", "qemu-vm"), ("flat", "qemu-vm"), ("uuid", f"qemu-{UUID}")]
+)
 def test_without_a_parent_each_vm_carries_the_fence(host: Kernel, layout: str, path: str) -> None:
     host.configure(f"reserved_host_cpus = '0'\ncgroup_layout = '{layout}'")
     do(host, "prepare", vm())

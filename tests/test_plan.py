@@ -38,7 +38,10 @@ def host(tmp_path: Path) -> Host:
 def tree(host: Host) -> dict[str, str | None]:
     """Each path below the root: a file's text, None for a directory."""
     root = Path(host.root)
-    return {str(p.relative_to(root)): p.read_text() if p.is_file() else None for p in sorted(root.rglob("*"))}
+    return {
+        str(p.relative_to(root)): p.read_text() if p.is_file() else None
+        for p in sorted(root.rglob("*"))
+    }
 
 
 BACK = [Move("process", 7, "/g/old", []), Move("thread", 8, "/g/old/t", [])]
@@ -60,7 +63,11 @@ BACK = [Move("process", 7, "/g/old", []), Move("thread", 8, "/g/old/t", [])]
             "move process 7 to /g/procs",
             "move process 7 to /g/old, move thread 8 to /g/old/t",
         ),
-        (Pin(8, CpuSet([1, 2]), CpuSet([0])), "set the CPUs of thread 8 to 1-2", "set the CPUs of thread 8 to 0"),
+        (
+            Pin(8, CpuSet([1, 2]), CpuSet([0])),
+            "set the CPUs of thread 8 to 1-2",
+            "set the CPUs of thread 8 to 0",
+        ),
         (Replace("/run/x", "new", None), "save /run/x", "remove /run/x"),
         (Replace("/run/x", "new", "old"), "save /run/x", "save /run/x"),
         (Remove("/run/x", "old"), "remove /run/x", "save /run/x"),
@@ -108,7 +115,9 @@ def test_a_cgroup_in_use_stays_where_others_may_use_it(host: Host) -> None:
         RemoveCgroup("/g").run(host)
 
 
-def test_a_cgroup_with_processes_is_tried_again_and_then_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cgroup_with_processes_is_tried_again_and_then_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(RemoveCgroup, "PAUSE", 0)
     host = Kernel(tmp_path, "unified")
     host.make_directory("/sys/fs/cgroup/vm")
@@ -148,7 +157,11 @@ class Noted(Step):
     """Notes what is done with it."""
 
     def __init__(
-        self, name: str, notes: list[str], fails: bool = False, undo: Callable[[], Step | None] | None = None
+        self,
+        name: str,
+        notes: list[str],
+        fails: bool = False,
+        undo: Callable[[], Step | None] | None = None,
     ) -> None:
         self.name, self.notes, self.fails, self._undo = name, notes, fails, undo
 
@@ -180,7 +193,9 @@ def test_a_plan_is_the_text_of_its_steps(host: Host) -> None:
 
 def test_a_failure_half_way_is_undone_in_reverse(host: Host) -> None:
     notes: list[str] = []
-    plan = planned(Noted("a", notes), Noted("b", notes), Noted("c", notes, fails=True), Noted("d", notes))
+    plan = planned(
+        Noted("a", notes), Noted("b", notes), Noted("c", notes, fails=True), Noted("d", notes)
+    )
     with pytest.raises(Error, match=r"^c failed$"):
         plan.run(host)
     assert notes == ["a", "b", "c", "undo c", "undo b", "undo a"]
@@ -253,7 +268,9 @@ class Busy(Step):
         (False, 1, None),  # cleaning up: others wait for the lock
     ],
 )
-def test_what_is_busy_is_planned_anew(host: Host, transaction: bool, times: int, made: int | None) -> None:
+def test_what_is_busy_is_planned_anew(
+    host: Host, transaction: bool, times: int, made: int | None
+) -> None:
     step, plans = Busy(times), []
 
     def make() -> Plan:

@@ -10,14 +10,38 @@ from .operations import INNER, do, plan, vm
 HOST = Kernel
 
 
-NAMES = ["web", "a b", "..", ".", "-x", "a'b\"c\\d", "💩", "x" * 200, "_x", "tasks", "$ID", "cpu.max"]
+NAMES = [
+    "web",
+    "a b",
+    "..",
+    ".",
+    "-x",
+    "a'b\"c\\d",
+    "💩",
+    "x" * 200,
+    "_x",
+    "tasks",
+    "$ID",
+    "cpu.max",
+]
 
 
 @pytest.mark.parametrize(
     ("layout", "name"),
     [
         *(("/vms/$NAME", name) for name in NAMES),
-        *((layout, "a b") for layout in ("legacy", "nested", "flat", "root", "uuid", "/vms/$NAME/$UUID", "/a/b/$UUID")),
+        *(
+            (layout, "a b")
+            for layout in (
+                "legacy",
+                "nested",
+                "flat",
+                "root",
+                "uuid",
+                "/vms/$NAME/$UUID",
+                "/a/b/$UUID",
+            )
+        ),
     ],
 )
 def test_nothing_is_left_behind(host: Kernel, layout: str, name: str) -> None:
@@ -32,12 +56,17 @@ def test_nothing_is_left_behind(host: Kernel, layout: str, name: str) -> None:
     assert [path for path in host.cgroups() if not path.endswith("/machine")] == []
     assert host.names("/run/libvirt-cgroup-hooks/vms") == []
     after = host.snapshot("run/")
-    assert {path: text for path, text in after.items() if "/machine/" not in path and "subtree_control" not in path} == {
-        path: text for path, text in before.items() if "subtree_control" not in path
-    }
+    assert {
+        path: text
+        for path, text in after.items()
+        if "/machine/" not in path and "subtree_control" not in path
+    } == {path: text for path, text in before.items() if "subtree_control" not in path}
 
 
-@pytest.mark.parametrize("operations", [["stopped", "release"], ["release"], ["stopped", "stopped", "release", "release"]])
+@pytest.mark.parametrize(
+    "operations",
+    [["stopped", "release"], ["release"], ["stopped", "stopped", "release", "release"]],
+)
 def test_also_when_started_never_came(host: Kernel, operations: list[str]) -> None:
     before = host.cgroups()
     do(host, "prepare", vm())
@@ -95,4 +124,7 @@ def test_a_group_that_others_made_keeps_its_limits(host: Kernel) -> None:
     assert {path for path in before if before[path] != during[path]} > set()
     do(host, "release", vm())
     after = host.snapshot("run/")
-    assert {path: after[path].replace("-1", NO_LIMIT) if "limit_in" in path else after[path] for path in after} == before
+    assert {
+        path: after[path].replace("-1", NO_LIMIT) if "limit_in" in path else after[path]
+        for path in after
+    } == before

@@ -1,4 +1,6 @@
-"""Changing the reservation at run time, on every kind of host: what is checked, and what has changed afterwards."""
+"""Changing the reservation at run time, on every kind of host: what is checked, and what has
+changed afterwards.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,9 @@ def test_one_change_after_another(host: Kernel, kind: str) -> None:
     change(host, "live", cpus="0-1").run()
     change(host, "live", mem="1 GiB").run()
     assert set(snapshot.Live(host).changes) == {"reserved_host_cpus", "reserved_host_mem"}
-    change(host, "live config", cpus="0-2").run()  # the file and what is in force agree on CPUs again
+    change(
+        host, "live config", cpus="0-2"
+    ).run()  # the file and what is in force agree on CPUs again
     assert set(snapshot.Live(host).changes) == {"reserved_host_mem"}
     assert (reserving.cpus(host), says(host, "limit")) == ("3", str(total(kind) - GIB))
     host.configure(conf(host).replace("512 MiB", "600 MiB"))  # the edit counts
@@ -107,11 +111,24 @@ def test_one_change_after_another(host: Kernel, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kept", "left"),
-    [("0,2", "1,3"), ("0-2", "3"), ("3", "0-2"), ("2-3", "0-1"), ("1", "0,2-3"), (2, "2-3"), ("auto", "1-3"), (None, "0-3")],
+    [
+        ("0,2", "1,3"),
+        ("0-2", "3"),
+        ("3", "0-2"),
+        ("2-3", "0-1"),
+        ("1", "0,2-3"),
+        (2, "2-3"),
+        ("auto", "1-3"),
+        (None, "0-3"),
+    ],
 )
 @pytest.mark.parametrize("layout", ["/vms/$NAME", "native", "root"])
-def test_cpus_in_every_layout(tmp_path: Path, kind: str, layout: str, kept: Value | None, left: str) -> None:
-    """Within one plan each cpuset lies within its parent after every write: else the kernel refuses it."""
+def test_cpus_in_every_layout(
+    tmp_path: Path, kind: str, layout: str, kept: Value | None, left: str
+) -> None:
+    """Within one plan each cpuset lies within its parent after every write: else the kernel refuses
+    it.
+    """
     text = f"reserved_host_cpus = '0-1'\ncgroup_layout = '{layout}'\n"
     host = reserving.made(tmp_path, kind, text)
     start(host, layout=layout)
@@ -200,7 +217,9 @@ def test_pins_outside_by_force(tmp_path: Path, kind: str) -> None:
     ],
 )
 @pytest.mark.parametrize("how", ["live", "config", "live config"])
-def test_what_cannot_be_is_not_written(host: Kernel, wanted: dict[str, Value], message: str, how: str) -> None:
+def test_what_cannot_be_is_not_written(
+    host: Kernel, wanted: dict[str, Value], message: str, how: str
+) -> None:
     before = states(host)
     with pytest.raises(Error) as error:
         change(host, how, False, **wanted).run()
@@ -212,7 +231,9 @@ def test_memory_in_a_layout_without_a_parent(tmp_path: Path, kind: str) -> None:
     host = reserving.made(tmp_path, kind, "cgroup_layout = 'root'\n")
     before = states(host)
     for how in ("live", "config"):
-        with pytest.raises(Error, match='with cgroup_layout = "root" no cgroup holds the VMs and nothing else'):
+        with pytest.raises(
+            Error, match='with cgroup_layout = "root" no cgroup holds the VMs and nothing else'
+        ):
             change(host, how, mem="1 GiB").run()
     assert states(host) == before
 
@@ -233,7 +254,10 @@ def test_a_file_that_is_not_there_is_the_sample(tmp_path: Path, kind: str) -> No
     host = reserving.made(tmp_path, kind, None)
     change(host, "config", cpus=1, mem="10%").run()
     assert '\n#reserved_host_cpus = "0-1"\nreserved_host_cpus = 1\n' in conf(host)
-    assert config.parse(conf(host)).values == {"reserved_host_cpus": "count 1", "reserved_host_mem": "10%"}
+    assert config.parse(conf(host)).values == {
+        "reserved_host_cpus": "count 1",
+        "reserved_host_mem": "10%",
+    }
     lines = [line for line in conf(host).splitlines() if not line.startswith("reserved")]
     assert lines == settings.sample().splitlines()
     assert os.stat(host.root + PATH).st_mode & 0o777 == 0o644
@@ -280,7 +304,11 @@ def test_the_largest_vms_are_named(tmp_path: Path) -> None:
         host.make_directory(f"/sys/fs/cgroup{path}")
         host.put(f"/sys/fs/cgroup{path}/memory.current", str(number * 100 * MIB))
         host.start_thread(pid, pid, "qemu", {"": path})
-        copy = text.replace("vcpu", "x").replace(f"pid='{PID}'", f"pid='{pid}'").replace(">vm<", f">v\x9b{number}<", 1)
+        copy = (
+            text.replace("vcpu", "x")
+            .replace(f"pid='{PID}'", f"pid='{pid}'")
+            .replace(">vm<", f">v\x9b{number}<", 1)
+        )
         host.put(f"/run/libvirt/qemu/vm{number}.xml", copy)
     host.put(file(host, "used"), str(3 * GIB))
     with pytest.raises(Error) as error:

@@ -1,4 +1,6 @@
-"""A change of the reservation is made whole or not at all: whatever fails, and whenever somebody interrupts it."""
+"""A change of the reservation is made whole or not at all: whatever fails, and whenever somebody
+interrupts it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from .reserving import CONF, GIB, INNER, KINDS, file, says, states, use
 
 
 class Frail(Kernel):
-    """Fails once: at the call after COUNTDOWN others that change something, before it is done or after."""
+    """Fails once: at the call after COUNTDOWN others that change something, before it is done or
+    after.
+    """
 
     countdown = -1
     after = False
@@ -74,7 +78,9 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def frail(root: Path, kind: str, conf: str = CONF, inner: str = INNER, layout: str = "/vms/$NAME") -> Frail:
+def frail(
+    root: Path, kind: str, conf: str = CONF, inner: str = INNER, layout: str = "/vms/$NAME"
+) -> Frail:
     parent, name = KINDS[kind]
     host: Frail = (FrailMachined if parent is Machined else Frail)(root, name, conf)
     reserving.prepared(host)
@@ -83,7 +89,9 @@ def frail(root: Path, kind: str, conf: str = CONF, inner: str = INNER, layout: s
 
 
 def every(host: Frail, change: Change, wait: float = 0) -> int:
-    """How many calls were made to fail, one at a time; all files are as before after each. CHANGE succeeds in the end."""
+    """How many calls were made to fail, one at a time; all files are as before after each. CHANGE
+    succeeds in the end.
+    """
     before, calls = states(host), 0
     while True:
         host.countdown = calls
@@ -107,7 +115,9 @@ FAILURES = [Error("the test wants it"), KeyboardInterrupt()]
 @pytest.mark.parametrize("failure", FAILURES, ids=["error", "interrupt"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("cpus", ["0-1", "3", "0,2-3"])
-def test_every_step(tmp_path: Path, kind: str, failure: BaseException, after: bool, cpus: str) -> None:
+def test_every_step(
+    tmp_path: Path, kind: str, failure: BaseException, after: bool, cpus: str
+) -> None:
     host = frail(tmp_path, kind)
     small = kind.endswith("v1")
     use(host, 800 * MIB if small else 5 * GIB)  # so much that the limit takes some care
@@ -122,7 +132,12 @@ def test_every_step(tmp_path: Path, kind: str, failure: BaseException, after: bo
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("layout", ["native", "root"])
 def test_every_step_in_other_layouts(tmp_path: Path, kind: str, after: bool, layout: str) -> None:
-    host = frail(tmp_path, kind, f"reserved_host_cpus = '0'\ncgroup_layout = '{layout}'\nvcpu_cpus = '0-2'\n", layout=layout)
+    host = frail(
+        tmp_path,
+        kind,
+        f"reserved_host_cpus = '0'\ncgroup_layout = '{layout}'\nvcpu_cpus = '0-2'\n",
+        layout=layout,
+    )
     host.after = after
     assert every(host, Change(host, {"reserved_host_cpus": "0,3"}, live=True, config=True)) >= 3
     assert every(host, Change(host, {"reserved_host_cpus": None}, live=True, config=False)) >= 2
@@ -134,7 +149,10 @@ def test_every_step_in_other_layouts(tmp_path: Path, kind: str, after: bool, lay
 def test_every_step_of_force(tmp_path: Path, kind: str, after: bool) -> None:
     host = frail(tmp_path, kind, inner=f"{INNER}<cputune><vcpupin vcpu='1' cpuset='1'/></cputune>")
     host.after = after
-    assert every(host, Change(host, {"reserved_host_cpus": "0-1"}, live=True, config=True, force=True)) >= 3
+    assert (
+        every(host, Change(host, {"reserved_host_cpus": "0-1"}, live=True, config=True, force=True))
+        >= 3
+    )
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -160,12 +178,16 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("failure", FAILURES, ids=["error", "interrupt"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_every_step_of_a_change_that_waits(tmp_path: Path, kind: str, failure: BaseException, after: bool) -> None:
+def test_every_step_of_a_change_that_waits(
+    tmp_path: Path, kind: str, failure: BaseException, after: bool
+) -> None:
     host = frail(tmp_path, kind)
     small = kind.endswith("v1")
     host.failure, host.after = failure, after
     used = (1100 if small else 6000) * MIB
-    change = Change(host, {"reserved_host_mem": "1 GiB" if small else "2 GiB"}, live=True, config=True)
+    change = Change(
+        host, {"reserved_host_mem": "1 GiB" if small else "2 GiB"}, live=True, config=True
+    )
     before, calls = None, 0
     while host.countdown < 0:
         host.countdown, host.cold, host.at_once = -1, 512 * MIB, 150 * MIB

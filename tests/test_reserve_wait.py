@@ -1,4 +1,6 @@
-"""--wait: memory is reclaimed from VMs that have too much of it, and what kept them from more is taken back."""
+"""--wait: memory is reclaimed from VMs that have too much of it, and what kept them from more is
+taken back.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def host(tmp_path: Path, request: pytest.FixtureRequest) -> Kernel:
 
 
 def change(host: Kernel, limit: int) -> Change:
-    return Change(host, {"reserved_host_mem": f"{(total(host) - limit) // 1024} KiB"}, live=True, config=False)
+    return Change(
+        host, {"reserved_host_mem": f"{(total(host) - limit) // 1024} KiB"}, live=True, config=False
+    )
 
 
 def high(host: Kernel) -> str:
@@ -91,7 +95,9 @@ def test_killed_in_the_middle(tmp_path: Path, kind: str, before: str) -> None:
     host = reserving.running(tmp_path, kind)
     host.put(file(host, "memory.high"), before)
     use(host, 1200 * MIB)
-    config = snapshot.compiled(host, reserving.CONF, {"reserved_host_mem": (str(512 * MIB), str(total(host) - GIB))}, [])
+    config = snapshot.compiled(
+        host, reserving.CONF, {"reserved_host_mem": (str(512 * MIB), str(total(host) - GIB))}, []
+    )
     plan = Plan("press")
     limits.press(plan, managers.choose(host, config))
     run(host, plan)

@@ -1,4 +1,6 @@
-"""Each setting: what it takes, in which canonical text it is kept, and what it says to anything else."""
+"""Each setting: what it takes, in which canonical text it is kept, and what it says to anything
+else.
+"""
 
 from __future__ import annotations
 
@@ -71,18 +73,42 @@ ONE_OF = 'the value has to be "refuse" or "warn": put it in quotes'
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("reserved_host_cpus", 0, "the count of CPUs has to be 1 or more: to reserve none, remove the line"),
+        (
+            "reserved_host_cpus",
+            0,
+            "the count of CPUs has to be 1 or more: to reserve none, remove the line",
+        ),
         ("reserved_host_cpus", -1, "the count of CPUs has to be 1 or more"),
-        ("reserved_host_cpus", ["0"], 'the value has to be a string or a count: write "0-1", 2 or "auto"'),
-        ("reserved_host_cpus", "", "the CPU list is empty: name at least one CPU, or remove the line"),
+        (
+            "reserved_host_cpus",
+            ["0"],
+            'the value has to be a string or a count: write "0-1", 2 or "auto"',
+        ),
+        (
+            "reserved_host_cpus",
+            "",
+            "the CPU list is empty: name at least one CPU, or remove the line",
+        ),
         ("reserved_host_cpus", "1,^1", "the CPU list is empty"),
         ("reserved_host_cpus", "Auto", f'"Auto" is not a CPU list: {LIST}'),
         ("reserved_host_cpus", "10%", f'"10%" is not a CPU list: {LIST}'),
-        ("reserved_host_mem", 4, 'an amount of memory needs a unit: write "4 GiB", "4 MiB" or "4%"'),
-        ("reserved_host_mem", "4", 'an amount of memory needs a unit: write "4 GiB", "4 MiB" or "4%"'),
+        (
+            "reserved_host_mem",
+            4,
+            'an amount of memory needs a unit: write "4 GiB", "4 MiB" or "4%"',
+        ),
+        (
+            "reserved_host_mem",
+            "4",
+            'an amount of memory needs a unit: write "4 GiB", "4 MiB" or "4%"',
+        ),
         ("reserved_host_mem", "4096 ", "an amount of memory needs a unit"),
         ("reserved_host_mem", ["4 GiB"], "the value has to be a string: put it in quotes"),
-        ("reserved_host_mem", "", '"" is not an amount of memory: write "4 GiB", "512 MiB", "10%" or "auto"'),
+        (
+            "reserved_host_mem",
+            "",
+            '"" is not an amount of memory: write "4 GiB", "512 MiB", "10%" or "auto"',
+        ),
         ("reserved_host_mem", "4 gib", '"4 gib" is not an amount of memory'),
         ("reserved_host_mem", "4 GiB 2 MiB", '"4 GiB 2 MiB" is not an amount of memory'),
         ("reserved_host_mem", "1.5 GiB", '"1.5 GiB" is not an amount of memory'),
@@ -94,7 +120,11 @@ ONE_OF = 'the value has to be "refuse" or "warn": put it in quotes'
         ("reserved_host_mem", "1%%", '"1%%" is not an amount of memory'),
         ("reserved_host_mem", "٤ GiB", '"٤ GiB" is not an amount of memory'),
         ("reserved_host_mem", "9" * 16 + " B", '"9999999999999999 B" is not an amount of memory'),
-        ("reserved_host_mem", "0 GiB", "the amount of memory is zero: to reserve none, remove the line"),
+        (
+            "reserved_host_mem",
+            "0 GiB",
+            "the amount of memory is zero: to reserve none, remove the line",
+        ),
         ("reserved_host_mem", "0%", '"0%" of memory cannot be kept: write 1% to 99%'),
         ("reserved_host_mem", "100%", '"100%" of memory cannot be kept'),
         ("cgroup_layout", 1, "the value has to be a string: put it in quotes"),
@@ -109,7 +139,11 @@ ONE_OF = 'the value has to be "refuse" or "warn": put it in quotes'
         ("memory_admission", 2, "the value has to be 0 or 1: write it without quotes"),
         ("memory_admission", "1", "the value has to be 0 or 1: write it without quotes"),
         ("memory_admission", [1], "the value has to be 0 or 1"),
-        ("hook_timeout", 0, "the value has to be a number of seconds from 1 to 600: write it without quotes"),
+        (
+            "hook_timeout",
+            0,
+            "the value has to be a number of seconds from 1 to 600: write it without quotes",
+        ),
         ("hook_timeout", 601, "the value has to be a number of seconds from 1 to 600"),
         ("hook_timeout", "10", "the value has to be a number of seconds from 1 to 600"),
         ("hook_timeout", [10], "the value has to be a number of seconds from 1 to 600"),
@@ -157,7 +191,10 @@ def test_the_keys_of_the_table() -> None:
 
 def uncommented(sample: str) -> str:
     """`#key = value` is a setting that is off; `# text` is prose."""
-    return "\n".join(line[1:] if line[:1] == "#" and line[1:2].isalpha() else line for line in sample.splitlines())
+    return "\n".join(
+        line[1:] if line[:1] == "#" and line[1:2].isalpha() else line
+        for line in sample.splitlines()
+    )
 
 
 def test_the_sample_sets_nothing() -> None:
@@ -176,7 +213,9 @@ def test_the_sample_is_accepted_with_all_settings_on() -> None:
     assert parsed.warnings == []
 
 
-@pytest.mark.parametrize("key", "cgroup_layout pin_conflict memory_admission hook_timeout on_error".split())
+@pytest.mark.parametrize(
+    "key", "cgroup_layout pin_conflict memory_admission hook_timeout on_error".split()
+)
 def test_the_sample_shows_the_default_where_there_is_one(key: str) -> None:
     assert config.parse(uncommented(settings.sample())).values[key] == TABLE[key].default
 

@@ -1,4 +1,6 @@
-"""What is remembered between runs of the hook: when the snapshot holds, and that records say what was saved."""
+"""What is remembered between runs of the hook: when the snapshot holds, and that records say what
+was saved.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,14 @@ def test_no_file_is_no_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "\n\n", "# prose\n#hook_timeout = 5\n", "hook_timeout = 5\n", "cgroup_layout = 'native'\n"]
+    "text",
+    [
+        "",
+        "\n\n",
+        "# prose\n#hook_timeout = 5\n",
+        "hook_timeout = 5\n",
+        "cgroup_layout = 'native'\n",
+    ],
 )
 def test_nothing_is_written_where_nothing_is_configured(host: Kernel, text: str) -> None:
     host.configure(text)
@@ -61,7 +70,9 @@ def test_the_snapshot_says_the_same(host: Kernel) -> None:
 def tampered(host: Kernel) -> None:
     """A snapshot that says 7 seconds, so that one sees where it is used."""
     load(host)
-    host.replace(snapshot.SNAPSHOT, host.read(snapshot.SNAPSHOT).replace("hook_timeout 3", "hook_timeout 7"))
+    host.replace(
+        snapshot.SNAPSHOT, host.read(snapshot.SNAPSHOT).replace("hook_timeout 3", "hook_timeout 7")
+    )
 
 
 def test_the_snapshot_is_used_while_nothing_changes(host: Kernel) -> None:
@@ -183,7 +194,10 @@ def test_a_file_that_is_being_written_is_no_record(host: Kernel) -> None:
 
 def test_what_we_keep_is_roots(host: Kernel) -> None:
     load(host)
-    modes = {path: os.stat(host.root + path).st_mode & 0o777 for path in (state.DIRECTORY, state.VMS, snapshot.SNAPSHOT)}
+    modes = {
+        path: os.stat(host.root + path).st_mode & 0o777
+        for path in (state.DIRECTORY, state.VMS, snapshot.SNAPSHOT)
+    }
     assert modes == {state.DIRECTORY: 0o755, state.VMS: 0o700, snapshot.SNAPSHOT: 0o600}
 
 

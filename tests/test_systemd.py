@@ -1,4 +1,6 @@
-"""What is asked of systemd at prepare where it owns cgroups and machined makes VMs' scopes, v1 and v2."""
+"""What is asked of systemd at prepare where it owns cgroups and machined makes VMs' scopes, v1 and
+v2.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def test_prepare_v1(v1: Machined) -> None:
 def test_prepare_is_idempotent(host: Machined) -> None:
     do(host, "prepare", vm())
     assert lines(host, "prepare", vm()) == []
-    assert lines(host, "prepare", vm("other", uuid=OTHER)) == [f"save /run/libvirt-cgroup-hooks/vms/{OTHER}"]
+    assert lines(host, "prepare", vm("other", uuid=OTHER)) == [
+        f"save /run/libvirt-cgroup-hooks/vms/{OTHER}"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,10 @@ def test_without_a_parent_there_is_no_property(host: Machined, template: str) ->
         ("", []),
         ("reserved_host_cpus = '0,2'\n", ["AllowedCPUs=1,3"]),
         ("reserved_host_mem = '512 MiB'\n", [f"MemoryMax={UNIFIED_LIMIT}"]),
-        ("reserved_host_mem = '512 MiB'\nreserved_host_cpus = '3'\n", ["AllowedCPUs=0-2", f"MemoryMax={UNIFIED_LIMIT}"]),
+        (
+            "reserved_host_mem = '512 MiB'\nreserved_host_cpus = '3'\n",
+            ["AllowedCPUs=0-2", f"MemoryMax={UNIFIED_LIMIT}"],
+        ),
     ],
 )
 def test_the_text_of_properties(v2: Machined, conf: str, properties: list[str]) -> None:
@@ -129,17 +136,24 @@ def test_the_bus_is_asked_only_for_what_the_kernel_does_not_say(
     v2: Machined, cpus: str, memory: str, needed: list[str]
 ) -> None:
     v2.slice("vms.slice", cpus, memory)
-    v2.put("/run/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "AllowedCPUs=1-3")  # the kernel's word counts
+    v2.put(
+        "/run/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "AllowedCPUs=1-3"
+    )  # the kernel's word counts
     assert calls(v2, vm()) == ([" ".join(["vms.slice", *needed])] if needed else [])
 
 
-@pytest.mark.parametrize(("memory", "needed"), [(str(SMALL_LIMIT), []), (NO_LIMIT, [f"vms.slice MemoryMax={SMALL_LIMIT}"])])
+@pytest.mark.parametrize(
+    ("memory", "needed"),
+    [(str(SMALL_LIMIT), []), (NO_LIMIT, [f"vms.slice MemoryMax={SMALL_LIMIT}"])],
+)
 def test_the_same_on_v1(v1: Machined, memory: str, needed: list[str]) -> None:
     v1.slice("vms.slice", memory=memory)
     assert calls(v1, vm()) == needed
 
 
-@pytest.mark.parametrize("directory", ["/run/systemd/system.control", "/etc/systemd/system.control"])
+@pytest.mark.parametrize(
+    "directory", ["/run/systemd/system.control", "/etc/systemd/system.control"]
+)
 @pytest.mark.parametrize(
     ("text", "needed"),
     [
@@ -161,10 +175,16 @@ def test_while_there_is_no_cgroup_what_systemd_was_told_counts(
 
 
 def test_the_order_of_systemds_directories(v2: Machined) -> None:
-    """A drop-in in /etc/systemd/system.control hides the one of the same name in /run (systemd.unit(5))."""
+    """A drop-in in /etc/systemd/system.control hides the one of the same name in /run
+    (systemd.unit(5)).
+    """
     layout(v2, "/vms/$NAME", CPUS)
-    v2.put("/run/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "[Slice]\nAllowedCPUs=1-3")
-    v2.put("/etc/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "[Slice]\nAllowedCPUs=0-1")
+    v2.put(
+        "/run/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "[Slice]\nAllowedCPUs=1-3"
+    )
+    v2.put(
+        "/etc/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "[Slice]\nAllowedCPUs=0-1"
+    )
     assert calls(v2, vm()) == ["vms.slice AllowedCPUs=1-3"]
 
 
@@ -175,7 +195,9 @@ def test_a_limit_below_what_is_in_use_is_refused(host: Machined) -> None:
         do(host, "prepare", vm())
     directory = f"{CG}/memory/vms.slice" if host.version == 1 else f"{CG}/vms.slice"
     assert str(error.value).startswith(f"cannot limit {directory} to ")
-    assert str(error.value).endswith(": 7.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one")
+    assert str(error.value).endswith(
+        ": 7.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one"
+    )
     assert host.snapshot() == before
 
 
@@ -204,7 +226,10 @@ def test_also_one_that_was_not_limited(v2: Machined) -> None:
     with pytest.raises(Error, match="none"):
         run(v2, made)
     assert made.warnings == []
-    assert [v2.get(f"{CG}/vms.slice/{name}") for name in ("cpuset.cpus", "memory.max")] == ["0-3", "max"]
+    assert [v2.get(f"{CG}/vms.slice/{name}") for name in ("cpuset.cpus", "memory.max")] == [
+        "0-3",
+        "max",
+    ]
 
 
 # a reservation that is taken back
@@ -216,7 +241,10 @@ def test_what_is_taken_back_is_cleared_by_the_full_list(v2: Machined, there: boo
         v2.slice("vms.slice")
     do(v2, "prepare", vm())
     layout(v2, "/vms/$DRIVER-$NAME")
-    assert calls(v2, vm("other", uuid=OTHER)) == ["vms.slice AllowedCPUs=0-3", "vms.slice MemoryMax=infinity"]
+    assert calls(v2, vm("other", uuid=OTHER)) == [
+        "vms.slice AllowedCPUs=0-3",
+        "vms.slice MemoryMax=infinity",
+    ]
     assert not v2.exists(state.SHARED)
     assert calls(v2, vm("third", uuid=OTHER.replace("0", "1"))) == []
 
@@ -255,14 +283,19 @@ def test_the_parent_of_an_earlier_layout_stays_fenced(v2: Machined) -> None:
     layout(v2, "/other/$NAME", CPUS)
     assert calls(v2, vm("other", uuid=OTHER)) == ["other.slice AllowedCPUs=1-3"]
     layout(v2, "/other/$NAME", "reserved_host_cpus = '0,2'\n")
-    assert sorted(calls(v2, vm("other", uuid=OTHER))) == ["other.slice AllowedCPUs=1,3", "vms.slice AllowedCPUs=1,3"]
+    assert sorted(calls(v2, vm("other", uuid=OTHER))) == [
+        "other.slice AllowedCPUs=1,3",
+        "vms.slice AllowedCPUs=1,3",
+    ]
     v2.remove_directory(f"{CG}/vms.slice")
     assert calls(v2, vm("other", uuid=OTHER)) == ["vms.slice AllowedCPUs=0-3"]
 
 
 def test_nothing_is_cleared_that_is_not_in_effect(v2: Machined) -> None:
     v2.make_directory("/run/libvirt-cgroup-hooks")
-    v2.put(state.SHARED, f"{state.LIMITS_FORMAT}\nlimit cpus 0-3 /vms.slice\nlimit memory - /vms.slice")
+    v2.put(
+        state.SHARED, f"{state.LIMITS_FORMAT}\nlimit cpus 0-3 /vms.slice\nlimit memory - /vms.slice"
+    )
     layout(v2, "/other/$NAME")
     assert lines(v2, "prepare", vm()) == [f"save {RECORD}", f"remove {state.SHARED}"]
 
@@ -273,7 +306,11 @@ def test_nothing_is_cleared_that_is_not_in_effect(v2: Machined) -> None:
 def test_drop_ins_of_no_vms_record_are_swept(host: Machined) -> None:
     started(host, vm("other", number=4, uuid=OTHER))
     stray = f"{UNITS}/machine-qemu\\x2d9\\x2dgone.scope.d"
-    for path in (f"{stray}/{DROP_IN}", f"{UNITS}/others.scope.d/50-x.conf", f"{UNITS}/vms.slice.d/{DROP_IN}"):
+    for path in (
+        f"{stray}/{DROP_IN}",
+        f"{UNITS}/others.scope.d/50-x.conf",
+        f"{UNITS}/vms.slice.d/{DROP_IN}",
+    ):
         host.put(path, "[Scope]")
     made = lines(host, "prepare", vm())
     assert [line for line in made if UNITS in line] == [
@@ -281,7 +318,12 @@ def test_drop_ins_of_no_vms_record_are_swept(host: Machined) -> None:
         f"remove {stray} if it is empty",
     ]
     do(host, "prepare", vm())
-    assert host.names(UNITS) == [".keep", r"machine-qemu\x2d4\x2dother.scope.d", "others.scope.d", "vms.slice.d"]
+    assert host.names(UNITS) == [
+        ".keep",
+        r"machine-qemu\x2d4\x2dother.scope.d",
+        "others.scope.d",
+        "vms.slice.d",
+    ]
 
 
 def test_also_beside_a_vm_that_has_no_drop_in(host: Machined) -> None:
@@ -294,7 +336,9 @@ def test_what_an_earlier_run_left_goes_once(host: Machined) -> None:
     layout(host, "/vms/$UUID", CPUS)
     started(host, vm(number=2))
     old = f"{UNITS}/machine-qemu\\x2d2\\x2dvm.scope.d"
-    assert [line for line in lines(host, "prepare", vm()) if "systemctl" in line or UNITS in line] == [
+    assert [
+        line for line in lines(host, "prepare", vm()) if "systemctl" in line or UNITS in line
+    ] == [
         f"remove {old}/{DROP_IN}",
         f"remove {old} if it is empty",
         f"systemctl stop --no-block vms-{U}.slice",

@@ -1,4 +1,6 @@
-"""The scopes of VMs, where systemd owns cgroups and machined makes them, v1 and v2, from start to release."""
+"""The scopes of VMs, where systemd owns cgroups and machined makes them, v1 and v2, from start to
+release.
+"""
 
 from __future__ import annotations
 
@@ -65,13 +67,36 @@ def test_start(host: Machined) -> None:
         ("flat", "vm", SCOPE, "system.slice", False, True),
         ("root", "vm", SCOPE, "-.slice", False, True),
         ("uuid", "vm", SCOPE, rf"qemu\x2d{U}.slice", True, True),
-        ("/vms/prod/$NAME", "a b", r"machine-qemu\x2d3\x2dab.scope", "vms-prod.slice", False, False),
-        ("/vms/$DRIVER-$UUID", "💩", r"machine-qemu\x2d3.scope", rf"vms-qemu\x2d{U}.slice", True, False),
-        ("/$NAME/$UUID", "ü-1", r"machine-qemu\x2d3\x2d1.scope", rf"\xc3\xbc\x2d1-{U}.slice", True, True),
+        (
+            "/vms/prod/$NAME",
+            "a b",
+            r"machine-qemu\x2d3\x2dab.scope",
+            "vms-prod.slice",
+            False,
+            False,
+        ),
+        (
+            "/vms/$DRIVER-$UUID",
+            "💩",
+            r"machine-qemu\x2d3.scope",
+            rf"vms-qemu\x2d{U}.slice",
+            True,
+            False,
+        ),
+        (
+            "/$NAME/$UUID",
+            "ü-1",
+            r"machine-qemu\x2d3\x2d1.scope",
+            rf"\xc3\xbc\x2d1-{U}.slice",
+            True,
+            True,
+        ),
         ("/vms/$ID/$NAME", "x", r"machine-qemu\x2d3\x2dx.scope", "vms-3-x.slice", True, False),
     ],
 )
-def test_drop_ins(v2: Machined, template: str, name: str, scope: str, unit: str, own: bool, carries: bool) -> None:
+def test_drop_ins(
+    v2: Machined, template: str, name: str, scope: str, unit: str, own: bool, carries: bool
+) -> None:
     layout(v2, template, CPUS)
     v2.make_directory(state.DIRECTORY)
     v2.make_directory(state.VMS)
@@ -93,7 +118,9 @@ def test_without_a_reservation_the_vm_carries_none(v2: Machined, template: str) 
     ("template", "directory"),
     [("root", ""), ("flat", "/system.slice"), ("uuid", rf"/qemu\x2d{U}.slice")],
 )
-def test_on_v1_the_scope_has_its_cpuset_before_libvirt_makes_it(v1: Machined, template: str, directory: str) -> None:
+def test_on_v1_the_scope_has_its_cpuset_before_libvirt_makes_it(
+    v1: Machined, template: str, directory: str
+) -> None:
     layout(v1, template, CPUS)
     do(v1, "prepare", vm())
     made = do(v1, "start", vm(number=3))
@@ -109,11 +136,16 @@ def test_native_steers_nothing_and_removes_what_would(host: Machined) -> None:
     do(host, "prepare", vm())
     assert lines(host, "start", vm(number=3)) == []
     host.put(FILE, "[Scope]\nSlice=vms.slice")
-    assert lines(host, "start", vm(number=3)) == [f"remove {FILE}", f"remove {UNITS}/{SCOPE}.d if it is empty"]
+    assert lines(host, "start", vm(number=3)) == [
+        f"remove {FILE}",
+        f"remove {UNITS}/{SCOPE}.d if it is empty",
+    ]
 
 
 def test_start_without_an_id(host: Machined) -> None:
-    with pytest.raises(Error, match=r"^VM vm has no id yet, which its scope is named by: start it first$"):
+    with pytest.raises(
+        Error, match=r"^VM vm has no id yet, which its scope is named by: start it first$"
+    ):
         plan(host, "start", vm())
 
 
@@ -145,7 +177,9 @@ def test_a_failed_start_leaves_no_drop_in(v2: Machined) -> None:
 )
 @pytest.mark.parametrize("groups", [True, False])
 @pytest.mark.parametrize("operation", ["started", "reconnect"])
-def test_where_systemd_put_the_vm(host: Machined, template: str, at: str, warns: bool, groups: bool, operation: str) -> None:
+def test_where_systemd_put_the_vm(
+    host: Machined, template: str, at: str, warns: bool, groups: bool, operation: str
+) -> None:
     layout(host, template)
     subject = host.starts(vm(), at, groups=groups)
     made = plan(host, operation, subject)
@@ -173,9 +207,14 @@ def test_thread_sets_for_what_the_xml_does_not_pin(host: Machined) -> None:
     base = f"{top}/vms.slice/{SCOPE}/libvirt"
     host.put(f"{base}/vcpu1/cpuset.cpus", "1")  # as libvirt does for the pin
     do(host, "started", subject)
-    moves = [line for line in host.written if "procs" in line or "tasks" in line or "threads" in line]
+    moves = [
+        line for line in host.written if "procs" in line or "tasks" in line or "threads" in line
+    ]
     assert moves == []
-    cpus = {group: host.get(f"{base}/{group}/cpuset.cpus") for group in ("emulator", "vcpu0", "vcpu1", "iothread1")}
+    cpus = {
+        group: host.get(f"{base}/{group}/cpuset.cpus")
+        for group in ("emulator", "vcpu0", "vcpu1", "iothread1")
+    }
     own = "1" if host.version == 1 else ""
     assert cpus == {"emulator": "1", "vcpu0": "1", "vcpu1": "1", "iothread1": own}
     assert lines(host, "reconnect", subject) == []
@@ -238,7 +277,9 @@ def test_groups_are_undone_when_a_later_step_fails(v2: Machined) -> None:
     with pytest.raises(Error, match="none"):
         run(v2, made)
     assert made.warnings == []
-    assert {path for _, tid in v2.all_tasks() for path in v2.where(PID, tid).values()} == {scope[len(CG) :]}
+    assert {path for _, tid in v2.all_tasks() for path in v2.where(PID, tid).values()} == {
+        scope[len(CG) :]
+    }
 
 
 # stopped, release
@@ -248,7 +289,11 @@ def test_release(host: Machined) -> None:
     started(host, vm(number=3))
     assert lines(host, "stopped", vm(number=3)) == []
     released = lines(host, "release", vm(number=3))
-    assert released[:3] == [f"remove {FILE}", f"remove {UNITS}/{SCOPE}.d if it is empty", f"remove {RECORD}"]
+    assert released[:3] == [
+        f"remove {FILE}",
+        f"remove {UNITS}/{SCOPE}.d if it is empty",
+        f"remove {RECORD}",
+    ]
     do(host, "release", vm(number=3))
     assert host.names(UNITS) == [".keep"]
     assert host.names(state.VMS) == []
@@ -294,7 +339,9 @@ def test_a_vm_that_is_not_known_is_left_alone(host: Machined) -> None:
         ("nested", ["system.slice", "system.slice/system-qemu.slice"]),
     ],
 )
-def test_on_v1_shared_cpusets_go_with_the_last_vm(v1: Machined, template: str, directories: list[str]) -> None:
+def test_on_v1_shared_cpusets_go_with_the_last_vm(
+    v1: Machined, template: str, directories: list[str]
+) -> None:
     layout(v1, template, CPUS)
     made = [f"{CG}/cpuset/{directory}" for directory in directories]
     for subject in (vm(), vm("other", uuid=OTHER)):
@@ -336,9 +383,15 @@ def test_on_v1_nothing_is_left_of_a_vm_that_carries_its_fence(v1: Machined, temp
 
 @pytest.mark.parametrize(
     ("template", "own"),
-    [("/vms/$DRIVER-$UUID", rf"vms-qemu\x2d{U}.slice"), ("/vms/$UUID/$NAME", f"vms-{U}.slice"), ("/vms/$NAME", None)],
+    [
+        ("/vms/$DRIVER-$UUID", rf"vms-qemu\x2d{U}.slice"),
+        ("/vms/$UUID/$NAME", f"vms-{U}.slice"),
+        ("/vms/$NAME", None),
+    ],
 )
-def test_on_v1_the_slices_that_libvirt_leaves_are_removed(v1: Machined, template: str, own: str | None) -> None:
+def test_on_v1_the_slices_that_libvirt_leaves_are_removed(
+    v1: Machined, template: str, own: str | None
+) -> None:
     """Where systemd manages the hierarchy, it removes them."""
     layout(v1, template, CPUS)
     started(v1, vm(number=3))
@@ -365,13 +418,18 @@ def test_the_parent_and_the_vms_place(host: Machined) -> None:
     main = threads.threads(host, threads.running(host)[0])[0]
     assert manager.vm_of(main) == f"/vms.slice/{SCOPE}"
     assert conformance.problems(manager, subject, main, CpuSet([1])) == []
-    main.cgroups = {key: path.replace("/vms.slice", "/machine.slice") for key, path in main.cgroups.items()}
+    main.cgroups = {
+        key: path.replace("/vms.slice", "/machine.slice") for key, path in main.cgroups.items()
+    }
     trees = ("memory", "cpuset") if host.version == 1 else ("cgroup",)
     found = conformance.problems(manager, subject, main, CpuSet([0, 1]))
     at = f"/vms.slice/{SCOPE}"
     assert sorted(found) == sorted(
         [
-            *(f"it is in {key} {main.cgroups[key if key != 'cgroup' else '']}, not in {at}" for key in trees),
+            *(
+                f"it is in {key} {main.cgroups[key if key != 'cgroup' else '']}, not in {at}"
+                for key in trees
+            ),
             f"it may use CPUs 0-1, not only {manager.fence.cpus}",
         ]
     )

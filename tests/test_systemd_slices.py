@@ -24,7 +24,13 @@ HOST = Machined
             "system-libvirt-qemu.slice",
             "/system.slice/system-libvirt.slice/system-libvirt-qemu.slice",
         ),
-        ("nested", "vm", "system-qemu.slice", "system-qemu.slice", "/system.slice/system-qemu.slice"),
+        (
+            "nested",
+            "vm",
+            "system-qemu.slice",
+            "system-qemu.slice",
+            "/system.slice/system-qemu.slice",
+        ),
         ("flat", "vm", None, "system.slice", "/system.slice"),
         ("root", "vm", None, "-.slice", ""),
         ("uuid", "vm", None, rf"qemu\x2d{U}.slice", rf"/qemu\x2d{U}.slice"),
@@ -50,17 +56,49 @@ HOST = Machined
             rf"vms-\xf0\x9f\x92\xa9\x2d{U}.slice",
             rf"/vms.slice/vms-\xf0\x9f\x92\xa9\x2d{U}.slice",
         ),
-        ("/vms/$UUID%i", "vm", "vms.slice", rf"vms-{U}\x25i.slice", rf"/vms.slice/vms-{U}\x25i.slice"),
+        (
+            "/vms/$UUID%i",
+            "vm",
+            "vms.slice",
+            rf"vms-{U}\x25i.slice",
+            rf"/vms.slice/vms-{U}\x25i.slice",
+        ),
         ("/my-vms/x.$ID", "vm", r"my\x2dvms.slice", r"my\x2dvms.slice", r"/my\x2dvms.slice"),
         (r"/a\b/$NAME", "vm", r"a\x5cb.slice", r"a\x5cb.slice", r"/a\x5cb.slice"),
-        ("/.vms/_x/$NAME", "vm", r"\x2evms-_x.slice", r"\x2evms-_x.slice", r"/\x2evms.slice/\x2evms-_x.slice"),
+        (
+            "/.vms/_x/$NAME",
+            "vm",
+            r"\x2evms-_x.slice",
+            r"\x2evms-_x.slice",
+            r"/\x2evms.slice/\x2evms-_x.slice",
+        ),
         ("/vms.slice/$NAME", "vm", "vms.slice.slice", "vms.slice.slice", "/vms.slice.slice"),
-        ("/vms/$NAME/a", "..", "vms.slice", r"vms-\x2e.-a.slice", r"/vms.slice/vms-\x2e..slice/vms-\x2e.-a.slice"),
-        ("/vms/$NAME/a", "$ID", "vms.slice", r"vms-\x24ID-a.slice", r"/vms.slice/vms-\x24ID.slice/vms-\x24ID-a.slice"),
-        ("/vms/libvirt/$NAME", "vm", "vms-libvirt.slice", "vms-libvirt.slice", "/vms.slice/vms-libvirt.slice"),
+        (
+            "/vms/$NAME/a",
+            "..",
+            "vms.slice",
+            r"vms-\x2e.-a.slice",
+            r"/vms.slice/vms-\x2e..slice/vms-\x2e.-a.slice",
+        ),
+        (
+            "/vms/$NAME/a",
+            "$ID",
+            "vms.slice",
+            r"vms-\x24ID-a.slice",
+            r"/vms.slice/vms-\x24ID.slice/vms-\x24ID-a.slice",
+        ),
+        (
+            "/vms/libvirt/$NAME",
+            "vm",
+            "vms-libvirt.slice",
+            "vms-libvirt.slice",
+            "/vms.slice/vms-libvirt.slice",
+        ),
     ],
 )
-def test_slices(host: Machined, template: str, name: str, parent: str | None, unit: str | None, directory: str) -> None:
+def test_slices(
+    host: Machined, template: str, name: str, parent: str | None, unit: str | None, directory: str
+) -> None:
     layout(host, template)
     subject = vm(name, number=3)
     manager = systemd(host)
@@ -95,7 +133,9 @@ def test_the_daemons_slice(host: Machined, at: str, template: str, unit: str) ->
         ("/init.scope", "legacy", "vm", "libvirt-qemu.slice"),
     ],
 )
-def test_a_slice_that_libvirt_would_misread_is_refused(host: Machined, at: str, template: str, name: str, unit: str) -> None:
+def test_a_slice_that_libvirt_would_misread_is_refused(
+    host: Machined, at: str, template: str, name: str, unit: str
+) -> None:
     host.daemon(at)
     layout(host, template, CPUS)
     before = host.snapshot("run/libvirt-")
@@ -110,7 +150,14 @@ def test_a_slice_that_libvirt_would_misread_is_refused(host: Machined, at: str, 
 
 @pytest.mark.parametrize(
     ("name", "fits"),
-    [("x" * 196, True), ("x" * 197, False), ("-" * 49, True), ("-" * 50, False), ("💩" * 12, True), ("💩" * 13, False)],
+    [
+        ("x" * 196, True),
+        ("x" * 197, False),
+        ("-" * 49, True),
+        ("-" * 50, False),
+        ("💩" * 12, True),
+        ("💩" * 13, False),
+    ],
 )
 def test_a_slice_has_a_name_of_at_most_255_bytes(host: Machined, name: str, fits: bool) -> None:
     layout(host, "/vms/$NAME/$UUID")
@@ -119,4 +166,7 @@ def test_a_slice_has_a_name_of_at_most_255_bytes(host: Machined, name: str, fits
         return
     with pytest.raises(Error) as error:
         plan(host, "prepare", vm(name))
-    assert str(error.value) == f"the slice of VM {name} would have a name over 255 bytes: use $UUID in the layout"
+    assert (
+        str(error.value)
+        == f"the slice of VM {name} would have a name over 255 bytes: use $UUID in the layout"
+    )

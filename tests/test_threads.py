@@ -51,7 +51,11 @@ def test_the_status_of_a_vm_by_its_name(host: Kernel, name: str) -> None:
     host.start_vm(domain(name, INNER), INNER)
     found = threads.status(host, name)
     assert found
-    assert (found.name, found.pid, [vm.name for vm in threads.running(host)]) == (name, MAIN, [name])
+    assert (found.name, found.pid, [vm.name for vm in threads.running(host)]) == (
+        name,
+        MAIN,
+        [name],
+    )
 
 
 def test_what_is_no_running_vm(host: Kernel) -> None:
@@ -74,5 +78,7 @@ def test_processes(host: Kernel) -> None:
     emulator = "/sys/fs/cgroup/machine/qemu-3-vm.libvirt-qemu/emulator"
     assert threads.members(host, emulator) == [MAIN, MAIN + 50, MAIN + 51]
     assert threads.members(host, "/sys/fs/cgroup/none") == []
-    assert threads.process_cgroups(host, MAIN + 50) == {"": "/machine/qemu-3-vm.libvirt-qemu/emulator"}
+    assert threads.process_cgroups(host, MAIN + 50) == {
+        "": "/machine/qemu-3-vm.libvirt-qemu/emulator"
+    }
     assert threads.process_cgroups(host, MAIN + 99) is None

@@ -19,12 +19,21 @@ NODES = "/sys/devices/system/node"
     ("name", "online", "cores", "nodes", "total", "hugetlb"),
     [
         ("desktop", "0-7", ["0,4", "1,5", "2,6", "3,7"], {0: "0-7"}, 32787480, 0),
-        ("twonode", "0-7", ["0", "1", "2", "3", "4", "5", "6", "7"], {0: "0-3", 1: "4-7"}, 65842104, 10485760),
+        (
+            "twonode",
+            "0-7",
+            ["0", "1", "2", "3", "4", "5", "6", "7"],
+            {0: "0-3", 1: "4-7"},
+            65842104,
+            10485760,
+        ),
         ("small", "0-1", ["0", "1"], {0: "0-1"}, 2040212, 0),
         ("unified", "0-3", ["0", "1", "2", "3"], {0: "0-3"}, 8135396, 0),
     ],
 )
-def test_recorded_hosts(name: str, online: str, cores: list[str], nodes: dict[int, str], total: int, hugetlb: int) -> None:
+def test_recorded_hosts(
+    name: str, online: str, cores: list[str], nodes: dict[int, str], total: int, hugetlb: int
+) -> None:
     host = topology(name)
     assert (str(host.online), str(host.present), str(host.isolated)) == (online, online, "")
     assert [str(core) for core in host.cores] == cores
@@ -81,7 +90,10 @@ def test_a_node_with_memory_and_no_cpus() -> None:
     [
         ({}, "cannot read /sys/devices/system/cpu/online: is /sys mounted?"),
         ({f"{CPUS}/online": ""}, "cannot read /sys/devices/system/cpu/online"),
-        ({f"{CPUS}/online": "0", "/proc/meminfo": ""}, "/proc/meminfo has no MemTotal: is /proc mounted?"),
+        (
+            {f"{CPUS}/online": "0", "/proc/meminfo": ""},
+            "/proc/meminfo has no MemTotal: is /proc mounted?",
+        ),
         ({f"{CPUS}/online": "all"}, '"all" is not a CPU list'),
     ],
 )
@@ -95,8 +107,16 @@ def test_what_cannot_be_read(files: dict[str, str], message: str) -> None:
     ("text", "total", "hugetlb"),
     [
         ("MemTotal:  1000 kB\n", 1000, 0),
-        ("MemTotal:  1000 kB\nHugePages_Total:  2\nHugepagesize:  2048 kB\n", 1000, 4096),  # before Linux 4.17
-        ("MemTotal:  1000 kB\nHugePages_Total:  2\nHugepagesize:  2048 kB\nHugetlb:  9000 kB\n", 1000, 9000),
+        (
+            "MemTotal:  1000 kB\nHugePages_Total:  2\nHugepagesize:  2048 kB\n",
+            1000,
+            4096,
+        ),  # before Linux 4.17
+        (
+            "MemTotal:  1000 kB\nHugePages_Total:  2\nHugepagesize:  2048 kB\nHugetlb:  9000 kB\n",
+            1000,
+            9000,
+        ),
         ("MemFree: 5 kB\nMemTotal: 1 kB\nOdd:\nOther: many kB\n", 1, 0),
     ],
 )
@@ -140,7 +160,14 @@ def big(cores: int, threads: int) -> Topology:
 
 @pytest.mark.parametrize(
     ("cores", "threads", "cpus"),
-    [(1, 1, "0"), (2, 2, "0,2"), (32, 2, "0,32"), (63, 1, "0"), (64, 2, "0-1,64-65"), (96, 1, "0-2")],
+    [
+        (1, 1, "0"),
+        (2, 2, "0,2"),
+        (32, 2, "0,32"),
+        (63, 1, "0"),
+        (64, 2, "0-1,64-65"),
+        (96, 1, "0-2"),
+    ],
 )
 def test_auto_cpus_are_one_core_in_32(cores: int, threads: int, cpus: str) -> None:
     assert str(big(cores, threads).auto_cpus()) == cpus

@@ -1,4 +1,6 @@
-"""Names of systemd's units; the pairs of scopes and machines are those that libvirt's own tests have."""
+"""Names of systemd's units; the pairs of scopes and machines are those that libvirt's own tests
+have.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,16 @@ LONG = "kstest-network-device-default-httpks_(c9eed63e-981e-48e"
         ("bull\U0001f4a9", 5, "qemu-5-bull"),
         ("demo..name", 6, "qemu-6-demo.name"),
         ("1234567890" * 6, 7, "qemu-7-" + ("1234567890" * 6)[:57]),
-        (f"{LONG}c-acdc-56b3f8c5f678)", 100, "qemu-100-kstest-network-device-default-httpksc9eed63e-981e-48ec"),
-        (f"{LONG}c--cdc-56b3f8c5f678)", 10, "qemu-10-kstest-network-device-default-httpksc9eed63e-981e-48ec-c"),
+        (
+            f"{LONG}c-acdc-56b3f8c5f678)",
+            100,
+            "qemu-100-kstest-network-device-default-httpksc9eed63e-981e-48ec",
+        ),
+        (
+            f"{LONG}c--cdc-56b3f8c5f678)",
+            10,
+            "qemu-10-kstest-network-device-default-httpksc9eed63e-981e-48ec-c",
+        ),
         ("demo.-.test.", 11, "qemu-11-demo.test"),
         ("|.-m", 1, "qemu-1-m"),
         (

@@ -34,8 +34,12 @@ from .validating import (
     well,
 )
 
-RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, HUGEPAGES, CPUS = (one.title for one in TABLE[:9])
-THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (one.title for one in TABLE[9:18])
+RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, HUGEPAGES, CPUS = (
+    one.title for one in TABLE[:9]
+)
+THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
+    one.title for one in TABLE[9:18]
+)
 OUTSIDE, CONFORM = (one.title for one in TABLE[18:])
 LIVE = (RIGHT, PROGRAM)
 
@@ -61,14 +65,21 @@ def test_where_all_is_well_every_check_passes(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("name", ["small", "unified", "desktop", "twonode"])
 def test_nothing_configured_and_nothing_installed(tmp_path: Path, name: str) -> None:
     problems = not_passed(Kernel(tmp_path, name))
-    assert {title: problem[0][0] for title, problem in problems.items()} == {CONFIGURATION: NOTE, THE_HOOK: FAIL}
+    assert {title: problem[0][0] for title, problem in problems.items()} == {
+        CONFIGURATION: NOTE,
+        THE_HOOK: FAIL,
+    }
 
 
 def test_before_the_first_vm_the_parent_is_not_there(tmp_path: Path) -> None:
     host = Kernel(tmp_path, "unified", CONF)
     install(host)
     start_daemon(host)
-    note = (NOTE, f"{CG}/vms is not there yet", "it is made with its fence when the first VM starts")
+    note = (
+        NOTE,
+        f"{CG}/vms is not there yet",
+        "it is made with its fence when the first VM starts",
+    )
     assert not_passed(host) == {FENCE: [note]}
 
 
@@ -78,8 +89,18 @@ def test_before_the_first_vm_the_parent_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "value", "result", "message"),
     [
-        ("cpuset/vms/cpuset.cpus", "0-1", FAIL, f"{CG}/cpuset/vms may use CPUs 0-1, of which the host keeps 0"),
-        ("memory/vms/memory.limit_in_bytes", "9223372036854771712", FAIL, f"{CG}/memory/vms has no memory limit"),
+        (
+            "cpuset/vms/cpuset.cpus",
+            "0-1",
+            FAIL,
+            f"{CG}/cpuset/vms may use CPUs 0-1, of which the host keeps 0",
+        ),
+        (
+            "memory/vms/memory.limit_in_bytes",
+            "9223372036854771712",
+            FAIL,
+            f"{CG}/memory/vms has no memory limit",
+        ),
         ("memory/vms/memory.limit_in_bytes", "2000000000", FAIL, f"and should be {SMALL_LIMIT}"),
         ("memory/vms/memory.limit_in_bytes", "4096", WARN, f"and could be {SMALL_LIMIT}"),
     ],
@@ -116,7 +137,10 @@ def test_a_vm_on_a_host_with_machined(tmp_path: Path, place: str, conforms: bool
         result, message, remedy = problems[CONFORM][0]
         assert result == WARN
         assert message.endswith(", and 2 more")
-        assert remedy == "run virt-cgroup apply --all, and stop and start a VM that is in another slice"
+        assert (
+            remedy
+            == "run virt-cgroup apply --all, and stop and start a VM that is in another slice"
+        )
 
 
 def test_a_layout_that_libvirt_loses(tmp_path: Path) -> None:
@@ -131,7 +155,9 @@ def test_a_layout_that_libvirt_loses(tmp_path: Path) -> None:
 
 
 class Running(Machined):
-    """This host as far as the checks can know. `timestamp` is what systemd says of the daemon's unit."""
+    """This host as far as the checks can know. `timestamp` is what systemd says of the daemon's
+    unit.
+    """
 
     real = True
     timestamp = "0"
@@ -164,7 +190,10 @@ def test_a_package_that_the_hook_does_not_find(running: Running) -> None:
     running.python = "No module named 'configobj'"
     result, message, remedy = found(running)[PROGRAM][0]
     assert (result, remedy) == (FAIL, "install the package and configobj for that Python")
-    assert message == "/usr/bin/python3, which runs the hook, does not have what it needs (No module named 'configobj')"
+    assert (
+        message
+        == "/usr/bin/python3, which runs the hook, does not have what it needs (No module named 'configobj')"
+    )
 
 
 @pytest.mark.parametrize(("user", "result"), [(0, PASS), (1000, WARN)])
@@ -179,16 +208,34 @@ def test_rights(running: Running, monkeypatch: pytest.MonkeyPatch, user: int, re
 @pytest.mark.parametrize(
     ("broken", "title", "message"),
     [
-        (lambda h: h.put("/run/libvirt/qemu/vm.xml", "<domstatus"), CONFORM, "the domain XML is not well-formed"),
-        (lambda h: h.put(f"{CG}/vms/cpuset.cpus.effective", "none"), FENCE, '"none" is not a CPU list'),
+        (
+            lambda h: h.put("/run/libvirt/qemu/vm.xml", "<domstatus"),
+            CONFORM,
+            "the domain XML is not well-formed",
+        ),
+        (
+            lambda h: h.put(f"{CG}/vms/cpuset.cpus.effective", "none"),
+            FENCE,
+            '"none" is not a CPU list',
+        ),
         (lambda h: h.put(f"{CG}/vms/memory.max", "none"), FENCE, "invalid literal for int()"),
         (lambda h: h.put(f"/proc/{DAEMON}/stat", "1 (x) S"), SEEN, "list index out of range"),
         (lambda h: h.put("/proc/stat", "cpu"), SEEN, "/proc/stat has no btime"),
-        (lambda h: h.remove(f"/proc/{DAEMON}/stat"), SEEN, f"cannot read /proc/{DAEMON}/stat: No such file"),
-        (lambda h: Path(f"{h.root}/sys/fs/selinux/enforce").mkdir(parents=True), SELINUX, "Is a directory"),
+        (
+            lambda h: h.remove(f"/proc/{DAEMON}/stat"),
+            SEEN,
+            f"cannot read /proc/{DAEMON}/stat: No such file",
+        ),
+        (
+            lambda h: Path(f"{h.root}/sys/fs/selinux/enforce").mkdir(parents=True),
+            SELINUX,
+            "Is a directory",
+        ),
     ],
 )
-def test_what_cannot_be_checked_is_told(host: Kernel, broken: Break, title: str, message: str) -> None:
+def test_what_cannot_be_checked_is_told(
+    host: Kernel, broken: Break, title: str, message: str
+) -> None:
     broken(host)
     result, text, _ = not_passed(host)[title][0]
     assert result == WARN
@@ -222,7 +269,10 @@ def test_the_form(command: Command, host: Kernel) -> None:
     install(host, mode=0o644)
     status, lines = answer(command, host)
     assert status == 1
-    assert "  HOST: Checking for the manager of cgroups                                  : PASS" in lines
+    assert (
+        "  HOST: Checking for the manager of cgroups                                  : PASS"
+        in lines
+    )
     assert (
         "  HOOK: Checking if the hook is executable                                   : FAIL "
         f"(libvirt passes over {HOOK}: chmod 755 {HOOK})"
@@ -246,7 +296,13 @@ def test_json(command: Command, host: Kernel) -> None:
     status, lines = answer(command, host, "--json")
     rows: list[dict[str, Any]] = json.loads("\n".join(lines))
     assert status == 1
-    assert {"area": "HOST", "check": MANAGER, "result": PASS, "message": None, "remedy": None} in rows
+    assert {
+        "area": "HOST",
+        "check": MANAGER,
+        "result": PASS,
+        "message": None,
+        "remedy": None,
+    } in rows
     assert {
         "area": "HOOK",
         "check": THE_HOOK,
@@ -254,10 +310,14 @@ def test_json(command: Command, host: Kernel) -> None:
         "message": f"neither {HOOK} nor {HOOK_D} is the hook of this package",
         "remedy": "run virt-cgroup hook install",
     } in rows
-    assert [row["check"] for row in json.loads("\n".join(answer(command, host, "--json", "-q")[1]))] == [THE_HOOK]
+    assert [
+        row["check"] for row in json.loads("\n".join(answer(command, host, "--json", "-q")[1]))
+    ] == [THE_HOOK]
 
 
-def test_colour_is_for_terminals(command: Command, host: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colour_is_for_terminals(
+    command: Command, host: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     no_hook(host)
     assert "\033" not in "".join(answer(command, host)[1])
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)

@@ -103,7 +103,11 @@ def test_files(text: str, expected: list[tuple[str, Value]]) -> None:
     ("text", "line", "message"),
     [
         # names
-        ("= 1", 1, 'expected a setting\'s name, found "= 1": write key = value, or # before a comment'),
+        (
+            "= 1",
+            1,
+            'expected a setting\'s name, found "= 1": write key = value, or # before a comment',
+        ),
         ("\n\n9a = 1", 3, 'expected a setting\'s name, found "9a = 1"'),
         ("_a = 1", 1, 'expected a setting\'s name, found "_a = 1"'),
         ("é = 1", 1, 'expected a setting\'s name, found "é = 1"'),
@@ -117,7 +121,11 @@ def test_files(text: str, expected: list[tuple[str, Value]]) -> None:
         ("a-b = 1", 1, '"a" is not followed by "="'),
         ("a: 1", 1, '"a" is not followed by "="'),
         # values
-        ("a =", 1, 'expected a value, found the end of the file: write a number, a "string" or a [ "list" ]'),
+        (
+            "a =",
+            1,
+            'expected a value, found the end of the file: write a number, a "string" or a [ "list" ]',
+        ),
         ("a =\n1", 1, "expected a value, found the end of the line"),
         ("a = # why", 1, 'expected a value, found "# why"'),
         ("a = word", 1, 'expected a value, found "word"'),
@@ -126,12 +134,20 @@ def test_files(text: str, expected: list[tuple[str, Value]]) -> None:
         ("a = -", 1, '"-" is not a number: write decimal digits'),
         ("a = +x", 1, '"+" is not a number'),
         ("a = 123456789012345678901", 1, '"123456789012345678901" is not a number'),
-        ("a = 1.5", 1, 'unexpected ".5" after the value: one statement a line, or ";" between them'),
+        (
+            "a = 1.5",
+            1,
+            'unexpected ".5" after the value: one statement a line, or ";" between them',
+        ),
         ("a = 0x10", 1, 'unexpected "x10" after the value'),
         ("a = 4 GiB", 1, 'unexpected "GiB" after the value'),
         ("a = 1 b = 2", 1, 'unexpected "b = 2" after the value'),
         ("a = 'x' 'y'", 1, "unexpected \"'y'\" after the value"),
-        ('a = """"""', 1, 'unexpected """""" after the value'),  # 6 bytes to the end: not a long string
+        (
+            'a = """"""',
+            1,
+            'unexpected """""" after the value',
+        ),  # 6 bytes to the end: not a long string
         # strings
         ('a = "x', 1, 'the string that begins here has no closing ": close it on the same line'),
         ('a = 1\nb = "x\ny"', 2, 'the string that begins here has no closing "'),
@@ -144,11 +160,23 @@ def test_files(text: str, expected: list[tuple[str, Value]]) -> None:
         ("a = [ 1", 1, "expected , or ] in the list, found the end of the file"),
         ("a = [,]", 1, 'expected a value, found ",]"'),
         ("a = [1,,2]", 1, 'expected a value, found ",2]"'),
-        ("a = [1 2]", 1, 'expected , or ] in the list, found "2]": comments are not allowed in lists'),
-        ("a = [1\n# why\n]", 2, 'expected , or ] in the list, found "# why": comments are not allowed in lists'),
+        (
+            "a = [1 2]",
+            1,
+            'expected , or ] in the list, found "2]": comments are not allowed in lists',
+        ),
+        (
+            "a = [1\n# why\n]",
+            2,
+            'expected , or ] in the list, found "# why": comments are not allowed in lists',
+        ),
         ("a = [1, # why\n2]", 1, 'expected a value, found "# why"'),
         ("a = [1] ]", 1, 'unexpected "]" after the value'),
-        ("a = " + "[" * (MAX_NESTING + 1), 1, "lists are nested too deeply: no setting takes a list in a list"),
+        (
+            "a = " + "[" * (MAX_NESTING + 1),
+            1,
+            "lists are nested too deeply: no setting takes a list in a list",
+        ),
         ("a = " + "[" * 100_000, 1, "lists are nested too deeply"),
     ],
 )
@@ -192,9 +220,15 @@ def test_where_a_statement_begins_and_ends() -> None:
         ("## key = 1\na = 1", "## key = 1\nkey = NEW\na = 1"),
         ("#key = 1\r\n#b = 2\r\n", "#key = 1\r\nkey = NEW\r\n#b = 2\r\n"),
         ("#key = 1\n#key = 2\n", "#key = 1\nkey = NEW\n#key = 2\n"),
-        ("#b = 1\n# key is what counts\n#keys = 1\n", "#b = 1\n# key is what counts\n#keys = 1\nkey = NEW\n"),
+        (
+            "#b = 1\n# key is what counts\n#keys = 1\n",
+            "#b = 1\n# key is what counts\n#keys = 1\nkey = NEW\n",
+        ),
         ('a = """\n#key = 1\n"""\n', 'a = """\n#key = 1\n"""\nkey = NEW\n'),  # a string, no sample
-        ('a = [\'x\', """\nkey = 1\n"""]\n#key = 1\n', 'a = [\'x\', """\nkey = 1\n"""]\n#key = 1\nkey = NEW\n'),
+        (
+            'a = [\'x\', """\nkey = 1\n"""]\n#key = 1\n',
+            'a = [\'x\', """\nkey = 1\n"""]\n#key = 1\nkey = NEW\n',
+        ),
         # else to the end
         ("", "key = NEW\n"),
         ("a = 1\n", "a = 1\nkey = NEW\n"),

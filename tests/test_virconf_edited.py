@@ -15,12 +15,46 @@ if TYPE_CHECKING:
 hypothesis = pytest.importorskip("hypothesis")
 strategies = pytest.importorskip("hypothesis.strategies")
 
-LINES = ["key = 1", "a = 'x'", "b9 = [1]", "#key = 1", "# why", 'a = """\n#key = 1\n"""', "key = [\r1,\r]", "b9 = [\n1]"]
+LINES = [
+    "key = 1",
+    "a = 'x'",
+    "b9 = [1]",
+    "#key = 1",
+    "# why",
+    'a = """\n#key = 1\n"""',
+    "key = [\r1,\r]",
+    "b9 = [\n1]",
+]
 ENDS = ["\n", "\r\n", "\r", ";", " # why\n", "\n\n"]
 # Pieces that files are made of, good ones and such as come near
 PIECES = [
-    *("key", "a", "b9", "#", "# key = 1", "#key = 1", "key = 1", "key = 'x'", "a = 1", "b9 = [ 1,\n'key' ]"),
-    *("=", ";", ",", "[", "]", "1", "-7", "'x'", '"x"', '""', '"""', '"""key = 1\n#key = 2\n"""', "\n#key = 3\n"),
+    *(
+        "key",
+        "a",
+        "b9",
+        "#",
+        "# key = 1",
+        "#key = 1",
+        "key = 1",
+        "key = 'x'",
+        "a = 1",
+        "b9 = [ 1,\n'key' ]",
+    ),
+    *(
+        "=",
+        ";",
+        ",",
+        "[",
+        "]",
+        "1",
+        "-7",
+        "'x'",
+        '"x"',
+        '""',
+        '"""',
+        '"""key = 1\n#key = 2\n"""',
+        "\n#key = 3\n",
+    ),
     *(" ", "\t", "\n", "\r", "\r\n", "\f", "\u2028", "ü", "\udc80"),
 ]
 
@@ -36,7 +70,9 @@ def check(pieces: list[str], value: int | None) -> None:
     except Error:
         hypothesis.reject()
     after = statements(edited(text, "conf", "key", None if value is None else str(value)))
-    assert [pair for pair in after if pair[0] != "key"] == [pair for pair in before if pair[0] != "key"]
+    assert [pair for pair in after if pair[0] != "key"] == [
+        pair for pair in before if pair[0] != "key"
+    ]
     found = [each for key, each in after if key == "key"]
     assert found[:1] == ([] if value is None else [value])
     if value is not None:
@@ -51,5 +87,7 @@ ANY = strategies.sampled_from(PIECES)
 def test_all_else_is_kept(piece: Any) -> None:
     values = strategies.one_of(strategies.none(), strategies.integers(0, 9))
     healthy = [hypothesis.HealthCheck.filter_too_much, hypothesis.HealthCheck.too_slow]
-    settings = hypothesis.settings(deadline=None, database=None, derandomize=True, suppress_health_check=healthy)
+    settings = hypothesis.settings(
+        deadline=None, database=None, derandomize=True, suppress_health_check=healthy
+    )
     settings(hypothesis.given(strategies.lists(piece, max_size=8), values)(check))()

@@ -1,4 +1,6 @@
-"""Hosts for `virt-cgroup validate`, where all is well until a test breaks one thing, and what it then finds."""
+"""Hosts for `virt-cgroup validate`, where all is well until a test breaks one thing, and what it
+then finds.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,34 @@ Break = Callable[[Kernel], object]
 Problems = dict[str, list[tuple[str, str, str]]]
 
 
-def install(host: Kernel, path: str = HOOK, text: str = TEXT, mode: int = 0o755, changed: float = STARTED - 50) -> None:
+def install(
+    host: Kernel,
+    path: str = HOOK,
+    text: str = TEXT,
+    mode: int = 0o755,
+    changed: float = STARTED - 50,
+) -> None:
     host.put(path, text)
     os.chmod(host.root + path, mode)
     os.utime(host.root + path, (changed, changed))
 
 
-def start_daemon(host: Kernel, comm: str = "libvirtd", pid: int = DAEMON, cgroup: str = "/") -> None:
+def start_daemon(
+    host: Kernel, comm: str = "libvirtd", pid: int = DAEMON, cgroup: str = "/"
+) -> None:
     keys = [hierarchy.key for hierarchy in host.hierarchies]
     host.put("/run/libvirtd.pid", str(pid))
     host.put("/proc/stat", f"cpu  1 2 3\nbtime {BOOT}")
     host.put(f"/proc/{pid}/comm", comm)
-    host.put(f"/proc/{pid}/cgroup", "\n".join(f"{number}:{key}:{cgroup}" for number, key in enumerate(keys)))
+    host.put(
+        f"/proc/{pid}/cgroup",
+        "\n".join(f"{number}:{key}:{cgroup}" for number, key in enumerate(keys)),
+    )
     ticks = START * os.sysconf("SC_CLK_TCK")
-    host.put(f"/proc/{pid}/stat", f"{pid} (a) b) " + " ".join(["S", *("0" for _ in range(18)), str(ticks), "0"]))
+    host.put(
+        f"/proc/{pid}/stat",
+        f"{pid} (a) b) " + " ".join(["S", *("0" for _ in range(18)), str(ticks), "0"]),
+    )
 
 
 def fenced(host: Kernel) -> None:
@@ -68,19 +84,25 @@ def well(root: Path, name: str = "unified", conf: str = NAMED) -> Kernel:
 def found(host: Kernel) -> Problems:
     problems: Problems = {}
     for check, problem in results(Subject(host)):
-        problems.setdefault(check.title, []).append((problem.result, problem.message, problem.remedy))
+        problems.setdefault(check.title, []).append(
+            (problem.result, problem.message, problem.remedy)
+        )
     return problems
 
 
 def not_passed(host: Kernel) -> Problems:
-    return {title: problems for title, problems in found(host).items() if problems != [(PASS, "", "")]}
+    return {
+        title: problems for title, problems in found(host).items() if problems != [(PASS, "", "")]
+    }
 
 
 def no_hook(host: Kernel) -> None:
     host.remove(HOOK)
 
 
-def process(host: Kernel, place: str = "/user.slice", comm: str = "qemu-system-x86", pid: int = 4300000) -> None:
+def process(
+    host: Kernel, place: str = "/user.slice", comm: str = "qemu-system-x86", pid: int = 4300000
+) -> None:
     host.put(f"/proc/{pid}/comm", comm)
     host.put(f"/proc/{pid}/status", "Name:\tx\nUid:\t1000\t1000\t1000\t1000")
     host.put(f"/proc/{pid}/cgroup", f"0::{place}")

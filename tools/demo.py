@@ -38,7 +38,9 @@ def run(*command: str, shown: str = "", text: str = "", fails: bool = False) -> 
     print(f"# {shown or ' '.join(command)}", flush=True)
     result = subprocess.run(command, input=text, text=True, check=False, stderr=subprocess.STDOUT)
     if (result.returncode != 0) != fails:
-        sys.exit(f"demo: this should {'have been refused' if fails else 'work'}; exit status {result.returncode}")
+        sys.exit(
+            f"demo: this should {'have been refused' if fails else 'work'}; exit status {result.returncode}"
+        )
 
 
 def virsh(*arguments: str, text: str = "", fails: bool = False) -> None:
@@ -63,13 +65,21 @@ def stop_two() -> None:
 
 def start_libvirtd() -> subprocess.Popen[bytes]:
     with Path("/var/log/libvirt/libvirtd.log").open("wb") as log:
-        daemon = subprocess.Popen(["libvirtd", "--pid-file", "/run/libvirtd.pid"], cwd="/", stdout=log, stderr=log)
+        daemon = subprocess.Popen(
+            ["libvirtd", "--pid-file", "/run/libvirtd.pid"], cwd="/", stdout=log, stderr=log
+        )
     for _ in range(300):
-        if subprocess.run(["virsh", "--quiet", "list"], capture_output=True, check=False).returncode == 0:
+        if (
+            subprocess.run(
+                ["virsh", "--quiet", "list"], capture_output=True, check=False
+            ).returncode
+            == 0
+        ):
             return daemon
         time.sleep(0.1)
     sys.exit(
-        "demo: libvirtd did not answer within 30 seconds; its log is\n" + Path("/var/log/libvirt/libvirtd.log").read_text()
+        "demo: libvirtd did not answer within 30 seconds; its log is\n"
+        + Path("/var/log/libvirt/libvirtd.log").read_text()
     )
 
 
@@ -77,16 +87,22 @@ def main() -> None:
     os.environ.setdefault("LIBVIRT_DEFAULT_URI", "qemu:///system")
     if os.cpu_count() == 1:
         sys.exit("demo: this machine has one CPU; keeping it for the host would leave none for VMs")
-    title("A private host with a libvirtd of its own, and the hook installed as /etc/libvirt/hooks/qemu")
+    title(
+        "A private host with a libvirtd of its own, and the hook installed as /etc/libvirt/hooks/qemu"
+    )
     daemon = start_libvirtd()
-    title("Before: nothing configured, so the hook changes nothing; VMs run on every CPU, below /machine")
+    title(
+        "Before: nothing configured, so the hook changes nothing; VMs run on every CPU, below /machine"
+    )
     start_two()
     virt_cgroup("status")
     stop_two()
     title(f"{CONFIG}")
     CONFIG.write_text(SETTINGS)
     print(SETTINGS, end="")
-    title("After: CPU 0 and 512 MiB stay with the host, and every thread of a VM is where the layout says")
+    title(
+        "After: CPU 0 and 512 MiB stay with the host, and every thread of a VM is where the layout says"
+    )
     start_two()
     virt_cgroup("status")
     title("A VM that is pinned to the host's CPU is refused, with the reason")

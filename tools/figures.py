@@ -19,7 +19,10 @@ def figures(paths: list[str]) -> str:
             passed[test] += 1
             for recorded in case.iter("property"):
                 sums[test, recorded.get("name", "")] += int(recorded.get("value", "0"))
-    return "\n".join(f"{count:>8} {what}, {test} ({passed[test]} passed)" for (test, what), count in sorted(sums.items()))
+    return "\n".join(
+        f"{count:>8} {what}, {test} ({passed[test]} passed)"
+        for (test, what), count in sorted(sums.items())
+    )
 
 
 if __name__ == "__main__":

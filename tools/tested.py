@@ -1,5 +1,6 @@
-"""Writes docs/tested.md from the logs of `pytest -v` on each host: usage: tested.py DIRECTORY; a log is named after its host
-and begins with the commit."""
+"""Writes docs/tested.md from the logs of `pytest -v` on each host: usage: tested.py DIRECTORY; a
+log is named after its host and begins with the commit.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +40,24 @@ def results(log: Path) -> dict[str, str]:
 def table(hosts: dict[str, dict[str, str]]) -> str:
     tests = sorted({test for found in hosts.values() for test in found})
     rows = [["test", *hosts], ["---"] * (1 + len(hosts))]
-    rows += [[f"`{test.replace('|', ' ')}`", *(found.get(test, "-") for found in hosts.values())] for test in tests]
+    rows += [
+        [f"`{test.replace('|', ' ')}`", *(found.get(test, "-") for found in hosts.values())]
+        for test in tests
+    ]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def main(directory: str) -> None:
     logs = {host: Path(directory, host) for host in HOSTS if Path(directory, host).exists()}
-    head = ["| host | | commit |", "|---|---|---|", *(f"| {host} | {HOSTS[host]} | {commit(logs[host])} |" for host in logs)]
+    head = [
+        "| host | | commit |",
+        "|---|---|---|",
+        *(f"| {host} | {HOSTS[host]} | {commit(logs[host])} |" for host in logs),
+    ]
     DOCUMENT.parent.mkdir(exist_ok=True)
-    DOCUMENT.write_text(HEAD + "\n".join(head) + "\n\n" + table({host: results(log) for host, log in logs.items()}))
+    DOCUMENT.write_text(
+        HEAD + "\n".join(head) + "\n\n" + table({host: results(log) for host, log in logs.items()})
+    )
 
 
 main(*sys.argv[1:])

@@ -20,17 +20,25 @@ from .output import print_json
 
 def add(commands: Any) -> None:
     parser = add_command(
-        commands, "apply", run, "bring the VM parent and running VMs to what is configured", "virt-cgroup apply --all"
+        commands,
+        "apply",
+        run,
+        "bring the VM parent and running VMs to what is configured",
+        "virt-cgroup apply --all",
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--parent", action="store_true", help="the VM parent alone")
     which.add_argument("--all", action="store_true", help="the VM parent and every running VM")
-    which.add_argument("domains", metavar="DOMAIN", nargs="*", default=[], help="a running VM's name, id or UUID")
+    which.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", default=[], help="a running VM's name, id or UUID"
+    )
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
     if not host.real:
-        raise Error("nothing can be applied below --root", "virt-cgroup plan shows what would be done")
+        raise Error(
+            "nothing can be applied below --root", "virt-cgroup plan shows what would be done"
+        )
     warnings: list[str] = []
     config = snapshot.load(host, warnings)
     found = [] if arguments.parent else threads.running(host)
@@ -43,7 +51,9 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         print_json(steps)
     else:
         for name, lines in steps.items():
-            print(f"{printable(name)}: {len(lines)} steps" + "".join(f"\n  {line}" for line in lines))
+            print(
+                f"{printable(name)}: {len(lines)} steps" + "".join(f"\n  {line}" for line in lines)
+            )
     return 0
 
 
@@ -51,7 +61,9 @@ def _find(running: list[Domain], wanted: str) -> Domain:
     for domain in running:
         if wanted in (domain.name, domain.uuid, str(domain.id)):
             return domain
-    raise Error(f"no VM '{printable(wanted)}' is running", "give the name, id or UUID that virsh list shows")
+    raise Error(
+        f"no VM '{printable(wanted)}' is running", "give the name, id or UUID that virsh list shows"
+    )
 
 
 def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:

@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 def add_connect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-c", "--connect", metavar="URI", help=f"the libvirt to ask; else $LIBVIRT_DEFAULT_URI, else {DEFAULT_URI}"
+        "-c",
+        "--connect",
+        metavar="URI",
+        help=f"the libvirt to ask; else $LIBVIRT_DEFAULT_URI, else {DEFAULT_URI}",
     )
 
 
@@ -29,7 +32,11 @@ def connection(uri: str | None, read_only: bool = False) -> Iterator[Any]:
     libvirt = binding()
     libvirt.registerErrorHandler(_ignore, None)  # the binding's own prints what is raised as well
     wanted = uri or os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
-    opened = asked(f"connect to libvirt at {printable(wanted)}", libvirt.openReadOnly if read_only else libvirt.open, wanted)
+    opened = asked(
+        f"connect to libvirt at {printable(wanted)}",
+        libvirt.openReadOnly if read_only else libvirt.open,
+        wanted,
+    )
     try:
         yield opened
     finally:
@@ -47,7 +54,9 @@ def asked(attempt: str, call: Callable[..., T], *arguments: object) -> T:
 
 
 def find_domain(connection: Any, wanted: str) -> Any:
-    """The `virDomain` with that id, UUID or name, which are tried in this order as in virsh. Raises Error."""
+    """The `virDomain` with that id, UUID or name, which are tried in this order as in virsh. Raises
+    Error.
+    """
     libvirt = binding()
     if wanted.isascii() and wanted.isdigit() and int(wanted) < 1 << 31:
         try:
@@ -67,7 +76,9 @@ def binding() -> Any:
     try:
         import libvirt
     except ImportError:
-        raise Error("cannot ask libvirt: its Python binding is not installed", "install python3-libvirt") from None
+        raise Error(
+            "cannot ask libvirt: its Python binding is not installed", "install python3-libvirt"
+        ) from None
     return libvirt
 
 

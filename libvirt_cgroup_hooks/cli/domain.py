@@ -34,14 +34,32 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("domain", metavar="DOMAIN", help="the VM's name, id or UUID")
     keys = ", ".join(OF_VM)
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=f"change a setting: {keys}")
-    parser.add_argument("--unset", metavar="KEY", action="append", default=[], help="remove a setting: the host's counts")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help=f"change a setting: {keys}"
+    )
+    parser.add_argument(
+        "--unset",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="remove a setting: the host's counts",
+    )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--partition", metavar="PATH", help="set <resource><partition> in the persistent XML")
-    which.add_argument("--no-partition", action="store_true", help="remove <partition> from the persistent XML")
+    which.add_argument(
+        "--partition", metavar="PATH", help="set <resource><partition> in the persistent XML"
+    )
+    which.add_argument(
+        "--no-partition", action="store_true", help="remove <partition> from the persistent XML"
+    )
     parser.add_argument("--live", action="store_true", help="of the running VM")
-    parser.add_argument("--config", action="store_true", help="of the persistent XML, from the next start on")
-    parser.add_argument("--current", action="store_true", help="whichever of the two the VM's state suggests; the default")
+    parser.add_argument(
+        "--config", action="store_true", help="of the persistent XML, from the next start on"
+    )
+    parser.add_argument(
+        "--current",
+        action="store_true",
+        help="whichever of the two the VM's state suggests; the default",
+    )
     add_connect(parser)
 
 
@@ -70,7 +88,9 @@ def _check_options(arguments: argparse.Namespace) -> None:
     """In virsh's words."""
     if arguments.partition is not None or arguments.no_partition:
         option = "--no-partition" if arguments.no_partition else "--partition"
-        pairs = [(option, f"--{other}") for other in PARTITION_STANDS_ALONE if getattr(arguments, other)]
+        pairs = [
+            (option, f"--{other}") for other in PARTITION_STANDS_ALONE if getattr(arguments, other)
+        ]
     else:
         given = [f"--{area}" for area in ("live", "config") if getattr(arguments, area)]
         pairs = [("--current", area) for area in given if arguments.current]
@@ -85,9 +105,14 @@ def _changes(to_set: list[str], to_unset: list[str]) -> dict[str, str | None]:
     changes: dict[str, str | None] = {}
     for given in to_set:
         if "=" not in given:
-            raise Error(f'--set "{printable(given)}" has no value', "write KEY=VALUE, as in vcpu_cpus=4-7")
+            raise Error(
+                f'--set "{printable(given)}" has no value', "write KEY=VALUE, as in vcpu_cpus=4-7"
+            )
     pairs = [given.partition("=") for given in to_set]
-    for key, value in [*((key, value) for key, _, value in pairs), *((key, None) for key in to_unset)]:
+    for key, value in [
+        *((key, value) for key, _, value in pairs),
+        *((key, None) for key in to_unset),
+    ]:
         if key in changes:
             raise Error(f"{printable(key)} is changed twice", "give each key once")
         changes[key] = value if value is None else _checked(key, value)
@@ -107,7 +132,10 @@ def changed(domain: Domain, settings: Settings, changes: dict[str, str | None]) 
     """SETTINGS of DOMAIN with CHANGES, all of them right. Raises Error."""
     for key, value in changes.items():
         if value is None and key not in settings and key not in OF_VM:
-            raise Error(f"VM {domain.name} has no setting {key}", "the settings of a VM are " + ", ".join(OF_VM))
+            raise Error(
+                f"VM {domain.name} has no setting {key}",
+                "the settings of a VM are " + ", ".join(OF_VM),
+            )
     merged: dict[str, str | None] = {**settings, **changes}
     domain.settings = {key: value for key, value in merged.items() if value is not None}
     Config({}).for_domain(domain)  # what was there before may not be right
@@ -121,10 +149,15 @@ def _domain(vm: Any) -> Domain:
 
 
 def _areas(arguments: argparse.Namespace, vm: Any) -> dict[str, int]:
-    """The names and flags of what is asked for; as in libvirt, "current" is what the VM's state makes it."""
+    """The names and flags of what is asked for; as in libvirt, "current" is what the VM's state
+    makes it.
+    """
     flags = {"live": binding().VIR_DOMAIN_AFFECT_LIVE, "config": binding().VIR_DOMAIN_AFFECT_CONFIG}
     wanted = [area for area in flags if getattr(arguments, area)]
-    return {area: flags[area] for area in wanted or ["live" if asked("ask for the VM's state", vm.isActive) else "config"]}
+    return {
+        area: flags[area]
+        for area in wanted or ["live" if asked("ask for the VM's state", vm.isActive) else "config"]
+    }
 
 
 def _read(vm: Any, domain: Domain, flag: int) -> Settings:
@@ -151,7 +184,15 @@ def _write(vm: Any, domain: Domain, wanted: dict[str, tuple[int, Settings]]) -> 
     kind = binding().VIR_DOMAIN_METADATA_ELEMENT
     for xml, flags in calls.items():
         attempt = f"change the metadata of VM {domain.name}"
-        asked(attempt, vm.setMetadata, kind, xml, metadata.PREFIX if xml else None, SETTINGS_URI, flags)
+        asked(
+            attempt,
+            vm.setMetadata,
+            kind,
+            xml,
+            metadata.PREFIX if xml else None,
+            SETTINGS_URI,
+            flags,
+        )
 
 
 def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None:
@@ -161,7 +202,9 @@ def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None
         domain.settings = settings
         try:
             if host and settings:
-                snapshot.load(host, warnings).for_domain(domain, Topology.read(host.read_optional).present)
+                snapshot.load(host, warnings).for_domain(
+                    domain, Topology.read(host.read_optional).present
+                )
             else:
                 Config({}).for_domain(domain)
         except Error as error:
@@ -170,7 +213,9 @@ def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None
         print(f"warning: {printable(warning)}", file=sys.stderr)
 
 
-def _print(arguments: argparse.Namespace, domain: Domain, found: dict[str, Settings], written: bool) -> None:
+def _print(
+    arguments: argparse.Namespace, domain: Domain, found: dict[str, Settings], written: bool
+) -> None:
     if arguments.json:
         print_json({"name": domain.name, "uuid": domain.uuid, "settings": found})
     elif written:
@@ -192,7 +237,10 @@ def _change_partition(arguments: argparse.Namespace) -> int:
         vm = find_domain(opened, arguments.domain)
         domain = _domain(vm)
         if not asked(f"ask for VM {domain.name}", vm.isPersistent):
-            raise Error(f"VM {domain.name} is transient and has no persistent XML", "define it first: virsh define")
+            raise Error(
+                f"VM {domain.name} is transient and has no persistent XML",
+                "define it first: virsh define",
+            )
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         old = asked(f"read the XML of VM {domain.name}", vm.XMLDesc, flags)
         new = partition.edit(old, path)
@@ -200,7 +248,11 @@ def _change_partition(arguments: argparse.Namespace) -> int:
             attempt = f"change the partition of VM {domain.name}"
             asked(attempt, opened.defineXMLFlags, new, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
     if arguments.json:
-        print_json({"name": domain.name, "uuid": domain.uuid, "partition": path, "changed": new != old})
+        print_json(
+            {"name": domain.name, "uuid": domain.uuid, "partition": path, "changed": new != old}
+        )
     else:
-        print(f"Domain '{printable(domain.name)}' XML configuration {'edited' if new != old else 'not changed'}.")
+        print(
+            f"Domain '{printable(domain.name)}' XML configuration {'edited' if new != old else 'not changed'}."
+        )
     return 0

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""virt-cgroup hook: puts the hook where libvirtd runs it, beside another's if there is one, and takes it away again."""
+"""virt-cgroup hook: puts the hook where libvirtd runs it, beside another's if there is one, and
+takes it away again.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ NEEDS = "import libvirt_cgroup_hooks.hook, configobj"
 
 def add(commands: Any) -> None:
     parser = add_command(
-        commands, "hook", run, "install, remove or show the file that libvirtd runs", "virt-cgroup hook install"
+        commands,
+        "hook",
+        run,
+        "install, remove or show the file that libvirtd runs",
+        "virt-cgroup hook install",
     )
     parser.description = (
         "Install, remove or show the file that libvirtd runs.\n\n"
@@ -44,7 +50,10 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         _show(host, arguments.json)
         return 0
     if not host.real:
-        raise Error(f"cannot {arguments.action} the hook below --root", "virt-cgroup hook status looks there")
+        raise Error(
+            f"cannot {arguments.action} the hook below --root",
+            "virt-cgroup hook status looks there",
+        )
     if arguments.action == "remove":
         done = remove(host)
     else:
@@ -80,7 +89,9 @@ def install(host: Host, python: str) -> list[str]:
 
 
 def interpreter() -> str:
-    """The Python that runs this, by the name that finds the package: not resolved, as that would leave the venv."""
+    """The Python that runs this, by the name that finds the package: not resolved, as that would
+    leave the venv.
+    """
     python = sys.executable
     system = os.path.exists(PYTHON) and os.path.exists(python) and os.path.samefile(python, PYTHON)
     return PYTHON if system and sys.prefix == sys.base_prefix else python
@@ -103,7 +114,9 @@ def shipped() -> str:
         for name in SHIPPED:
             if (directory / name).is_file():
                 return (directory / name).read_text(encoding="utf-8")
-    raise Error(f"cannot find {SHIPPED[0]}, which is part of the package", "install the package again")
+    raise Error(
+        f"cannot find {SHIPPED[0]}, which is part of the package", "install the package again"
+    )
 
 
 def _make_directories(host: Host, path: str) -> None:
@@ -123,7 +136,9 @@ def _saved(host: Host, path: str, new: str) -> list[str]:
 
 
 def _reload(host: Host) -> list[str]:
-    """libvirtd looks for hooks when it starts and at SIGHUP. One that starts and has not asked for SIGHUP would die."""
+    """libvirtd looks for hooks when it starts and at SIGHUP. One that starts and has not asked for
+    SIGHUP would die.
+    """
     done = []
     for path in managers.PID_FILES:
         pid = (host.read_optional(path) or "").strip()
@@ -210,7 +225,10 @@ def _show(host: Host, as_json: bool) -> None:
     print_pairs(
         [
             ("Hook", found["path"] or "not installed"),
-            ("Python", found["python"] or ("unknown: the file was edited" if found["edited"] else "-")),
+            (
+                "Python",
+                found["python"] or ("unknown: the file was edited" if found["edited"] else "-"),
+            ),
             ("Another's", found["other"] or "none"),
         ]
     )

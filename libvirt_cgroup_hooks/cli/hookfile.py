@@ -20,7 +20,9 @@ def ours(text: str) -> bool:
 
 
 def shipped_file(text: str) -> bool:
-    """Whether TEXT is our file, maybe for another Python or edited, and not a hook of somebody's that runs ours too."""
+    """Whether TEXT is our file, maybe for another Python or edited, and not a hook of somebody's
+    that runs ours too.
+    """
     return text.startswith(HEAD)
 
 

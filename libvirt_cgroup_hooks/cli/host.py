@@ -17,7 +17,13 @@ from .output import print_json, print_pairs, print_table
 
 
 def add(commands: Any) -> None:
-    add_command(commands, "host", run, "show CPUs, memory and cgroup hierarchies of the host", "virt-cgroup host --json")
+    add_command(
+        commands,
+        "host",
+        run,
+        "show CPUs, memory and cgroup hierarchies of the host",
+        "virt-cgroup host --json",
+    )
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
@@ -44,12 +50,16 @@ def _json(host: Host, cgroups: Cgroups, topology: Topology | None) -> dict[str, 
     unified = cgroups.unified
     return {
         "manager": managers.name(host),
-        "controllers": {name: {"version": h.version, **_place(h)} for name, h in cgroups.controllers.items()},
+        "controllers": {
+            name: {"version": h.version, **_place(h)} for name, h in cgroups.controllers.items()
+        },
         "unified": _place(unified) if unified else None,
         "cpus": str(topology.online) if topology else None,
         "memory": topology.memory.total if topology else None,
         "cores": [str(core) for core in topology.cores] if topology else None,
-        "nodes": {str(node): str(cpus) for node, cpus in topology.nodes.items()} if topology else None,
+        "nodes": {str(node): str(cpus) for node, cpus in topology.nodes.items()}
+        if topology
+        else None,
         "hugepages": topology.memory.hugetlb if topology else None,
     }
 
@@ -64,14 +74,20 @@ def _print(host: Host, cgroups: Cgroups, topology: Topology | None) -> None:
         print_pairs(
             [
                 ("CPUs", _cpus(topology)),
-                ("Cores", f"{len(topology.cores)} ({' '.join(str(core) for core in topology.cores)})"),
+                (
+                    "Cores",
+                    f"{len(topology.cores)} ({' '.join(str(core) for core in topology.cores)})",
+                ),
                 *((f"NUMA node {node}", f"CPUs {cpus}") for node, cpus in topology.nodes.items()),
                 ("Memory", size(topology.memory.total)),
                 ("Hugepages", _hugepages(topology.memory)),
             ]
         )
     print()
-    rows = [(name, f"v{h.version}", h.mount, h.placement or "/") for name, h in sorted(cgroups.controllers.items())]
+    rows = [
+        (name, f"v{h.version}", h.mount, h.placement or "/")
+        for name, h in sorted(cgroups.controllers.items())
+    ]
     print_table(("Controller", "Version", "Mount point", "Placement of the daemon"), rows)
 
 

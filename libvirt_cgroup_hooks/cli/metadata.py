@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The element in a VM's metadata that has its own settings: from XML and to XML, held against the schema."""
+"""The element in a VM's metadata that has its own settings: from XML and to XML, held against the
+schema.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,13 @@ SCHEMA = "domain-settings.rng"
 
 
 def read(xml: str) -> dict[str, str]:
-    """What libvirt's metadata API answers, which is without the namespace; the hook's reader finds the same."""
+    """What libvirt's metadata API answers, which is without the namespace; the hook's reader finds
+    the same.
+    """
     etree = _etree()
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True)
+    parser = etree.XMLParser(
+        resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True
+    )
     try:
         holder = etree.fromstring(xml.encode(), parser)
     except etree.XMLSyntaxError as error:
@@ -24,17 +30,25 @@ def read(xml: str) -> dict[str, str]:
         raise Error(message, "mend it with virsh edit") from None
     found: dict[str, str] = {}
     for element in holder:
-        add_setting(found, _key(element, etree.QName(element)), (element[-1].tail if len(element) else element.text) or "")
+        add_setting(
+            found,
+            _key(element, etree.QName(element)),
+            (element[-1].tail if len(element) else element.text) or "",
+        )
     return found
 
 
 def _key(element: Any, name: Any) -> str:
     ours = not name.namespace or name.namespace == SETTINGS_URI
-    return str(name.localname) if ours or not element.prefix else f"{element.prefix}:{name.localname}"
+    return (
+        str(name.localname) if ours or not element.prefix else f"{element.prefix}:{name.localname}"
+    )
 
 
 def write(settings: dict[str, str]) -> str:
-    """The element as libvirt's metadata API takes it. Raises Error where it would not be as the schema has it."""
+    """The element as libvirt's metadata API takes it. Raises Error where it would not be as the
+    schema has it.
+    """
     _check(_element(settings, SETTINGS_URI))
     text: str = _etree().tostring(_element(settings, None), encoding="unicode")
     return text
@@ -43,7 +57,9 @@ def write(settings: dict[str, str]) -> str:
 def _element(settings: dict[str, str], namespace: str | None) -> Any:
     """libvirt adds the namespace itself, and takes none that is there already."""
     etree = _etree()
-    holder = etree.Element(etree.QName(namespace, "settings"), nsmap={PREFIX: namespace} if namespace else None)
+    holder = etree.Element(
+        etree.QName(namespace, "settings"), nsmap={PREFIX: namespace} if namespace else None
+    )
     for key, value in settings.items():
         etree.SubElement(holder, etree.QName(namespace, key)).text = value
     return holder

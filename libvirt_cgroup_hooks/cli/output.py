@@ -23,5 +23,8 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """As `virsh list`."""
     shown = [list(head), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in shown) for column in range(len(head))]
-    lines = [" " + "   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in shown]
+    lines = [
+        " " + "   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+        for row in shown
+    ]
     print("\n".join([lines[0], "-" * (sum(widths) + 3 * len(widths)), *lines[1:]]))

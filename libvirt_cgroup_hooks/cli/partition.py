@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`<resource><partition>` in a domain's XML, edited in place: every other byte stays as libvirt gave it."""
+"""`<resource><partition>` in a domain's XML, edited in place: every other byte stays as libvirt
+gave it.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,18 @@ def check(path: str) -> str:
     """PATH, where it can be a partition. Raises Error."""
     shown = f'partition "{printable(path[:200])}"'
     if not path.startswith("/"):
-        raise Error(f"{shown} is not an absolute path", "begin it with /, as in /machine/production")
+        raise Error(
+            f"{shown} is not an absolute path", "begin it with /, as in /machine/production"
+        )
     if any(component in ("", ".", "..") for component in path.split("/")[1:]):
         raise Error(
-            f"{shown} has an empty or impossible component", 'write it without "//", "." and "..", and end it in a name'
+            f"{shown} has an empty or impossible component",
+            'write it without "//", "." and "..", and end it in a name',
         )
     if not path.isprintable():
-        raise Error(f"{shown} has a character that cannot be shown", "write it without control characters")
+        raise Error(
+            f"{shown} has a character that cannot be shown", "write it without control characters"
+        )
     return path
 
 
@@ -44,12 +51,17 @@ def edit(xml: str, path: str | None) -> str:
 
 
 def _without(text: bytes, spans: dict[str, tuple[int, int]]) -> bytes:
-    """Without the partition, or <resource> where that has nothing else; and without the white space before it."""
+    """Without the partition, or <resource> where that has nothing else; and without the white space
+    before it.
+    """
     if PARTITION not in spans:
         return text
     first, end = spans[RESOURCE]
     inner, after = spans[PARTITION]
-    if text[text.index(b">", first) + 1 : inner].strip() or text[after : text.rindex(b"<", first, end)].strip():
+    if (
+        text[text.index(b">", first) + 1 : inner].strip()
+        or text[after : text.rindex(b"<", first, end)].strip()
+    ):
         first, end = inner, after
     return text[:first].rstrip() + text[end:]
 
@@ -71,7 +83,10 @@ class _Finder:
         path = "/".join(self.path)
         if path in (RESOURCE, PARTITION):
             first = self.parser.CurrentByteIndex
-            self.spans[path] = (first, self.text.index(b">", first) + 1)  # where it ends if it is <partition/>
+            self.spans[path] = (
+                first,
+                self.text.index(b">", first) + 1,
+            )  # where it ends if it is <partition/>
 
     def end(self, _: str) -> None:
         path = "/".join(self.path)

@@ -16,7 +16,17 @@ from ..plan import Plan
 from . import add as add_command
 from .output import print_json
 
-OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect", "migrate", "restore", "attach")
+OPERATIONS = (
+    "prepare",
+    "start",
+    "started",
+    "stopped",
+    "release",
+    "reconnect",
+    "migrate",
+    "restore",
+    "attach",
+)
 
 
 def add(commands: Any) -> None:
@@ -27,8 +37,12 @@ def add(commands: Any) -> None:
         "show the steps that the hook would run for a VM, and run none",
         "virsh dumpxml web | virt-cgroup plan prepare -",
     )
-    parser.add_argument("operation", metavar="OPERATION", choices=OPERATIONS, help=", ".join(OPERATIONS))
-    parser.add_argument("file", metavar="DOMAIN-XML-FILE", help="the VM's XML; - for standard input")
+    parser.add_argument(
+        "operation", metavar="OPERATION", choices=OPERATIONS, help=", ".join(OPERATIONS)
+    )
+    parser.add_argument(
+        "file", metavar="DOMAIN-XML-FILE", help="the VM's XML; - for standard input"
+    )
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
@@ -37,7 +51,9 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     config = snapshot.load(host, warnings)
     plan = Plan(arguments.operation)
     if operations.concerns(host, config, arguments.operation) or domain.settings:
-        plan = operations.plan(host, config, arguments.operation, domain, managers.daemon(host), imagine=True)
+        plan = operations.plan(
+            host, config, arguments.operation, domain, managers.daemon(host), imagine=True
+        )
     for warning in warnings + plan.warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)
     if arguments.json:
@@ -48,7 +64,11 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
 
 
 def _json(plan: Plan, domain: Domain) -> dict[str, object]:
-    return {"operation": plan.operation, "domain": domain.name, "steps": [str(step) for step in plan.steps]}
+    return {
+        "operation": plan.operation,
+        "domain": domain.name,
+        "steps": [str(step) for step in plan.steps],
+    }
 
 
 def _read(path: str) -> bytes:
@@ -58,4 +78,6 @@ def _read(path: str) -> bytes:
         with Path(path).open("rb") as file:
             return file.read(LIMIT + 1)
     except OSError as error:
-        raise Error(f"cannot read {printable(path)}: {error.strerror}", "give a file with the VM's XML") from None
+        raise Error(
+            f"cannot read {printable(path)}: {error.strerror}", "give a file with the VM's XML"
+        ) from None

@@ -49,7 +49,9 @@ def add(commands: Any) -> None:
     )
     parser.description = f"{parser.description}\n\n{HELP}"
     parser.add_argument("--cpus", metavar="LIST|COUNT|auto|none", help="CPUs that the host keeps")
-    parser.add_argument("--memory", metavar="SIZE|PERCENT|auto|none", help="memory that the host keeps")
+    parser.add_argument(
+        "--memory", metavar="SIZE|PERCENT|auto|none", help="memory that the host keeps"
+    )
     for name in ("live", "config", "current"):
         parser.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
@@ -60,7 +62,9 @@ def add(commands: Any) -> None:
         const=WAIT,
         help=f"reclaim memory that VMs have too much of, for at most that long ({WAIT})",
     )
-    parser.add_argument("--force", action="store_true", help="also take CPUs that running VMs are pinned to")
+    parser.add_argument(
+        "--force", action="store_true", help="also take CPUs that running VMs are pinned to"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="tell each step")
 
 
@@ -70,18 +74,26 @@ def _seconds(text: str) -> float:
     except ValueError:
         number = 0
     if not 0 < number < 86400:
-        raise argparse.ArgumentTypeError(f'"{printable(text)}" is not a number of seconds, above 0 and below 86400')
+        raise argparse.ArgumentTypeError(
+            f'"{printable(text)}" is not a number of seconds, above 0 and below 86400'
+        )
     return number
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
-    wanted = {KEYS[name]: _value(name, text) for name in KEYS if (text := getattr(arguments, name)) is not None}
+    wanted = {
+        KEYS[name]: _value(name, text)
+        for name in KEYS
+        if (text := getattr(arguments, name)) is not None
+    }
     _check(arguments, bool(wanted))
     if not wanted:
         return _show(arguments, host)
     if not host.real:
         raise Error("nothing can be changed below --root", "copy the file that you want to change")
-    change = Change(host, wanted, arguments.live or not arguments.config, arguments.config, arguments.force)
+    change = Change(
+        host, wanted, arguments.live or not arguments.config, arguments.config, arguments.force
+    )
     for number in STOP:
         signal.signal(number, _interrupt)
     progress = _Progress()
@@ -115,7 +127,11 @@ def _check(arguments: argparse.Namespace, changes: bool) -> None:
 
 def _value(name: str, text: str) -> Value | None:
     """As the configuration file has it. Raises Error."""
-    value: Value = int(text) if name == "cpus" and text.isascii() and text.isdigit() and len(text) < 6 else text
+    value: Value = (
+        int(text)
+        if name == "cpus" and text.isascii() and text.isdigit() and len(text) < 6
+        else text
+    )
     if text == "none":
         return None
     try:
@@ -166,7 +182,10 @@ def _tell(arguments: argparse.Namespace, host: Host, change: Change, plan: Plan)
     _print(arguments, report)
     if forced:
         print("\nPinned to CPUs that the host keeps:")
-        print_table(("VM", "Thread", "Group", "Pinned to", "CPUs"), [tuple(map(str, row.values())) for row in forced])
+        print_table(
+            ("VM", "Thread", "Group", "Pinned to", "CPUs"),
+            [tuple(map(str, row.values())) for row in forced],
+        )
     return 0
 
 
@@ -179,7 +198,13 @@ def _ends_up(host: Host) -> list[dict[str, object]]:
             pin = pins.get(thread.group)
             if pin is not None and manager.fence.cpus is not None and not pin <= manager.fence.cpus:
                 cpus = str(threads.cpus_allowed(host, domain, thread))
-                row = {"domain": domain.name, "tid": thread.tid, "group": thread.group, "pinned": str(pin), "cpus": cpus}
+                row = {
+                    "domain": domain.name,
+                    "tid": thread.tid,
+                    "group": thread.group,
+                    "pinned": str(pin),
+                    "cpus": cpus,
+                }
                 rows.append(row)
     return rows
 
@@ -218,7 +243,11 @@ def _report(host: Host) -> dict[str, Any]:
 def _reservation(config: Config, topology: Topology) -> dict[str, Any]:
     """CPUs as text, memory in bytes; None where nothing is reserved."""
     fence = config.fence(topology.online, topology.memory, page_size())
-    memory = reserved_memory(config.reserved_host_mem, topology.memory.total) if config.reserved_host_mem else None
+    memory = (
+        reserved_memory(config.reserved_host_mem, topology.memory.total)
+        if config.reserved_host_mem
+        else None
+    )
     return {
         "reserved_cpus": str(config.reserved_host_cpus) if config.reserved_host_cpus else None,
         "reserved_memory": memory,
@@ -254,11 +283,17 @@ def _print(arguments: argparse.Namespace, report: dict[str, Any]) -> None:
         del columns["Live"], columns["In effect"]
     elif (arguments.live or arguments.current) and not arguments.config:
         del columns["Configured"]
-    rows = [(title, *(_shown(report[column][key]) for column in columns.values())) for title, key in ROWS.items()]
+    rows = [
+        (title, *(_shown(report[column][key]) for column in columns.values()))
+        for title, key in ROWS.items()
+    ]
     print_table(("", *columns), rows)
     if "In effect" in columns:
         used = report["memory_current"]
-        print(f"\nVM parent: {printable(report['parent'] or 'none: each VM carries the CPU fence')}", end="")
+        print(
+            f"\nVM parent: {printable(report['parent'] or 'none: each VM carries the CPU fence')}",
+            end="",
+        )
         print("" if used is None else f", {size(used)} of memory in use")
 
 

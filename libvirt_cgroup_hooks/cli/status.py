@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""virt-cgroup status: what is reserved, what is in effect, and where each running VM is. Asks the kernel, not libvirtd."""
+"""virt-cgroup status: what is reserved, what is in effect, and where each running VM is. Asks the
+kernel, not libvirtd.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ from .output import print_json, print_pairs, print_table
 
 
 def add(commands: Any) -> None:
-    add_command(commands, "status", run, "show the reservation and the place of every running VM", "virt-cgroup status --json")
+    add_command(
+        commands,
+        "status",
+        run,
+        "show the reservation and the place of every running VM",
+        "virt-cgroup status --json",
+    )
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
@@ -40,7 +48,11 @@ def _report(host: Host, manager: Manager) -> dict[str, Any]:
     config, fence = manager.config, manager.fence
     parent = conformance.parent(manager)
     memory = Memory.parse(host.read("/proc/meminfo"))
-    kept = reserved_memory(config.reserved_host_mem, memory.total) if config.reserved_host_mem else None
+    kept = (
+        reserved_memory(config.reserved_host_mem, memory.total)
+        if config.reserved_host_mem
+        else None
+    )
     return {
         "manager": manager.name,
         "layout": config.cgroup_layout.preset,
@@ -97,7 +109,10 @@ def _print(report: dict[str, Any]) -> None:
         [
             ("Manager", report["manager"]),
             ("Layout", report["layout"]),
-            ("Reserved", f"CPUs {reservation['cpus'] or 'none'}, memory {_size(reservation['memory'], 'none')}"),
+            (
+                "Reserved",
+                f"CPUs {reservation['cpus'] or 'none'}, memory {_size(reservation['memory'], 'none')}",
+            ),
             ("VM parent", parent["path"] or "none: each VM carries the CPU fence"),
             ("CPUs", f"{parent['cpus'] or '-'} in effect, {fence['cpus'] or 'no limit'} wanted"),
             ("Memory", _memory(parent, fence)),
@@ -109,7 +124,13 @@ def _print(report: dict[str, Any]) -> None:
         print("\nThe VM parent is made when the first VM starts.")
     print()
     rows = [
-        (str(vm["id"] or "-"), vm["name"], vm["layout"], vm["cgroup"] or "-", "yes" if vm["conforms"] else "no")
+        (
+            str(vm["id"] or "-"),
+            vm["name"],
+            vm["layout"],
+            vm["cgroup"] or "-",
+            "yes" if vm["conforms"] else "no",
+        )
         for vm in report["domains"]
     ]
     print_table(("Id", "Name", "Layout", "Cgroup", "Conforms"), rows)
@@ -121,7 +142,10 @@ def _print(report: dict[str, Any]) -> None:
 
 def _print_threads(vm: dict[str, Any]) -> None:
     print(f"\n{printable(vm['name'])}:")
-    rows = [(str(row["tid"]), row["comm"], row["group"], row["cpus"], row["cgroup"]) for row in vm["threads"]]
+    rows = [
+        (str(row["tid"]), row["comm"], row["group"], row["cpus"], row["cgroup"])
+        for row in vm["threads"]
+    ]
     print_table(("Thread", "Comm", "Group", "CPUs", "Cgroup"), rows)
     for problem in vm["problems"]:
         print(f"problem: {printable(problem)}")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""virt-cgroup validate: whether all that the reservation depends on is in place, in the form of virt-host-validate."""
+"""virt-cgroup validate: whether all that the reservation depends on is in place, in the form of
+virt-host-validate.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ COLOURS = {PASS: 32, FAIL: 31, WARN: 33, NOTE: 34}  # virt-host-validate's
 
 def add(commands: Any) -> None:
     parser = add_command(
-        commands, "validate", run, "check that the host is set up for what is configured", "virt-cgroup validate -q"
+        commands,
+        "validate",
+        run,
+        "check that the host is set up for what is configured",
+        "virt-cgroup validate -q",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print only what does not pass")
 
@@ -32,7 +38,9 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         if not arguments.json and not (arguments.quiet and problem.result == PASS):
             print(_line(check, problem), flush=True)
     if arguments.json:
-        print_json([_json(*one) for one in found if not (arguments.quiet and one[1].result == PASS)])
+        print_json(
+            [_json(*one) for one in found if not (arguments.quiet and one[1].result == PASS)]
+        )
     return int(any(problem.result == FAIL for _, problem in found))
 
 

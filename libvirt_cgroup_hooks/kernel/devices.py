@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""libvirt's list of a VM's devices on cgroup v2 is a BPF program attached to its cgroup; a moved VM takes it along.
+"""libvirt's list of a VM's devices on cgroup v2 is a BPF program attached to its cgroup; a moved VM
+takes it along.
 
-The program's map stays shared with libvirt, so a device that is attached later is allowed here too, until libvirt has
-to make the map larger (it begins with 64 entries).
+The program's map stays shared with libvirt, so a device that is attached later is allowed here too,
+until libvirt has to make the map larger (it begins with 64 entries).
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def _query(cgroup: int) -> list[int]:
     import ctypes
 
     ids = (ctypes.c_uint32 * MAX_PROGRAMS)()
-    # union bpf_attr: target_fd, attach_type, query_flags, attach_flags, prog_ids (pointer), prog_cnt
+    # union bpf_attr: target_fd, attach_type, query_flags, attach_flags, prog_ids (pointer),
+    # prog_cnt
     pointer = ctypes.addressof(ids).to_bytes(8, sys.byteorder)
     answer = _bpf(
         PROG_QUERY, _words(cgroup, CGROUP_DEVICE, 0, 0) + pointer + _words(MAX_PROGRAMS, 0)

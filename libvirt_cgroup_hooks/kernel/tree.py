@@ -35,7 +35,8 @@ class InEffect:
 
 
 class Tree:
-    """Plans for one hierarchy. It serves one plan: it knows what its own earlier steps will have done.
+    """Plans for one hierarchy. It serves one plan: it knows what its own earlier steps will have
+    done.
 
     Directories are whole paths; the path of a cgroup begins at the hierarchy's root.
     """
@@ -102,7 +103,9 @@ class Tree:
         raise NotImplementedError
 
     def nest(self, path: str, processes: list[int]) -> tuple[str, list[Step]]:
-        """Where thread groups of PROCESSES, which are in the cgroup PATH, can be, and what that needs."""
+        """Where thread groups of PROCESSES, which are in the cgroup PATH, can be, and what that
+        needs.
+        """
         raise NotImplementedError
 
     def tuning(self, old: str, new: str, wanted: set[str]) -> list[Step]:
@@ -164,14 +167,20 @@ class Tree:
         return []
 
     def check_free(self, directory: str, cpus: CpuSet) -> None:
-        """Raises Error where another cgroup has some of CPUS for itself alone, and DIRECTORY can have none."""
+        """Raises Error where another cgroup has some of CPUS for itself alone, and DIRECTORY can
+        have none.
+        """
 
     def taken(self, directory: str) -> dict[str, CpuSet]:
-        """The CPUs that cgroups beside the way to DIRECTORY have for themselves alone, by directory."""
+        """The CPUs that cgroups beside the way to DIRECTORY have for themselves alone, by
+        directory.
+        """
         raise NotImplementedError
 
     def not_passed_down(self, path: str, controllers: list[str]) -> list[tuple[str, str]]:
-        """(directory, controller) of each cgroup above PATH that does not pass one of CONTROLLERS on."""
+        """(directory, controller) of each cgroup above PATH that does not pass one of CONTROLLERS
+        on.
+        """
         return []
 
     # memory

@@ -161,7 +161,9 @@ class V1(Tree):
         return steps
 
     def _below(self, directory: str, present: CpuSet) -> dict[str, tuple[CpuSet, bool]]:
-        """(CPUs, whether it follows DIRECTORY, which has PRESENT) of all cpusets below, parents first."""
+        """(CPUs, whether it follows DIRECTORY, which has PRESENT) of all cpusets below, parents
+        first.
+        """
         found: dict[str, tuple[CpuSet, bool]] = {}
         for name in self.host.directories(directory):
             child = f"{directory}/{name}"
@@ -306,8 +308,8 @@ class V1(Tree):
 class SetCpus(Write):
     """Sets the CPUs of a cpuset. What was made below it since the plan was made follows it.
 
-    libvirt makes a VM's cpusets as copies of what is above them, at any moment, and the kernel takes no CPU that one below
-    has (EBUSY).
+    libvirt makes a VM's cpusets as copies of what is above them, at any moment, and the kernel
+    takes no CPU that one below has (EBUSY).
     """
 
     TRIES = 20
@@ -329,7 +331,9 @@ class SetCpus(Write):
                     raise
 
     def _take(self, host: Host, directory: str, cpus: CpuSet) -> None:
-        """Leaves those below DIRECTORY no more than CPUS; one that would have none is left as it is."""
+        """Leaves those below DIRECTORY no more than CPUS; one that would have none is left as it
+        is.
+        """
         for name in host.directories(directory):
             child = f"{directory}/{name}"
             present = CpuSet.parse(host.read_optional(f"{child}/cpuset.cpus") or "")

@@ -52,8 +52,9 @@ class V2(Tree):
 
     @property
     def daemon_path(self) -> str:
-        """A cgroup with processes has no children to speak of, so this is the parent of the daemon's,
-        unless that is the root, which alone may have both."""
+        """A cgroup with processes has no children to speak of, so this is the parent of the
+        daemon's, unless that is the root, which alone may have both.
+        """
         return parent(self.hierarchy.placement)
 
     def systemd_sets(self, kind: Kind) -> bool:
@@ -97,7 +98,9 @@ class V2(Tree):
         return [Write(f"{directory}/cgroup.subtree_control", enable, disable)]
 
     def _has_inner_processes(self, directory: str) -> bool:
-        """The real root, which alone has no cgroup.type, may have processes and pass controllers on."""
+        """The real root, which alone has no cgroup.type, may have processes and pass controllers
+        on.
+        """
         if not self.host.exists(f"{directory}/cgroup.type"):
             return False
         return bool(self.host.read_optional(f"{directory}/cgroup.procs"))
@@ -125,12 +128,15 @@ class V2(Tree):
         return [*steps, Write(f"{directory}/cgroup.type", "threaded")]
 
     def _passes_on(self, directory: str, names: list[str]) -> bool:
-        """Whether DIRECTORY is there and enables these controllers; who was killed may have made it, and no more."""
+        """Whether DIRECTORY is there and enables these controllers; who was killed may have made
+        it, and no more.
+        """
         return set(names) <= set(self._text(f"{directory}/cgroup.subtree_control").split())
 
     def nest(self, path: str, processes: list[int]) -> tuple[str, list[Step]]:
-        """PROCESSES move into a first cgroup inside PATH: a cgroup with processes cannot have controllers for its
-        children. libvirt's own name for it keeps the VM recognised."""
+        """PROCESSES move into a first cgroup inside PATH: a cgroup with processes cannot have
+        controllers for its children. libvirt's own name for it keeps the VM recognised.
+        """
         nested = f"{path}/{NESTED}"
         outer, inner = self.hierarchy.directory(path), self.hierarchy.directory(nested)
         names = [name for name in THREADED if name in self._available]
@@ -151,7 +157,8 @@ class V2(Tree):
     ) -> list[Step]:
         """The kernel clips what is below.
 
-        A limit is taken away by the full list: an empty one is refused while there are processes (ENOSPC).
+        A limit is taken away by the full list: an empty one is refused while there are processes
+        (ENOSPC).
         """
         file = f"{directory}/cpuset.cpus"
         if directory in self._made:
@@ -183,7 +190,9 @@ class V2(Tree):
         return found
 
     def _partitions(self, directory: str) -> dict[str, CpuSet]:
-        """DIRECTORY, or the remote partitions below it, for which it holds CPUs without being a partition itself."""
+        """DIRECTORY, or the remote partitions below it, for which it holds CPUs without being a
+        partition itself.
+        """
         # "root invalid (why)", too
         kind = (self.host.read_optional(f"{directory}/cpuset.cpus.partition") or "").strip()
         # since Linux 6.7

@@ -19,8 +19,8 @@ PID_FILES = (
     "/run/libvirt/libvirtd.pid",
     "/run/libvirt/virtqemud.pid",
 )
-# libvirt asks the bus whether it can start machined and knows systemd (virSystemdHasMachined). The bus itself goes by
-# these files, and systemd by the directory it makes when it has booted the host.
+# libvirt asks the bus whether it can start machined and knows systemd (virSystemdHasMachined). The
+# bus itself goes by these files, and systemd by the directory it makes when it has booted the host.
 BOOTED = "/run/systemd/system"
 SERVICES = ("/usr/local/share", "/usr/share", "/lib", "/etc", "/run")
 ACTIVATION = "dbus-1/system-services/org.freedesktop.machine1.service"
@@ -33,7 +33,9 @@ def name(host: Host) -> str:
 
 
 def choose(host: Host, config: Config, pid: str = "self") -> Manager:
-    """The manager of HOST, for a daemon whose process (or child) is PID. Raises Error where nothing can be enforced."""
+    """The manager of HOST, for a daemon whose process (or child) is PID. Raises Error where nothing
+    can be enforced.
+    """
     memory = Memory.parse(host.read("/proc/meminfo"))
     fence = config.fence(read_online(host.read_optional), memory, page_size())
     daemon_at = placements(host.read_optional(f"/proc/{pid}/cgroup") or "")

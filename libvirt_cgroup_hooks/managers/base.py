@@ -165,7 +165,9 @@ class Manager:
         """QEMU has ended, and libvirt still knows the VM."""
 
     def begin_record(self, plan: Plan, domain: Domain) -> Record | None:
-        """The VM's record as it starts; what an earlier run of it has left is removed, and returned."""
+        """The VM's record as it starts; what an earlier run of it has left is removed, and
+        returned.
+        """
         stale = Record.read(self.host, domain.uuid)
         if stale:
             plan.add(*self.remains(stale))
@@ -178,13 +180,16 @@ class Manager:
         return [RemoveCgroup(path) for path in record.groups if self.host.exists(path)]
 
     def opened(self, running: list[Domain]) -> list[Step]:
-        """Takes away what steers VMs, and the CPU fence that those that are RUNNING carry themselves."""
+        """Takes away what steers VMs, and the CPU fence that those that are RUNNING carry
+        themselves.
+        """
         return []
 
     # the CPUs of threads
 
     def allowed(self, domain: Domain, groups: Iterable[str]) -> dict[str, CpuSet | None]:
-        """The CPUs of each thread group, inside the fence: its pin in the XML, else the configured set.
+        """The CPUs of each thread group, inside the fence: its pin in the XML, else the configured
+        set.
 
         None: all that the VM has.
         """
@@ -198,7 +203,9 @@ class Manager:
         return found
 
     def pinnable(self, cpus: CpuSet) -> CpuSet:
-        """What VMs may be pinned to: the fence's CPUS, and those that would be in it but are offline."""
+        """What VMs may be pinned to: the fence's CPUS, and those that would be in it but are
+        offline.
+        """
         return cpus | self.present() - self.kept
 
     @property

@@ -130,7 +130,9 @@ class Cgroupfs(Manager):
                 plan.add(RemoveCgroup(path))
 
     def _remember(self, plan: Plan, domain: Domain, libvirt: list[str]) -> None:
-        """Before anything is made: the cgroups that have to go with the VM, libvirt's own among them."""
+        """Before anything is made: the cgroups that have to go with the VM, libvirt's own among
+        them.
+        """
         record, old = self.records.of(domain)
         own: list[str] = []
         for tree in self.trees:
@@ -139,7 +141,9 @@ class Cgroupfs(Manager):
         self.records.save(plan, record, old)
 
     def _libvirt_directories(self, main: Thread) -> dict[str, str]:
-        """By hierarchy key, the directory of the cgroup that libvirt made for the VM, while it is in it."""
+        """By hierarchy key, the directory of the cgroup that libvirt made for the VM, while it is
+        in it.
+        """
         directories: dict[str, str] = {}
         for hierarchy in self.hierarchies:
             path = main.cgroups.get(hierarchy.key, "").removesuffix("/emulator")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A running VM's processes and threads: moved into thread groups, and the CPUs of those that libvirt made."""
+"""A running VM's processes and threads: moved into thread groups, and the CPUs of those that
+libvirt made.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,11 @@ def move(
     vm_threads: list[Thread],
     helpers: dict[int, dict[str, str]],
 ) -> list[Step]:
-    """Process PID with VM_THREADS, and its HELPERS (cgroups by process id), to the VM cgroup PATH of TREE.
+    """Process PID with VM_THREADS, and its HELPERS (cgroups by process id), to the VM cgroup PATH
+    of TREE.
 
-    Whole processes first, which takes every thread along; then each vCPU and I/O thread to its group.
+    Whole processes first, which takes every thread along; then each vCPU and I/O thread to its
+    group.
     """
     key = tree.hierarchy.key
     arrival = f"{path}/emulator" if tree.splits else path
@@ -54,7 +58,9 @@ def move(
 
 
 def _move_vm(tree: Tree, pid: int, places: dict[int, str], target: str) -> Move:
-    """Process PID to TARGET, and back: the process, then the threads that were elsewhere (PLACES by id)."""
+    """Process PID to TARGET, and back: the process, then the threads that were elsewhere (PLACES by
+    id).
+    """
     undo = [Move("process", pid, _procs(tree, places[pid]), [])]
     for tid, place in places.items():
         if place != places[pid]:
@@ -75,7 +81,9 @@ def _within(path: str, top: str) -> bool:
 
 
 def helpers(host: Host, directories: list[str], running: Domain) -> dict[int, dict[str, str]]:
-    """swtpm, virtiofsd and so on: the other processes of a VM's cgroup DIRECTORIES, and where each is."""
+    """swtpm, virtiofsd and so on: the other processes of a VM's cgroup DIRECTORIES, and where each
+    is.
+    """
     numbers: dict[int, None] = {}
     for directory in directories:
         numbers.update(dict.fromkeys(members(host, directory)))
@@ -105,7 +113,8 @@ def pin(
 def set_cpus_in_place(
     manager: Manager, plan: Plan, domain: Domain, vm_threads: list[Thread]
 ) -> None:
-    """The configured sets, in the thread groups that libvirt made, for threads that the XML does not pin.
+    """The configured sets, in the thread groups that libvirt made, for threads that the XML does
+    not pin.
 
     Where no set is configured any more, all CPUs of the VM. Where the kernel does not clip what is
     below a cgroup (v1), pins as well, as far as the fence allows now: there it has cut what libvirt

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A host whose cgroups are systemd's: VMs are steered, never moved.
 
-machined makes a scope for every VM. A drop-in for that scope, written before it is made, names the slice it goes to,
-and libvirt then works where systemd has put it. The fence is a property of the VM parent's slice, set by systemctl and
-only where the kernel's files do not say it already. What systemd does not manage is written: on cgroup v1 the cpuset
-hierarchy, and everywhere the thread groups inside the scope, which is delegated.
+machined makes a scope for every VM. A drop-in for that scope, written before it is made, names the
+slice it goes to, and libvirt then works where systemd has put it. The fence is a property of the VM
+parent's slice, set by systemctl and only where the kernel's files do not say it already. What
+systemd does not manage is written: on cgroup v1 the cpuset hierarchy, and everywhere the thread
+groups inside the scope, which is delegated.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ CONTROL = ("/etc/systemd/system.control", RUNTIME)
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
 MACHINE = "machine.slice"
 VM_SCOPE = "machine-qemu"  # begins the name of each VM's scope
-# systemd looks for drop-ins in the directories that it remembers, and loading a transient scope does
-# not make it look again (247 to 257: unit_load_fragment returns before unit_file_build_name_map).
-# Loading a unit that is not there does, if the directory has changed since; two changes in one tick
-# of the kernel's clock look like one, so its time is set. libvirt happens to name such a unit,
-# virtqemud.service, where Debian ships none; that is no promise.
+# systemd looks for drop-ins in the directories that it remembers, and loading a transient scope
+# does not make it look again (247 to 257: unit_load_fragment returns before
+# unit_file_build_name_map). Loading a unit that is not there does, if the directory has changed
+# since; two changes in one tick of the kernel's clock look like one, so its time is set. libvirt
+# happens to name such a unit, virtqemud.service, where Debian ships none; that is no promise.
 REFRESH = (Touch(UNITS), LoadUnit("libvirt-cgroup-hooks-no-such-unit.service"))
 
 
@@ -59,10 +60,11 @@ class Systemd(Manager):
         return units.slice_unit(self.layout.own, self.base) if self.layout.parent else None
 
     def vm_slice(self, domain: Domain) -> str | None:
-        """The slice that DOMAIN's scope goes to; None: libvirt decides. Raises Error for one that libvirt misreads.
+        """The slice that DOMAIN's scope goes to; None: libvirt decides. Raises Error for one that
+        libvirt misreads.
 
-        The scope itself is the VM's cgroup where the layout names the VM in one last component without $UUID, which a
-        scope's name cannot say; else the VM has a slice of its own.
+        The scope itself is the VM's cgroup where the layout names the VM in one last component
+        without $UUID, which a scope's name cannot say; else the VM has a slice of its own.
         """
         if self.layout.native:
             return None
@@ -85,7 +87,8 @@ class Systemd(Manager):
         return len(of_vm) > 1 or "$UUID" in of_vm[0]
 
     def _own_slice(self, domain: Domain) -> str | None:
-        """The slice that goes with DOMAIN, and all below it: that of the first component with its UUID, else the last.
+        """The slice that goes with DOMAIN, and all below it: that of the first component with its
+        UUID, else the last.
 
         One that is named by the VM alone may be another's, too: system, for a VM of that name.
         """
@@ -94,7 +97,9 @@ class Systemd(Manager):
         return self._slice_of(domain, depth) if self.own_slice else None
 
     def _slice_of(self, domain: Domain, depth: int) -> str:
-        """The slice of the first DEPTH components that name DOMAIN; of none of them, the one that holds all VMs."""
+        """The slice of the first DEPTH components that name DOMAIN; of none of them, the one that
+        holds all VMs.
+        """
         return units.slice_unit(
             self.layout.of_vm(domain)[:depth], units.slice_unit(self.layout.own, self.base)
         )
@@ -151,7 +156,8 @@ class Systemd(Manager):
     def write(self, path: str, wanted: Limits, there: Limits) -> list[Step]:
         """By systemd where the limits are its own, and else into the kernel's files.
 
-        systemd would not say that the kernel refused a memory limit (v1), so that is written before.
+        systemd would not say that the kernel refused a memory limit (v1), so that is written
+        before.
         """
         steps: list[Step] = []
         properties: Limits = {}
@@ -216,7 +222,9 @@ class Systemd(Manager):
         return self.config.has_sets or carried or not all(tree.clips for tree in self.trees)
 
     def _remove_stray_drop_ins(self, plan: Plan, known: list[str]) -> None:
-        """Drop-ins that no VM's record names, and that are not KNOWN: of VMs that ended without a release."""
+        """Drop-ins that no VM's record names, and that are not KNOWN: of VMs that ended without a
+        release.
+        """
         found = self._drop_ins()
         if not found:
             return
@@ -229,7 +237,9 @@ class Systemd(Manager):
                 plan.add_shared(*self._remove_drop_in(path))
 
     def _drop_ins(self) -> list[str]:
-        """Ours, for scopes of VMs. An empty directory, or half a file, is what one that was killed has left."""
+        """Ours, for scopes of VMs. An empty directory, or half a file, is what one that was killed
+        has left.
+        """
         found: list[str] = []
         for name in self.host.names(UNITS):
             if not (name.startswith(VM_SCOPE) and name.endswith(".scope.d")):
@@ -264,7 +274,9 @@ class Systemd(Manager):
             plan.add_below(tree.hierarchy.directory(top), *tree.make(scope, self.fence.cpus))
 
     def _unmanaged(self, path: str) -> list[str]:
-        """Directories of the cgroup PATH that systemd does not make, and so does not remove. libvirt leaves slices, too."""
+        """Directories of the cgroup PATH that systemd does not make, and so does not remove.
+        libvirt leaves slices, too.
+        """
         return [tree.hierarchy.directory(path) for tree in self.trees if not tree.systemd_makes]
 
     @property
@@ -287,7 +299,9 @@ class Systemd(Manager):
         return f"[Scope]\nSlice={unit}\n{cpus}"
 
     def _remove_drop_in(self, path: str) -> list[Step]:
-        """The drop-in PATH, what was half written beside it, and its directory, if that is empty then."""
+        """The drop-in PATH, what was half written beside it, and its directory, if that is empty
+        then.
+        """
         steps: list[Step] = []
         for file in (path, path + NEW):
             text = self.host.read_optional(file)
@@ -317,7 +331,8 @@ class Systemd(Manager):
                 self._make_groups(plan, domain, vm_threads, tree, scope)
 
     def _fence_scope(self, plan: Plan, domain: Domain, path: str) -> None:
-        """The fence that the VM carries; where no CPUs are kept any more, it gets back what our drop-in has taken.
+        """The fence that the VM carries; where no CPUs are kept any more, it gets back what our
+        drop-in has taken.
 
         The drop-in follows: systemd goes by it when it reloads.
         """
@@ -340,7 +355,9 @@ class Systemd(Manager):
     def _make_groups(
         self, plan: Plan, domain: Domain, vm_threads: list[Thread], tree: Tree, scope: str
     ) -> None:
-        """With cgroup_controllers = [] libvirt makes no groups in the SCOPE, and on v1 leaves the VM in its own cpuset."""
+        """With cgroup_controllers = [] libvirt makes no groups in the SCOPE, and on v1 leaves the
+        VM in its own cpuset.
+        """
         from .. import threads
         from . import placement
 

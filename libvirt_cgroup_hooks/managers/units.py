@@ -46,7 +46,9 @@ def slice_of(path: str) -> str:
 
 
 def machine_name(name: str, number: int) -> str:
-    """libvirt's name for machined (virDomainDriverGenerateMachineName): qemu-ID-NAME, with what host names can have."""
+    """libvirt's name for machined (virDomainDriverGenerateMachineName): qemu-ID-NAME, with what
+    host names can have.
+    """
     made = f"qemu-{number}-"
     skip = True
     for character in name:

@@ -16,11 +16,19 @@ def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
 
 
 def options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    return (action for action in parser._actions if action.option_strings and action.help != argparse.SUPPRESS)
+    return (
+        action
+        for action in parser._actions
+        if action.option_strings and action.help != argparse.SUPPRESS
+    )
 
 
 def positionals(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    return (a for a in parser._actions if not a.option_strings and not isinstance(a, argparse._SubParsersAction))
+    return (
+        a
+        for a in parser._actions
+        if not a.option_strings and not isinstance(a, argparse._SubParsersAction)
+    )
 
 
 def takes_value(action: argparse.Action) -> bool:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Writes what is made from the settings table and the commands' own help: manual pages, completion, augeas lens.
+"""Writes what is made from the settings table and the commands' own help: manual pages, completion,
+augeas lens.
 
-usage: python3 packaging/generate/generate.py DIRECTORY     from the source tree, when a package is built
+usage: python3 packaging/generate/generate.py DIRECTORY     from the source tree, when a package is
+built
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from libvirt_cgroup_hooks.cli import _parser
 
 
 def files() -> dict[str, str]:
-    date = time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
+    date = time.strftime(
+        "%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
+    )
     return {
         "man/virt-cgroup.8": manual.program(_parser(), date, __version__),
         "man/cgroup-hooks.conf.5": manual.configuration(settings.TABLE, date, __version__),
@@ -36,7 +40,9 @@ def files() -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="generate", description="Make manual pages, completion and augeas lens.")
+    parser = argparse.ArgumentParser(
+        prog="generate", description="Make manual pages, completion and augeas lens."
+    )
     parser.add_argument("directory", type=Path, help="where to; made if missing")
     directory: Path = parser.parse_args().directory
     for name, text in files().items():

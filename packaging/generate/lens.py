@@ -3,8 +3,8 @@
 
     augtool set /files/etc/libvirt/cgroup-hooks.conf/reserved_host_cpus 0-1
 
-writes reserved_host_cpus = "0-1", and a count of CPUs without quotes. Where both are allowed, digits in quotes keep
-their quotes in augeas' tree, which could not tell them apart otherwise.
+writes reserved_host_cpus = "0-1", and a count of CPUs without quotes. Where both are allowed,
+digits in quotes keep their quotes in augeas' tree, which could not tell them apart otherwise.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def lens(table: Iterable[Setting]) -> str:
     for setting in table:
         keys.setdefault(kind(setting), []).append(setting.key)
     entries = [
-        f"  let {name}_entry = " + " | ".join(f"value /{'|'.join(found)}/ {body}" for body in KINDS[name])
+        f"  let {name}_entry = "
+        + " | ".join(f"value /{'|'.join(found)}/ {body}" for body in KINDS[name])
         for name, found in keys.items()
     ]
     names = "".join(f"{name}_entry | " for name in keys)
@@ -75,7 +76,9 @@ def lens(table: Iterable[Setting]) -> str:
 
 
 def test(table: Iterable[Setting], sample: str) -> str:
-    """The sample as it is and with every setting made active, read and compared; and one setting written."""
+    """The sample as it is and with every setting made active, read and compared; and one setting
+    written.
+    """
     table = list(table)
     active = sample
     for setting in table:

@@ -23,12 +23,22 @@ it keeps is said in cgroup-hooks.conf(5); a libvirt hook enforces that when VMs 
 
 The hook limits the VM parent, the one cgroup that holds all VMs. With nothing configured it changes nothing at all."""
 EVERYWHERE = ("help", "root")  # options that are explained once
-STATUS = (("0", "Done."), ("1", "It could not be done; standard error says why and what to do."), ("2", "Wrong usage."))
+STATUS = (
+    ("0", "Done."),
+    ("1", "It could not be done; standard error says why and what to do."),
+    ("2", "Wrong usage."),
+)
 FILES = (
     ("/etc/libvirt/cgroup-hooks.conf", "The configuration."),
     ("/etc/libvirt/hooks/qemu", "The hook that libvirtd runs."),
-    ("/etc/libvirt/hooks/qemu.d/50-cgroup-hooks", "The same, where another program has the former."),
-    ("/run/libvirt-cgroup-hooks", "What is kept until the next boot: which cgroups are ours, and what was there before."),
+    (
+        "/etc/libvirt/hooks/qemu.d/50-cgroup-hooks",
+        "The same, where another program has the former.",
+    ),
+    (
+        "/run/libvirt-cgroup-hooks",
+        "What is kept until the next boot: which cgroups are ours, and what was there before.",
+    ),
 )
 SETTINGS_ABOUT = """\
 One line a setting, key = value, in the syntax of libvirt's qemu.conf; # begins a comment. A setting that is not there,
@@ -40,7 +50,11 @@ remedy."""
 def program(parser: argparse.ArgumentParser, date: str, version: str) -> str:
     page = _Page("VIRT-CGROUP", 8, date, version)
     page.section("Name", f"virt\\-cgroup \\- {_escaped(NAME)}", raw=True)
-    page.section("Synopsis", r"\fBvirt\-cgroup\fR [\fIOPTION\fR...] \fICOMMAND\fR [\fIARGUMENT\fR...]", raw=True)
+    page.section(
+        "Synopsis",
+        r"\fBvirt\-cgroup\fR [\fIOPTION\fR...] \fICOMMAND\fR [\fIARGUMENT\fR...]",
+        raw=True,
+    )
     page.section("Description", ABOUT)
     page.section("Options")
     page.actions(parser, options(parser))
@@ -51,7 +65,9 @@ def program(parser: argparse.ArgumentParser, date: str, version: str) -> str:
     page.items(STATUS)
     page.section("Files")
     page.items(FILES)
-    page.section("See also", r"\fBcgroup\-hooks.conf\fR(5), \fBvirsh\fR(1), \fBcgroups\fR(7)", raw=True)
+    page.section(
+        "See also", r"\fBcgroup\-hooks.conf\fR(5), \fBvirsh\fR(1), \fBcgroups\fR(7)", raw=True
+    )
     return page.text()
 
 
@@ -72,7 +88,11 @@ def configuration(table: Iterable[Setting], date: str, version: str) -> str:
 class _Page:
     def __init__(self, title: str, section: int, date: str, version: str) -> None:
         head = f'.TH {_escaped(title)} {section} {date} "libvirt\\-cgroup\\-hooks {version}"'
-        self.lines = ['.\\" Made from the settings table and the help of the commands; see packaging/generate.', head, ".nh"]
+        self.lines = [
+            '.\\" Made from the settings table and the help of the commands; see packaging/generate.',
+            head,
+            ".nh",
+        ]
 
     def text(self) -> str:
         return "\n".join(self.lines) + "\n"
@@ -86,14 +106,23 @@ class _Page:
         usage = parser.format_usage().removeprefix("usage: ").rstrip()
         self.lines += [f".SS {_escaped(name)}", ".nf", *map(_line, usage.splitlines()), ".fi"]
         self.prose(parser.description or "", first=".PP")
-        self.actions(parser, [*positionals(parser), *(action for action in options(parser) if action.dest not in EVERYWHERE)])
+        self.actions(
+            parser,
+            [
+                *positionals(parser),
+                *(action for action in options(parser) if action.dest not in EVERYWHERE),
+            ],
+        )
         if parser.epilog:
             self.prose(parser.epilog[0].upper() + parser.epilog[1:], first=".PP")
 
     def actions(self, parser: argparse.ArgumentParser, actions: Iterable[argparse.Action]) -> None:
         for action in actions:
             value = rf" \fI{_escaped(metavar(action))}\fR" if takes_value(action) else ""
-            names = ", ".join(rf"\fB{_escaped(name)}\fR{value}" for name in action.option_strings) or value.strip()
+            names = (
+                ", ".join(rf"\fB{_escaped(name)}\fR{value}" for name in action.option_strings)
+                or value.strip()
+            )
             self.tagged(names)
             self.lines += _filled(help_of(action, parser))
 
@@ -116,7 +145,9 @@ class _Page:
         for line in text.splitlines():
             wanted = line.startswith(" ")
             if wanted != kept:
-                self.lines += [".RS", ".nf"] if wanted else [".fi", ".RE", *([first] if first else [".IP"])]
+                self.lines += (
+                    [".RS", ".nf"] if wanted else [".fi", ".RE", *([first] if first else [".IP"])]
+                )
                 kept = wanted
             if line.strip():
                 self.lines.append(_line(line.strip() if not wanted else line))
@@ -125,7 +156,11 @@ class _Page:
 
 def _filled(text: str) -> list[str]:
     paragraphs = [[_line(line) for line in part.splitlines()] for part in text.split("\n\n")]
-    return [line for number, part in enumerate(paragraphs) for line in ([".PP"] if number else []) + part]
+    return [
+        line
+        for number, part in enumerate(paragraphs)
+        for line in ([".PP"] if number else []) + part
+    ]
 
 
 def _line(text: str) -> str:
@@ -134,4 +169,10 @@ def _line(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace("^", r"\(ha").replace("~", r"\(ti")
+    return (
+        text.replace("\\", r"\e")
+        .replace("-", r"\-")
+        .replace("'", r"\(aq")
+        .replace("^", r"\(ha")
+        .replace("~", r"\(ti")
+    )

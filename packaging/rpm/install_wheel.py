@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Unpacks a wheel as upstream Python lays out /usr: usage: install_wheel.py WHEEL ROOT. Debian's pip has another layout."""
+"""Unpacks a wheel as upstream Python lays out /usr: usage: install_wheel.py WHEEL ROOT. Debian's
+pip has another layout.
+"""
 
 from __future__ import annotations
 

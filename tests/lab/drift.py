@@ -28,11 +28,21 @@ thorough = pytest.mark.thorough
 
 
 def findings() -> dict[str, str]:
-    """What `validate` has to say of the fence: by check the result and the message of its first problem."""
+    """What `validate` has to say of the fence: by check the result and the message of its first
+    problem.
+    """
     subject = Subject(Host())
-    checks = [check for check in TABLE if check.title in (START, FENCE, SPECIAL, CONFORM) and check.when(subject)]
+    checks = [
+        check
+        for check in TABLE
+        if check.title in (START, FENCE, SPECIAL, CONFORM) and check.when(subject)
+    ]
     found = {check.title: list(check.find(subject)) for check in checks}
-    return {title: f"{problems[0].result} {problems[0].message}" for title, problems in found.items() if problems}
+    return {
+        title: f"{problems[0].result} {problems[0].message}"
+        for title, problems in found.items()
+        if problems
+    }
 
 
 class Shown:

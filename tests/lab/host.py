@@ -15,7 +15,10 @@ UNITS = Path("/run/systemd/system")
 CGROUP = Path("/sys/fs/cgroup")
 V2 = (CGROUP / "cgroup.controllers").exists()
 FENCE_CPUS = "2-7"
-UUIDS = {"web": "6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab", "db": "0d5fbb05-3a7e-4b4c-8f4d-ba9876543210"}
+UUIDS = {
+    "web": "6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab",
+    "db": "0d5fbb05-3a7e-4b4c-8f4d-ba9876543210",
+}
 USB = "<controller type='usb' model='nec-xhci'/>"
 
 
@@ -28,7 +31,9 @@ def run(*command: str, check: bool = True, stdin: str = "") -> str:
         check=False,
         timeout=patient(),
     )
-    assert not check or result.returncode == 0, f"{' '.join(command)}: {result.stdout}{result.stderr}"
+    assert not check or result.returncode == 0, (
+        f"{' '.join(command)}: {result.stdout}{result.stderr}"
+    )
     return result.stdout
 
 
@@ -56,8 +61,17 @@ def fenced(layout: str, memory: bool = True, more: str = "") -> str:
 
 
 def xml(name: str, **options: Any) -> str:
-    """Two of three vCPUs, an I/O thread, and USB, from which a guest without an operating system lets go of a disk."""
-    options = {"vcpus": 3, "current": 2, "iothreads": 1, "machine": "q35", "uuid": UUIDS.get(name), **options}
+    """Two of three vCPUs, an I/O thread, and USB, from which a guest without an operating system
+    lets go of a disk.
+    """
+    options = {
+        "vcpus": 3,
+        "current": 2,
+        "iothreads": 1,
+        "machine": "q35",
+        "uuid": UUIDS.get(name),
+        **options,
+    }
     return domain_xml(name, **options).replace("<controller type='usb' model='none'/>", USB)
 
 

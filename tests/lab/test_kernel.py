@@ -1,7 +1,7 @@
 """CPUs and memory that go offline and come back.
 
-No VM is killed by it, `status` and `validate` tell what is so, and `apply` or the next VM that starts brings back what is
-configured. Serves hosts with and without machined.
+No VM is killed by it, `status` and `validate` tell what is so, and `apply` or the next VM that
+starts brings back what is configured. Serves hosts with and without machined.
 """
 
 from __future__ import annotations
@@ -57,12 +57,22 @@ def test_a_reserved_cpu_goes_and_comes_back() -> None:
             assert_conform("web", "db")
         assert findings() == {}
         shown = Shown()
-        assert (shown.cpus("web")["vcpu0"], shown.allowed("db"), shown.parent["cpus"]) == ("7", {"2-7"}, "2-7")
+        assert (shown.cpus("web")["vcpu0"], shown.allowed("db"), shown.parent["cpus"]) == (
+            "7",
+            {"2-7"},
+            "2-7",
+        )
 
 
 @pytest.mark.parametrize(
     "layout",
-    [DEEP, *(pytest.param(one, marks=thorough) for one in (LAYOUT, "native", "root", "/vms/$UUID/$NAME"))],
+    [
+        DEEP,
+        *(
+            pytest.param(one, marks=thorough)
+            for one in (LAYOUT, "native", "root", "/vms/$UUID/$NAME")
+        ),
+    ],
 )
 def test_a_cpu_of_the_vms_goes_and_comes_back(layout: str) -> None:
     configure(fenced(layout, memory=layout != "root"))
@@ -70,13 +80,20 @@ def test_a_cpu_of_the_vms_goes_and_comes_back(layout: str) -> None:
     with nobody_is_killed(*vms):
         with without_cpu(7):
             shown = Shown()
-            assert (shown.fence["cpus"], shown.allowed("web"), shown.pinned("db")) == ("2-6", {"2-6"}, ("6", "2-6"))
+            assert (shown.fence["cpus"], shown.allowed("web"), shown.pinned("db")) == (
+                "2-6",
+                {"2-6"},
+                ("6", "2-6"),
+            )
             start("new")
             virt_cgroup("apply", "--all")
             assert findings() == {}
             assert Shown().pinned("db") == ("6", "2-6")
             message = not_started("late", vcpupin={0: "7"})
-            assert "VM late is pinned to CPUs that are offline: vcpu0 to 7 (offline: 7): bring them online" in message
+            assert (
+                "VM late is pinned to CPUs that are offline: vcpu0 to 7 (offline: 7): bring them online"
+                in message
+            )
         shown = Shown()
         assert shown.fence["cpus"] == "2-7"
         if shown.parent["path"]:
@@ -85,7 +102,11 @@ def test_a_cpu_of_the_vms_goes_and_comes_back(layout: str) -> None:
         assert findings() == {}
         assert_conform("web", "db", "new")
         shown = Shown()
-        assert (shown.allowed("web"), shown.pinned("db"), shown.cpus("db")["emulator"]) == ({"2-7"}, ("6-7", "7"), "2-7")
+        assert (shown.allowed("web"), shown.pinned("db"), shown.cpus("db")["emulator"]) == (
+            {"2-7"},
+            ("6-7", "7"),
+            "2-7",
+        )
 
 
 @thorough
@@ -145,7 +166,9 @@ def without_memory(blocks: int) -> Iterator[int]:
     """Takes memory away in whole blocks, those that the kernel can empty; yields how many bytes."""
     before = total_memory()
     taken = []
-    for block in sorted(MEMORY.glob("memory[0-9]*"), key=lambda path: int(path.name[len("memory") :]), reverse=True):
+    for block in sorted(
+        MEMORY.glob("memory[0-9]*"), key=lambda path: int(path.name[len("memory") :]), reverse=True
+    ):
         try:
             (block / "state").write_text("offline")
         except OSError:  # there is something in it that cannot move
@@ -172,7 +195,9 @@ def test_memory_goes_and_comes_back(mend: str) -> None:
         assert findings() == {}
 
     configure(fenced(LAYOUT))
-    web = start("web", memory_mib=128, machine="pc", iothreads=0, devices=disk(IMAGES / "web", toucher(48)))
+    web = start(
+        "web", memory_mib=128, machine="pc", iothreads=0, devices=disk(IMAGES / "web", toucher(48))
+    )
     parent = parent_directory()
     wait_for_use(parent, 48)
     whole = int(limit_of(parent))
@@ -194,7 +219,9 @@ def test_memory_goes_and_comes_back(mend: str) -> None:
 def test_memory_goes_that_the_vms_have() -> None:
     """A limit below what is used would kill one: the limit stays, and who wants it lower is told."""
     configure(fenced(LAYOUT))
-    web = start("web", memory_mib=256, machine="pc", iothreads=0, devices=disk(IMAGES / "web", toucher(128)))
+    web = start(
+        "web", memory_mib=256, machine="pc", iothreads=0, devices=disk(IMAGES / "web", toucher(128))
+    )
     parent = parent_directory()
     used = wait_for_use(parent, 128)
     configure(fenced(LAYOUT).replace("1 GiB", leaving((used + 64 * MIB) & -4096)))

@@ -1,4 +1,6 @@
-"""As live/test_killed.py, where systemd owns cgroups: the hook is killed at each call, or the systemctl that it waits for."""
+"""As live/test_killed.py, where systemd owns cgroups: the hook is killed at each call, or the
+systemctl that it waits for.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def life(operation: str) -> None:
 @pytest.mark.parametrize("every", [3, 1])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_killed_at_each_call(operation: str, layout: str, every: int, record_property: Callable[[str, object], None]) -> None:
+def test_killed_at_each_call(
+    operation: str, layout: str, every: int, record_property: Callable[[str, object], None]
+) -> None:
     configure(fenced(layout, more='vcpu_cpus = "3-5"'))
     start("web")
     destroy_vm("web")

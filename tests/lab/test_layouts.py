@@ -1,4 +1,6 @@
-"""Each layout on a host whose cgroups are systemd's: VMs are where they should be, and all of virsh goes on working."""
+"""Each layout on a host whose cgroups are systemd's: VMs are where they should be, and all of virsh
+goes on working.
+"""
 
 from __future__ import annotations
 
@@ -60,17 +62,23 @@ class Placed:
 
     def group(self, vm: Vm, tid: int, thread: Thread) -> str:
         vcpus = {thread_id: f"vcpu{number}" for number, thread_id in vm.vcpus.items()}
-        return vcpus.get(tid) or (thread.comm[3:] if thread.comm.startswith("IO iothread") else "emulator")
+        return vcpus.get(tid) or (
+            thread.comm[3:] if thread.comm.startswith("IO iothread") else "emulator"
+        )
 
     def check(self) -> None:
         for name in UUIDS:
             vm = running_vm(name)
-            inner = self.scope(vm) + ("/libvirt" if "/libvirt/" in vm.threads()[vm.pid].group("cpuset") else "")
+            inner = self.scope(vm) + (
+                "/libvirt" if "/libvirt/" in vm.threads()[vm.pid].group("cpuset") else ""
+            )
             for tid, thread in vm.threads().items():
                 group = self.group(vm, tid, thread)
                 assert thread.group("cpuset") == f"{inner}/{group}", (name, thread)
                 assert thread.group("memory").startswith(self.scope(vm)), (name, thread)
-                assert thread.cpus_allowed == (self.pinned.get(group, FENCE_CPUS) if name == "web" else FENCE_CPUS), thread
+                assert thread.cpus_allowed == (
+                    self.pinned.get(group, FENCE_CPUS) if name == "web" else FENCE_CPUS
+                ), thread
         assert all(vm["conforms"] for vm in status()["domains"]), status()
 
     def web(self) -> tuple[Vm, str]:
@@ -90,7 +98,10 @@ def test_placement(layout: str) -> None:
 
 @pytest.mark.parametrize(
     "layout",
-    [layout if layout == "/vms/prod/$NAME" else pytest.param(layout, marks=pytest.mark.thorough) for layout in SLICES],
+    [
+        layout if layout == "/vms/prod/$NAME" else pytest.param(layout, marks=pytest.mark.thorough)
+        for layout in SLICES
+    ],
 )
 def test_virsh_goes_on_working(layout: str) -> None:
     configure(fenced(layout, layout not in WITHOUT_PARENT))
@@ -124,7 +135,8 @@ def tune(placed: Placed, _: Path) -> None:
     assert vm.threads()[vm.pid].cpus_allowed == "2-3"
     virsh("memtune", "web", "--hard-limit", "900M", "--live")
     assert any(
-        (top / ("memory.max" if V2 else "memory.limit_in_bytes")).read_text().strip() == str(900 << 20)
+        (top / ("memory.max" if V2 else "memory.limit_in_bytes")).read_text().strip()
+        == str(900 << 20)
         for top in (directory("memory", scope), directory("memory", f"{scope}/libvirt"))
         if top.exists()
     )
@@ -179,7 +191,9 @@ def check_gone(placed: Placed) -> None:
     scopes = [placed.scope(running_vm(name)) for name in UUIDS]
     for name in UUIDS:
         virsh("destroy", name)
-    gone: Callable[[], bool] = lambda: not any(directory("memory", scope).exists() for scope in scopes)  # noqa: E731
+    gone: Callable[[], bool] = lambda: (
+        not any(directory("memory", scope).exists() for scope in scopes)
+    )  # noqa: E731
     wait_for(gone, "the scopes to go")
     assert not drop_ins()
     assert not list(UNITS.glob("machine-qemu*"))

@@ -1,7 +1,8 @@
-"""What others do to the VM parent, and to the CPUs that VMs may use: cpusets that keep them, and foreign writers.
+"""What others do to the VM parent, and to the CPUs that VMs may use: cpusets that keep them, and
+foreign writers.
 
-No VM is killed by it, `status` and `validate` tell what is so, and `apply` or the next VM that starts brings back what is
-configured. Serves hosts with and without machined.
+No VM is killed by it, `status` and `validate` tell what is so, and `apply` or the next VM that
+starts brings back what is configured. Serves hosts with and without machined.
 """
 
 from __future__ import annotations
@@ -58,12 +59,17 @@ def cgroup(path: Path, files: dict[str, str]) -> Iterator[Path]:
 
 @only_v1
 def test_a_cpuset_of_somebody_else_in_the_vm_parent() -> None:
-    """It gives up what it can; where it would have nothing left, nothing is changed, and it is named."""
+    """It gives up what it can; where it would have nothing left, nothing is changed, and it is
+    named.
+    """
     configure(fenced(LAYOUT))
     web = start("web")
     parent = cpu_files()
     try:
-        with nobody_is_killed(web), cgroup(parent / "other", {"cpuset.mems": "0", "cpuset.cpus": "6-7"}) as other:
+        with (
+            nobody_is_killed(web),
+            cgroup(parent / "other", {"cpuset.mems": "0", "cpuset.cpus": "6-7"}) as other,
+        ):
             reserve("--cpus", "0-1,6", "--live")
             assert (other / "cpuset.cpus").read_text().strip() == "7"
             told = f"cannot set the CPUs of {parent} to 2-5: {other} is limited to 7"
@@ -75,7 +81,9 @@ def test_a_cpuset_of_somebody_else_in_the_vm_parent() -> None:
             assert told in not_applied()
             assert_same(everything(), before)
             assert told in findings()[START]
-            assert findings()[FENCE] == f"FAIL {parent} may use CPUs 2-5,7, of which the host keeps 7"
+            assert (
+                findings()[FENCE] == f"FAIL {parent} may use CPUs 2-5,7, of which the host keeps 7"
+            )
             configure(fenced(LAYOUT))
             virt_cgroup("apply", "--all")
             assert_conform("web")
@@ -86,7 +94,9 @@ def test_a_cpuset_of_somebody_else_in_the_vm_parent() -> None:
 @only_v1
 @thorough
 def test_exclusive_cpus_of_somebody_else_on_v1() -> None:
-    """Nobody beside it may have had them: libvirt's own /machine.slice has all CPUs, once there is one."""
+    """Nobody beside it may have had them: libvirt's own /machine.slice has all CPUs, once there is
+    one.
+    """
     configure(fenced(LAYOUT))
     mine = directory("cpuset", "/mine")
     others = [file for file in mine.parent.glob("*/cpuset.cpus") if file.read_text().strip()]
@@ -116,7 +126,9 @@ def test_exclusive_cpus_of_somebody_else_on_v1() -> None:
 
 @contextmanager
 def partition(wanted: str) -> Iterator[Path]:
-    """Somebody else has the CPUs WANTED for itself alone, though others name them: a remote partition (Linux 6.7) may."""
+    """Somebody else has the CPUs WANTED for itself alone, though others name them: a remote
+    partition (Linux 6.7) may.
+    """
     with cgroup(directory("cpuset", "/mine"), {}) as holder:
         if not (holder / "cpuset.cpus.exclusive").exists():
             pytest.skip("this kernel makes no partition of CPUs that others name")
@@ -140,9 +152,16 @@ def test_a_partition_takes_cpus_of_the_vms() -> None:
     with nobody_is_killed(*vms):
         with partition("6-7") as other:
             shown = Shown()
-            assert (shown.allowed("web"), shown.parent["cpus"], shown.report["taken"]) == ({"2-5"}, "2-5", {str(other): "6-7"})
+            assert (shown.allowed("web"), shown.parent["cpus"], shown.report["taken"]) == (
+                {"2-5"},
+                "2-5",
+                {str(other): "6-7"},
+            )
             assert f"{other} has CPUs 6-7 for itself alone." in virt_cgroup("status")
-            assert findings()[FENCE] == f"WARN {parent} may use CPUs 2-5 only, and not 6-7: {other} has 6-7 for itself alone"
+            assert (
+                findings()[FENCE]
+                == f"WARN {parent} may use CPUs 2-5 only, and not 6-7: {other} has 6-7 for itself alone"
+            )
             start("new")
             told = f"VM late is pinned to CPUs 6-7 (vcpu0), which {other} has for itself alone: take them back from it"
             assert told in not_started("late", vcpupin={0: "7"})
@@ -150,15 +169,23 @@ def test_a_partition_takes_cpus_of_the_vms() -> None:
         assert findings() == {}
         assert_conform("web", "db", "new")
         shown = Shown()
-        assert (shown.allowed("web"), shown.pinned("db"), shown.report["taken"]) == ({"2-7"}, ("6-7", "7"), {})
+        assert (shown.allowed("web"), shown.pinned("db"), shown.report["taken"]) == (
+            {"2-7"},
+            ("6-7", "7"),
+            {},
+        )
 
 
 @only_v2
 @thorough
 def test_a_partition_that_was_there_first() -> None:
-    """The kernel makes it invalid as soon as the VM parent names its CPUs, or leaves them to it; both is told."""
+    """The kernel makes it invalid as soon as the VM parent names its CPUs, or leaves them to it;
+    both is told.
+    """
     configure(fenced(LAYOUT))
-    with cgroup(directory("cpuset", "/mine"), {"cpuset.cpus": "6-7", "cpuset.cpus.partition": "root"}) as other:
+    with cgroup(
+        directory("cpuset", "/mine"), {"cpuset.cpus": "6-7", "cpuset.cpus.partition": "root"}
+    ) as other:
         web = start("web")
         with nobody_is_killed(web):
             valid = (other / "cpuset.cpus.partition").read_text().strip() == "root"
@@ -178,7 +205,8 @@ def write_cpus(value: str) -> None:
     """As somebody would who means it: on v1 in an order that the kernel takes."""
     parent = cpu_files()
     groups = sorted(
-        (one for one in all_cgroups() if parent in (one, *one.parents)), reverse=CpuSet.parse(value) <= CpuSet.parse("2-7")
+        (one for one in all_cgroups() if parent in (one, *one.parents)),
+        reverse=CpuSet.parse(value) <= CpuSet.parse("2-7"),
     )
     for group in groups if not V2 else [parent]:
         (group / "cpuset.cpus").write_text(value)
@@ -198,9 +226,21 @@ CHANGES: dict[str, tuple[Callable[[str], None], str, str]] = {
     "more memory": (write_memory, "2500M", "FAIL the memory limit of {parent} is 2.4 GiB"),
     "less memory": (write_memory, "1000M", "WARN the memory limit of {parent} is 1.0 GiB"),
     "all memory": (write_memory, "max" if V2 else "-1", "FAIL {parent} has no memory limit"),
-    "AllowedCPUs=0-7": (set_property, "AllowedCPUs=0-7", "FAIL {parent} may use CPUs 0-7, of which the host keeps 0-1"),
-    "AllowedCPUs=3-4": (set_property, "AllowedCPUs=3-4", "WARN {parent} may use CPUs 3-4 only, and not 2,5-7"),
-    "MemoryMax=1000M": (set_property, "MemoryMax=1000M", "WARN the memory limit of {parent} is 1.0 GiB"),
+    "AllowedCPUs=0-7": (
+        set_property,
+        "AllowedCPUs=0-7",
+        "FAIL {parent} may use CPUs 0-7, of which the host keeps 0-1",
+    ),
+    "AllowedCPUs=3-4": (
+        set_property,
+        "AllowedCPUs=3-4",
+        "WARN {parent} may use CPUs 3-4 only, and not 2,5-7",
+    ),
+    "MemoryMax=1000M": (
+        set_property,
+        "MemoryMax=1000M",
+        "WARN the memory limit of {parent} is 1.0 GiB",
+    ),
     "MemoryMax=infinity": (set_property, "MemoryMax=infinity", "FAIL {parent} has no memory limit"),
 }
 
@@ -215,7 +255,9 @@ def test_somebody_else_writes_the_vm_parent(mend: str, names: list[str]) -> None
     with nobody_is_killed(vm):
         for name in names:
             write, value, told = CHANGES[name]
-            if write is set_property and not (slices and (V2 or "CPUs" not in name)):  # systemd knows no v1 cpuset
+            if write is set_property and not (
+                slices and (V2 or "CPUs" not in name)
+            ):  # systemd knows no v1 cpuset
                 continue
             write(value)
             parent = cpu_files() if "CPUs" in name else parent_directory()

@@ -1,4 +1,6 @@
-"""`virt-cgroup reserve` where cgroups are systemd's: what tests/live shows, by way of slices; and with swap."""
+"""`virt-cgroup reserve` where cgroups are systemd's: what tests/live shows, by way of slices; and
+with swap.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,13 @@ def swap() -> Iterator[None]:
 
 def guest(name: str, mib: int, rounds: bool = True) -> Vm:
     """A VM that touches MIB MiB; its memory is charged to the slice from the first page."""
-    return start(name, memory_mib=128, machine="pc", iothreads=0, devices=disk(IMAGES / name, toucher(mib, rounds)))
+    return start(
+        name,
+        memory_mib=128,
+        machine="pc",
+        iothreads=0,
+        devices=disk(IMAGES / name, toucher(mib, rounds)),
+    )
 
 
 def high() -> str:
@@ -108,14 +116,19 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", ["error", pytest.param("ctrl-c", marks=pytest.mark.thorough)])
-@pytest.mark.parametrize("half_made", [pytest.param(False, marks=pytest.mark.thorough), True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "half_made", [pytest.param(False, marks=pytest.mark.thorough), True], ids=["before", "after"]
+)
 @pytest.mark.parametrize("change", [pytest.param("cpus", marks=pytest.mark.thorough), "all"])
 def test_failure_at_each_step(change: str, half_made: bool, kind: str) -> None:
     configure(OPEN)
     vm = guest("web", 48)
     used = wait_for_use(parent_directory(), 48)
     small = leaving((used + 50 * MIB) & -4096)  # so near that memory.high has to go first
-    first, second = ({key: small if one == "small" else one for key, one in part.items()} for part in CHANGES[change])
+    first, second = (
+        {key: small if one == "small" else one for key, one in part.items()}
+        for part in CHANGES[change]
+    )
     with nobody_is_killed(vm):
         assert fail_at_each_step_between(first, second, kind, half_made) > 3
     assert_conform("web")
@@ -185,7 +198,9 @@ def test_one_write_however_many_vms(count: int) -> None:
     if V2:
         assert ", 1 of them writes to cgroups" in text
     assert_conform(*names)
-    assert output("reserve", "--cpus", "0-1", "--live", "-v").startswith("0 steps, 0 of them writes")
+    assert output("reserve", "--cpus", "0-1", "--live", "-v").startswith(
+        "0 steps, 0 of them writes"
+    )
 
 
 @pytest.mark.thorough
@@ -250,7 +265,10 @@ def test_own_layout_and_cpus() -> None:
     output("domain", "web", "--set", "layout=/vms/prod/$NAME", "--config")
     virsh("start", "web")
     assert domains()["web"]["cgroup"].startswith("/vms.slice/vms-prod.slice/machine-qemu")
-    assert value("cpuset", "/vms.slice/vms-prod.slice", "cpuset.cpus.effective", "cpuset.cpus") == FENCE
+    assert (
+        value("cpuset", "/vms.slice/vms-prod.slice", "cpuset.cpus.effective", "cpuset.cpus")
+        == FENCE
+    )
     assert_conform("web")
     output("domain", "web", "--set", "vcpu_cpus=4-5", "--live")
     output("apply", "web")

@@ -52,7 +52,9 @@ def test_memory_is_charged_from_the_first_page() -> None:
     configure(fenced(LAYOUT))
     start("db")
     before = usage()
-    start("web", memory_mib=256, extra="<memoryBacking><allocation mode='immediate'/></memoryBacking>")
+    start(
+        "web", memory_mib=256, extra="<memoryBacking><allocation mode='immediate'/></memoryBacking>"
+    )
     assert usage() - before > 250 << 20
 
 
@@ -134,7 +136,9 @@ def test_strays_are_swept() -> None:
 
 def test_limit_below_what_is_used_is_refused() -> None:
     configure(fenced(LAYOUT))
-    start("web", memory_mib=256, extra="<memoryBacking><allocation mode='immediate'/></memoryBacking>")
+    start(
+        "web", memory_mib=256, extra="<memoryBacking><allocation mode='immediate'/></memoryBacking>"
+    )
     left = (meminfo("MemTotal") >> 20) - 100
     configure(fenced(LAYOUT).replace("1 GiB", f"{left} MiB"))
     message = refused("db")
@@ -221,7 +225,9 @@ def test_a_bus_that_does_not_answer() -> None:
 
 @pytest.mark.parametrize("layout", ["/vms/$UUID/$NAME", "/vms/$DRIVER-$UUID"])
 def test_nothing_is_left_of_a_vms_own_slices(layout: str) -> None:
-    """On cgroup v1 libvirt makes them in hierarchies that systemd leaves alone, too, and removes its scope only."""
+    """On cgroup v1 libvirt makes them in hierarchies that systemd leaves alone, too, and removes
+    its scope only.
+    """
     configure(fenced(layout))
     start("web")
     own = UUIDS["web"].replace("-", r"\x2d")
@@ -237,7 +243,9 @@ def test_nothing_is_left_of_a_vms_own_slices(layout: str) -> None:
 
 
 def test_what_systemd_refuses() -> None:
-    with pytest.raises(Refused, match=r"cannot have systemd load nonsense through .*: .*nonsense is not valid"):
+    with pytest.raises(
+        Refused, match=r"cannot have systemd load nonsense through .*: .*nonsense is not valid"
+    ):
         Host().load_unit("nonsense")
 
 
@@ -246,5 +254,8 @@ def test_crash_leaves_nothing() -> None:
     vm = start("web")
     run("kill", "-KILL", str(vm.pid))
     wait_for(lambda: not drop_ins() and not list((STATE / "vms").iterdir()), "the hook to clean up")
-    wait_for(lambda: not list(directory("memory", "/vms.slice").glob("vms-qemu*")), "the VM's slice to go")
+    wait_for(
+        lambda: not list(directory("memory", "/vms.slice").glob("vms-qemu*")),
+        "the VM's slice to go",
+    )
     assert "internal error" not in log()

@@ -60,7 +60,17 @@ def test_a_session_vm() -> None:
     reload_libvirtd()
     run("useradd", "--create-home", USER)
     run("install", "-d", "-o", USER, "/run/joe")
-    as_user = ["runuser", "-u", USER, "--", "env", f"HOME=/home/{USER}", "XDG_RUNTIME_DIR=/run/joe", "virsh", "-c"]
+    as_user = [
+        "runuser",
+        "-u",
+        USER,
+        "--",
+        "env",
+        f"HOME=/home/{USER}",
+        "XDG_RUNTIME_DIR=/run/joe",
+        "virsh",
+        "-c",
+    ]
     xml = domain_xml("own", machine="q35").replace("model='none'/>", "model='nec-xhci'/>", 1)
     Path("/run/joe/own.xml").write_text(xml)
     run(*as_user, "qemu:///session", "create", "/run/joe/own.xml")

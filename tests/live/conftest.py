@@ -15,7 +15,9 @@ from .pace import wait_for
 @pytest.fixture(scope="session", autouse=True)
 def private_host() -> None:
     if os.environ.get(PRIVATE_HOST) != "1":
-        pytest.skip("not on a private host; run: tools/private-host /usr/bin/python3 -m pytest tests/live")
+        pytest.skip(
+            "not on a private host; run: tools/private-host /usr/bin/python3 -m pytest tests/live"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +29,9 @@ def session_daemon(private_host: None) -> Iterator[Daemon]:
 
 @pytest.fixture(autouse=True)
 def daemon(session_daemon: Daemon) -> Iterator[Daemon]:
-    """The one libvirtd of all tests: running, with no VM and no configuration, before and after each."""
+    """The one libvirtd of all tests: running, with no VM and no configuration, before and after
+    each.
+    """
     session_daemon.mark()
     if not session_daemon.running:
         session_daemon.start()
@@ -42,7 +46,9 @@ def clean_up(daemon: Daemon) -> None:
         if not daemon.running:
             daemon.start()
         destroy_all_vms()
-    except subprocess.TimeoutExpired:  # a hook that hangs holds its VM's lock, and with it every listing
+    except (
+        subprocess.TimeoutExpired
+    ):  # a hook that hangs holds its VM's lock, and with it every listing
         daemon.kill()
         for pid in qemu_processes():
             os.kill(pid, signal.SIGKILL)

@@ -1,6 +1,8 @@
-"""The hook, killed by the kernel as it enters its Nth system call of a kind; a stand-in for Python does that, no code of ours.
+"""The hook, killed by the kernel as it enters its Nth system call of a kind; a stand-in for Python
+does that, no code of ours.
 
-libvirtd runs the installed hook, whose Python is strace here (`--inject`) with the real Python below it.
+libvirtd runs the installed hook, whose Python is strace here (`--inject`) with the real Python
+below it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def traced(operation: str, options: str) -> Iterator[None]:
     """At OPERATION, the hook runs below strace with OPTIONS."""
     text = HOOK.read_text()
     assert f"\n{PYTHON} " in text
-    STAND_IN.write_text(f'#!/bin/sh\n[ "$5" = {operation} ] && exec strace -qq {options} {PYTHON} "$@"\nexec {PYTHON} "$@"\n')
+    STAND_IN.write_text(
+        f'#!/bin/sh\n[ "$5" = {operation} ] && exec strace -qq {options} {PYTHON} "$@"\nexec {PYTHON} "$@"\n'
+    )
     STAND_IN.chmod(0o755)
     try:
         HOOK.write_text(text.replace(f"\n{PYTHON} ", f"\n{STAND_IN} "))
@@ -48,15 +52,23 @@ def traced(operation: str, options: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def killed(operation: str, call: str, number: int) -> Iterator[None]:
-    """At OPERATION, the hook is killed where it would make the system call CALL for the NUMBERth time."""
-    with traced(operation, f"-o /dev/null -e trace={call} -e inject={call}:signal=KILL:when={number}"):
+    """At OPERATION, the hook is killed where it would make the system call CALL for the NUMBERth
+    time.
+    """
+    with traced(
+        operation, f"-o /dev/null -e trace={call} -e inject={call}:signal=KILL:when={number}"
+    ):
         yield
 
 
 @contextlib.contextmanager
 def refused(operation: str, call: str, errno: str, when: str) -> Iterator[None]:
-    """At OPERATION, the kernel refuses the system call CALL with ERRNO, WHEN (as strace: "3", "3+")."""
-    with traced(operation, f"-o {TRACE} -e trace={call} -e inject={call}:error={errno}:when={when}"):
+    """At OPERATION, the kernel refuses the system call CALL with ERRNO, WHEN (as strace: "3",
+    "3+").
+    """
+    with traced(
+        operation, f"-o {TRACE} -e trace={call} -e inject={call}:error={errno}:when={when}"
+    ):
         yield
 
 

@@ -1,7 +1,8 @@
-"""Guests that use what they have: boot sectors, assembled by hand, that fit a disk image's first 512 bytes.
+"""Guests that use what they have: boot sectors, assembled by hand, that fit a disk image's first
+512 bytes.
 
-Each is a list of (machine code, what it says). The BIOS loads it at 0x7C00 in 16-bit mode, with A20 open and the number
-of the disk in DL. Addresses in it are absolute.
+Each is a list of (machine code, what it says). The BIOS loads it at 0x7C00 in 16-bit mode, with A20
+open and the number of the disk in DL. Addresses in it are absolute.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ Code = tuple[tuple[bytes, str], ...]
 
 
 def toucher(mib: int, rounds: bool = True) -> bytes:
-    """Writes to each page of MIB MiB above the first MiB: again and again, or once, after which the vCPU sleeps."""
+    """Writes to each page of MIB MiB above the first MiB: again and again, or once, after which the
+    vCPU sleeps.
+    """
     enter: Code = (
         (b"\xfa", "cli"),
         (b"\x31\xc0", "xor ax, ax"),
@@ -40,13 +43,17 @@ def toucher(mib: int, rounds: bool = True) -> bytes:
         *(((b"\xeb\xe9", "jmp round"),) if rounds else STOP),
     )
     flat = double(0x0000FFFF)
-    gdt = bytes(8) + flat + b"\x00\x9a\xcf\x00" + flat + b"\x00\x92\xcf\x00"  # null, code and data: 4 GiB from 0
+    gdt = (
+        bytes(8) + flat + b"\x00\x9a\xcf\x00" + flat + b"\x00\x92\xcf\x00"
+    )  # null, code and data: 4 GiB from 0
     pointer = word(len(gdt) - 1) + double(ORIGIN + 0x90)
     return boot_sector({0: joined(enter), 0x20: joined(touch), 0x80: pointer, 0x90: gdt})
 
 
 def reader(mib: int) -> bytes:
-    """Reads the first MIB MiB of the disk through the BIOS, 32 KiB at a time to the same place; then the vCPU sleeps."""
+    """Reads the first MIB MiB of the disk through the BIOS, 32 KiB at a time to the same place;
+    then the vCPU sleeps.
+    """
     packet, left = ORIGIN + 0x80, ORIGIN + 0x90
     code: Code = (
         (b"\x31\xc0", "xor ax, ax"),
@@ -64,7 +71,9 @@ def reader(mib: int) -> bytes:
     )
     # size of the packet, sectors, where to (0x2000:0), first sector (8 bytes)
     request = word(16) + word(SECTORS_AT_ONCE) + word(0) + word(0x2000) + bytes(8)
-    return boot_sector({0: joined(code), 0x80: request, 0x90: double(mib * MIB // 512 // SECTORS_AT_ONCE)})
+    return boot_sector(
+        {0: joined(code), 0x80: request, 0x90: double(mib * MIB // 512 // SECTORS_AT_ONCE)}
+    )
 
 
 def boot_sector(parts: dict[int, bytes]) -> bytes:
@@ -88,7 +97,9 @@ def double(number: int) -> bytes:
 
 
 def disk(image: Path, sector: bytes, mib: int = 1) -> str:
-    """Makes IMAGE, a sparse disk of MIB MiB that begins with the boot SECTOR; its XML. The host's page cache is used."""
+    """Makes IMAGE, a sparse disk of MIB MiB that begins with the boot SECTOR; its XML. The host's
+    page cache is used.
+    """
     image.write_bytes(sector)
     with image.open("r+b") as file:
         file.truncate(mib * MIB)

@@ -1,4 +1,6 @@
-"""A real libvirtd with real QEMU on a private host (tools/private-host), and what the kernel says about its VMs."""
+"""A real libvirtd with real QEMU on a private host (tools/private-host), and what the kernel says
+about its VMs.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def virsh(
 
 
 class Daemon:
-    """libvirtd as a child of the tests: no service manager, no VM of its own accord, errors in `log`."""
+    """libvirtd as a child of the tests: no service manager, no VM of its own accord, errors in
+    `log`.
+    """
 
     def __init__(self, log: Path = Path("/var/log/libvirt/libvirtd.log")) -> None:
         self.log = log
@@ -72,13 +76,19 @@ class Daemon:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["libvirtd", "--pid-file", str(PID_FILE)], cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                ["libvirtd", "--pid-file", str(PID_FILE)],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         wait_for(self._answers, "libvirtd to answer")
         wait_for(self.reconnected, "libvirtd to reconnect to its VMs", 2 * EVENT)
 
     def stop(self) -> None:
-        """Ends the daemon the way that a service manager does; VMs go on. libvirtd gives itself 30 seconds for it."""
+        """Ends the daemon the way that a service manager does; VMs go on. libvirtd gives itself 30
+        seconds for it.
+        """
         if self._process:
             self._process.terminate()
             self._process.wait(patient())
@@ -103,7 +113,8 @@ class Daemon:
             return ""
         with self.log.open(errors="replace") as log:
             log.seek(self._mark)
-            # /sys still shows the host's network cards, which are not in this network: that is noise.
+            # /sys still shows the host's network cards, which are not in this network: that is
+            # noise.
             return "".join(line for line in log if "ethtool ioctl error" not in line)
 
     def _answers(self) -> bool:
@@ -111,8 +122,9 @@ class Daemon:
 
     @staticmethod
     def reconnected() -> bool:
-        # A daemon that answers has a thread for each VM, which holds the VM in a job until its hook has returned. One
-        # virsh asks for all of them: one each would keep a busy machine from what it waits for.
+        # A daemon that answers has a thread for each VM, which holds the VM in a job until its hook
+        # has returned. One virsh asks for all of them: one each would keep a busy machine from what
+        # it waits for.
         ids = virsh("list", "--id").stdout.split()
         asked = virsh("; ".join(f"domcontrol {one}" for one in ids), check=False) if ids else None
         return asked is None or asked.stdout.split() == ["ok"] * len(ids)
@@ -133,10 +145,15 @@ def domain_xml(
     extra: str = "",
     devices: str = "",
 ) -> str:
-    """A VM with nothing to boot, which costs next to no CPU time. `extra` goes below <domain>, `devices` below <devices>."""
+    """A VM with nothing to boot, which costs next to no CPU time. `extra` goes below <domain>,
+    `devices` below <devices>.
+    """
     pins = [f"<vcpupin vcpu='{vcpu}' cpuset='{cpus}'/>" for vcpu, cpus in (vcpupin or {}).items()]
     pins += [f"<emulatorpin cpuset='{emulatorpin}'/>"] if emulatorpin else []
-    pins += [f"<iothreadpin iothread='{one}' cpuset='{cpus}'/>" for one, cpus in (iothreadpin or {}).items()]
+    pins += [
+        f"<iothreadpin iothread='{one}' cpuset='{cpus}'/>"
+        for one, cpus in (iothreadpin or {}).items()
+    ]
     lines = [
         "<domain type='qemu'>",
         f"<name>{escape(name)}</name>",
@@ -161,12 +178,17 @@ def domain_xml(
 @dataclass(frozen=True)
 class Thread:
     comm: str
-    groups: dict[str, str]  # hierarchy, as "cpuset" or "cpu,cpuacct" or "name=systemd"; cgroup2 is "unified"
+    groups: dict[
+        str, str
+    ]  # hierarchy, as "cpuset" or "cpu,cpuacct" or "name=systemd"; cgroup2 is "unified"
     cpus_allowed: str
 
     def group(self, controller: str) -> str:
         """The group that governs this controller, whatever hierarchy carries it."""
-        return next((group for name, group in self.groups.items() if controller in name.split(",")), self.unified)
+        return next(
+            (group for name, group in self.groups.items() if controller in name.split(",")),
+            self.unified,
+        )
 
     @property
     def unified(self) -> str:
@@ -202,12 +224,17 @@ def running_vm(name: str) -> Vm:
         uuid=domain.findtext("uuid", ""),
         id=int(domain.get("id", "-1")),
         pid=int(status.get("pid", "-1")),
-        vcpus={int(one.get("id", "-1")): int(one.get("pid", "-1")) for one in status.iterfind("vcpus/vcpu")},
+        vcpus={
+            int(one.get("id", "-1")): int(one.get("pid", "-1"))
+            for one in status.iterfind("vcpus/vcpu")
+        },
     )
 
 
 def start_vm(name: str, *, paused: bool = False, xml: str | None = None) -> Vm:
-    """Starts a transient VM; the test's end destroys it. `xml` of the same name, by default the smallest one."""
+    """Starts a transient VM; the test's end destroys it. `xml` of the same name, by default the
+    smallest one.
+    """
     virsh("create", "/dev/stdin", *(["--paused"] if paused else []), stdin=xml or domain_xml(name))
     return running_vm(name)
 
@@ -215,13 +242,23 @@ def start_vm(name: str, *, paused: bool = False, xml: str | None = None) -> Vm:
 def destroy_vm(name: str) -> None:
     """Ends the VM, whatever state it is in, and forgets it; `name` may be its UUID."""
     virsh("destroy", "--domain", name, check=False)
-    virsh("undefine", "--domain", name, "--nvram", "--managed-save", "--snapshots-metadata", check=False)
+    virsh(
+        "undefine",
+        "--domain",
+        name,
+        "--nvram",
+        "--managed-save",
+        "--snapshots-metadata",
+        check=False,
+    )
 
 
 def destroy_all_vms() -> None:
     for uuid in filter(None, virsh("list", "--all", "--uuid").stdout.splitlines()):
         destroy_vm(uuid)
-    assert not (left := virsh("list", "--all", "--name").stdout.strip()), f"VMs that cannot be destroyed: {left}"
+    assert not (left := virsh("list", "--all", "--name").stdout.strip()), (
+        f"VMs that cannot be destroyed: {left}"
+    )
 
 
 def configure(text: str | None) -> None:
@@ -252,7 +289,11 @@ def groups_in(proc_cgroup: str) -> dict[str, str]:
 
 
 def status_value(proc_status: str, key: str) -> str:
-    return next(line.split(":", 1)[1].strip() for line in proc_status.splitlines() if line.startswith(f"{key}:"))
+    return next(
+        line.split(":", 1)[1].strip()
+        for line in proc_status.splitlines()
+        if line.startswith(f"{key}:")
+    )
 
 
 def cgroup_mounts() -> dict[str, Path]:
@@ -264,15 +305,22 @@ def cgroup_mounts() -> dict[str, Path]:
         fstype, _, options = fields[fields.index("-") + 1 :]
         for name in controllers:
             v2 = name == "unified"
-            if fstype == ("cgroup2" if v2 else "cgroup") and (v2 or set(name.split(",")) <= set(options.split(","))):
+            if fstype == ("cgroup2" if v2 else "cgroup") and (
+                v2 or set(name.split(",")) <= set(options.split(","))
+            ):
                 found[name] = Path(fields[4])
     return found
 
 
 def cgroup_directory(controller: str, group: str = "/") -> Path:
-    """Where the files of a group are: of the hierarchy that carries the controller, else of cgroup2."""
+    """Where the files of a group are: of the hierarchy that carries the controller, else of
+    cgroup2.
+    """
     mounts = cgroup_mounts()
-    root = next((point for name, point in mounts.items() if controller in name.split(",")), mounts.get("unified"))
+    root = next(
+        (point for name, point in mounts.items() if controller in name.split(",")),
+        mounts.get("unified"),
+    )
     assert root is not None, f"no hierarchy carries {controller}"
     return root / group.lstrip("/")
 
@@ -286,12 +334,17 @@ def all_cgroups() -> set[Path]:
 
 
 def qemu_processes() -> set[int]:
-    """Those of this private host: other hosts' processes are in /proc too, but share no mount namespace with us."""
+    """Those of this private host: other hosts' processes are in /proc too, but share no mount
+    namespace with us.
+    """
     ours = os.readlink("/proc/self/ns/mnt")
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if os.readlink(process / "ns/mnt") == ours and b"qemu-system" in (process / "cmdline").read_bytes():
+            if (
+                os.readlink(process / "ns/mnt") == ours
+                and b"qemu-system" in (process / "cmdline").read_bytes()
+            ):
                 found.add(int(process.name))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue

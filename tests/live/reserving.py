@@ -1,4 +1,6 @@
-"""`virt-cgroup reserve` as tests use it, on any host: what is run, what the kernel says, and steps that fail on purpose."""
+"""`virt-cgroup reserve` as tests use it, on any host: what is run, what the kernel says, and steps
+that fail on purpose.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ RESERVE_LAST = f"{LAST_CPU}-{LAST_CPU}"
 OURS = (CONFIG, LIVE, STATE / "shared", STATE / "admitted")
 
 
-def virt_cgroup(*arguments: str, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def virt_cgroup(
+    *arguments: str, check: bool = True, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(
         [*COMMAND, *arguments],
         input=stdin,
@@ -57,7 +61,9 @@ def virt_cgroup(*arguments: str, check: bool = True, stdin: str = "") -> subproc
         timeout=patient(),
     )
     assert "Traceback" not in result.stderr
-    assert not check or result.returncode == 0, f"virt-cgroup {' '.join(arguments)}: {result.stderr}"
+    assert not check or result.returncode == 0, (
+        f"virt-cgroup {' '.join(arguments)}: {result.stderr}"
+    )
     return result
 
 
@@ -68,7 +74,9 @@ def reserve(*arguments: str) -> dict[str, Any]:
 
 
 def refused(*arguments: str) -> str:
-    """The message of a change that is not made; nothing is on standard output, and nothing has changed."""
+    """The message of a change that is not made; nothing is on standard output, and nothing has
+    changed.
+    """
     before = everything()
     result = virt_cgroup("reserve", *arguments, check=False)
     assert (result.returncode, result.stdout) == (1, "")
@@ -153,8 +161,12 @@ def busy_time(vm: Vm) -> int:
 
 
 def start_guest(name: str, image: Path, sector: bytes, mib: int = 1, **options: Any) -> Vm:
-    """A VM that boots SECTOR. It begins only once it has its place, so that all it uses is charged there."""
-    xml = domain_xml(name, memory_mib=options.pop("memory_mib", 128), devices=disk(image, sector, mib), **options)
+    """A VM that boots SECTOR. It begins only once it has its place, so that all it uses is charged
+    there.
+    """
+    xml = domain_xml(
+        name, memory_mib=options.pop("memory_mib", 128), devices=disk(image, sector, mib), **options
+    )
     vm = start_vm(name, paused=True, xml=xml)
     virsh("resume", name)
     return vm
@@ -183,7 +195,9 @@ def wait_for_use(directory: Path, mib: int) -> int:
 
 
 def everything() -> dict[str, str]:
-    """Limits and thread groups of every cgroup, the place and CPUs of every thread of VMs, and our own files."""
+    """Limits and thread groups of every cgroup, the place and CPUs of every thread of VMs, and our
+    own files.
+    """
     found = {}
     for group in sorted(all_cgroups()):
         found[str(group)] = "a cgroup"
@@ -201,12 +215,18 @@ def everything() -> dict[str, str]:
 
 def assert_same(after: dict[str, str], before: dict[str, str]) -> None:
     keys = sorted(after.keys() | before.keys())
-    changed = [f"{key}: {before.get(key)!r}, now {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+    changed = [
+        f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
     assert not changed, "\n".join(changed)
 
 
 class FailingHost(Host):
-    """This host, where the effect number AT (from 1) fails, before it is made or just after; all others work."""
+    """This host, where the effect number AT (from 1) fails, before it is made or just after; all
+    others work.
+    """
 
     def __init__(self, at: int, half_made: bool, failure: BaseException) -> None:
         super().__init__()
@@ -258,11 +278,17 @@ def make_change(host: Host, wanted: Wanted, force: bool = False, wait: float = 0
         assert not [text for text in attempt.warnings if "undo" in text]
 
 
-FAILURES: dict[str, Callable[[], BaseException]] = {"error": lambda: Error("it fails"), "ctrl-c": KeyboardInterrupt}
+FAILURES: dict[str, Callable[[], BaseException]] = {
+    "error": lambda: Error("it fails"),
+    "ctrl-c": KeyboardInterrupt,
+}
 
 
-def fail_at_each_step(make: Callable[[Host], None], kind: str, half_made: bool, again: Callable[[], None]) -> int:
-    """MAKE with a failure at each step in turn, until there is none left; all is as before each time. Their number.
+def fail_at_each_step(
+    make: Callable[[Host], None], kind: str, half_made: bool, again: Callable[[], None]
+) -> int:
+    """MAKE with a failure at each step in turn, until there is none left; all is as before each
+    time. Their number.
 
     AGAIN is called before each attempt.
     """

@@ -1,4 +1,6 @@
-"""virt-cgroup domain with a real libvirtd: what it writes is what virsh shows, and nothing else changes."""
+"""virt-cgroup domain with a real libvirtd: what it writes is what virsh shows, and nothing else
+changes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ OTHERS = "<metadata><a:b xmlns:a='urn:other'><foo:c/><layout>mine</layout></a:b>
 NAMES = ["web", "-x", "a b", "7", "a'b\"c\\d", "💩", "a&<b", "$NAME", "x" * 190]
 
 
-def command(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks", "domain", *arguments],
         check=False,
@@ -57,7 +61,9 @@ def inactive(name: str = "web") -> str:
 def metadata(area: str, name: str = "web") -> str:
     """As virsh shows it, on one line."""
     shown = virsh("metadata", name, SETTINGS_URI, f"--{area}", check=False)
-    return "".join(line.strip() for line in shown.stdout.splitlines()) if shown.returncode == 0 else ""
+    return (
+        "".join(line.strip() for line in shown.stdout.splitlines()) if shown.returncode == 0 else ""
+    )
 
 
 def lines_changed(before: str, after: str) -> list[str]:
@@ -68,12 +74,20 @@ def lines_changed(before: str, after: str) -> list[str]:
 def test_settings_of_a_vm_that_is_off() -> None:
     define()
     assert settings("web") == {"config": {}}
-    assert done("web", "--set", "vcpu_cpus=5,4", "--set", "layout=/vms/$NAME") == "Metadata modified\n"
-    assert metadata("config") == "<settings><vcpu_cpus>4-5</vcpu_cpus><layout>/vms/$NAME</layout></settings>"
+    assert (
+        done("web", "--set", "vcpu_cpus=5,4", "--set", "layout=/vms/$NAME") == "Metadata modified\n"
+    )
+    assert (
+        metadata("config")
+        == "<settings><vcpu_cpus>4-5</vcpu_cpus><layout>/vms/$NAME</layout></settings>"
+    )
     assert parse(inactive().encode()).settings == {"vcpu_cpus": "4-5", "layout": "/vms/$NAME"}
     assert settings("web", "--config") == {"config": {"vcpu_cpus": "4-5", "layout": "/vms/$NAME"}}
     done("web", "--unset", "vcpu_cpus", "--set", "iothread_cpus=0")
-    assert metadata("config") == "<settings><layout>/vms/$NAME</layout><iothread_cpus>0</iothread_cpus></settings>"
+    assert (
+        metadata("config")
+        == "<settings><layout>/vms/$NAME</layout><iothread_cpus>0</iothread_cpus></settings>"
+    )
     done("web", "--unset", "layout", "--unset", "iothread_cpus", "--unset", "vcpu_cpus")
     assert metadata("config") == ""
 
@@ -83,7 +97,10 @@ def test_what_is_shown() -> None:
     done("web", "--set", "emulator_cpus=0")
     shown = command("web")
     assert shown.stderr == ""
-    assert shown.stdout == "emulator_cpus:  0\nvcpu_cpus:      -\niothread_cpus:  -\nlayout:         -\n"
+    assert (
+        shown.stdout
+        == "emulator_cpus:  0\nvcpu_cpus:      -\niothread_cpus:  -\nlayout:         -\n"
+    )
 
 
 def test_live_and_config() -> None:
@@ -92,9 +109,14 @@ def test_live_and_config() -> None:
     result = command("web", "--set", "vcpu_cpus=0")  # "current" is the running VM
     assert (result.stdout, result.returncode) == ("Metadata modified\n", 0)
     assert result.stderr.startswith("note: virt-cgroup apply web puts this in effect")
-    assert (metadata("live"), metadata("config")) == ("<settings><vcpu_cpus>0</vcpu_cpus></settings>", "")
+    assert (metadata("live"), metadata("config")) == (
+        "<settings><vcpu_cpus>0</vcpu_cpus></settings>",
+        "",
+    )
     done("web", "--set", "layout=native", "--live", "--config")  # each keeps what it has
-    assert metadata("live") == "<settings><vcpu_cpus>0</vcpu_cpus><layout>native</layout></settings>"
+    assert (
+        metadata("live") == "<settings><vcpu_cpus>0</vcpu_cpus><layout>native</layout></settings>"
+    )
     assert metadata("config") == "<settings><layout>native</layout></settings>"
     assert settings("web", "--set", "vcpu_cpus=1", "--config", "--live") == {
         "live": {"vcpu_cpus": "1", "layout": "native"},
@@ -138,7 +160,9 @@ def test_settings_written_by_hand(xml: str) -> None:
     assert settings("web") == {"config": {"layout": "flat"}}
     assert parse(inactive().encode()).settings == {"layout": "flat"}
     done("web", "--set", "vcpu_cpus=0")
-    assert metadata("config") == "<settings><layout>flat</layout><vcpu_cpus>0</vcpu_cpus></settings>"
+    assert (
+        metadata("config") == "<settings><layout>flat</layout><vcpu_cpus>0</vcpu_cpus></settings>"
+    )
     assert parse(inactive().encode()).settings == {"layout": "flat", "vcpu_cpus": "0"}
 
 
@@ -164,12 +188,19 @@ def test_what_is_wrong_in_the_metadata() -> None:
     [
         ("vcpu_cpus=8000", "this host has no CPU 8000 (its CPUs are "),
         ("emulator_cpus=0", "the host keeps all of these CPUs (reserved_host_cpus 0)"),
-        ("layout=root", "it has no VM parent, so the VM would be outside the limit that reserved_host_mem sets"),
+        (
+            "layout=root",
+            "it has no VM parent, so the VM would be outside the limit that reserved_host_mem sets",
+        ),
     ],
 )
-def test_a_warning_of_what_this_host_will_refuse(configure: Configure, setting: str, message: str) -> None:
+def test_a_warning_of_what_this_host_will_refuse(
+    configure: Configure, setting: str, message: str
+) -> None:
     define()
-    configure('reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\ncgroup_layout = "/vms/$NAME"\n')
+    configure(
+        'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\ncgroup_layout = "/vms/$NAME"\n'
+    )
     result = command("web", "--set", setting)
     assert (result.returncode, result.stdout) == (0, "Metadata modified\n")
     assert result.stderr.startswith("warning: VM web has ") and message in result.stderr
@@ -178,12 +209,24 @@ def test_a_warning_of_what_this_host_will_refuse(configure: Configure, setting: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("nothing", "cannot find VM 'nothing': Domain not found: no domain with matching name 'nothing'"),
+        (
+            "nothing",
+            "cannot find VM 'nothing': Domain not found: no domain with matching name 'nothing'",
+        ),
         ("nothing --partition /machine/a", "cannot find VM 'nothing': Domain not found"),
         ("99999999999999999999", "cannot find VM '99999999999999999999': Domain not found"),
-        ("4f1e2d3c-5b6a-4798-8a9b-0c1d2e3f4a5b", "cannot find VM '4f1e2d3c-5b6a-4798-8a9b-0c1d2e3f4a5b': Domain not found"),
-        ("web --live", "cannot read the metadata of VM web: Requested operation is not valid: domain is not running"),
-        ("web --set vcpu_cpus=1 --live --config", "cannot read the metadata of VM web: Requested operation is not valid"),
+        (
+            "4f1e2d3c-5b6a-4798-8a9b-0c1d2e3f4a5b",
+            "cannot find VM '4f1e2d3c-5b6a-4798-8a9b-0c1d2e3f4a5b': Domain not found",
+        ),
+        (
+            "web --live",
+            "cannot read the metadata of VM web: Requested operation is not valid: domain is not running",
+        ),
+        (
+            "web --set vcpu_cpus=1 --live --config",
+            "cannot read the metadata of VM web: Requested operation is not valid",
+        ),
         ("web -c qemu:///nonsense", "cannot connect to libvirt at qemu:///nonsense: "),
         ("web --connect nonsense:///", "cannot connect to libvirt at nonsense:///: "),
     ],
@@ -196,14 +239,20 @@ def test_what_libvirt_refuses(arguments: str, message: str) -> None:
 
 def test_a_transient_vm() -> None:
     start_vm("web")
-    assert refused("web", "--set", "vcpu_cpus=0", "--config").startswith("cannot read the metadata of VM web: ")
-    assert refused("web", "--partition", "/machine/a").startswith("VM web is transient and has no persistent XML")
+    assert refused("web", "--set", "vcpu_cpus=0", "--config").startswith(
+        "cannot read the metadata of VM web: "
+    )
+    assert refused("web", "--partition", "/machine/a").startswith(
+        "VM web is transient and has no persistent XML"
+    )
 
 
 def test_which_libvirt_is_asked() -> None:
     define()
     environment = {"LIBVIRT_DEFAULT_URI": "qemu:///nonsense"}
-    assert refused("web", environment=environment).startswith("cannot connect to libvirt at qemu:///nonsense: ")
+    assert refused("web", environment=environment).startswith(
+        "cannot connect to libvirt at qemu:///nonsense: "
+    )
     assert command("web", "-c", "qemu:///system", environment=environment).returncode == 0
     assert command("web", environment={"LIBVIRT_DEFAULT_URI": ""}).returncode == 0
 
@@ -211,9 +260,15 @@ def test_which_libvirt_is_asked() -> None:
 def test_no_daemon(daemon: Daemon) -> None:
     define()
     daemon.stop()
-    for arguments in (["web"], ["web", "--set", "vcpu_cpus=0"], ["web", "--partition", "/machine/a"]):
+    for arguments in (
+        ["web"],
+        ["web", "--set", "vcpu_cpus=0"],
+        ["web", "--partition", "/machine/a"],
+    ):
         message = refused(*arguments)
-        assert message.startswith("cannot connect to libvirt at qemu:///system: Failed to connect socket to ")
+        assert message.startswith(
+            "cannot connect to libvirt at qemu:///system: Failed to connect socket to "
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -234,7 +289,11 @@ def test_a_vm_by_name_id_and_uuid(name: str) -> None:
 
 def test_the_partition_and_not_one_other_byte() -> None:
     graphics = "<graphics type='vnc' passwd='s&amp;cret' port='-1' autoport='yes'/>"
-    virsh("define", "/dev/stdin", stdin=domain_xml("web", extra=OTHERS, vcpupin={0: "0"}, devices=graphics))
+    virsh(
+        "define",
+        "/dev/stdin",
+        stdin=domain_xml("web", extra=OTHERS, vcpupin={0: "0"}, devices=graphics),
+    )
     plain = inactive()
     assert "passwd='s&amp;cret'" in plain
     assert done("web", "--partition", "/machine/a") == "Domain 'web' XML configuration edited.\n"
@@ -242,12 +301,20 @@ def test_the_partition_and_not_one_other_byte() -> None:
     assert lines_changed(plain, inactive()) == added
     placed = inactive()
     shown = json.loads(done("web", "--partition", "/machine/b&<c", "--config", "--json"))
-    assert shown == {"name": "web", "uuid": parse(plain.encode()).uuid, "partition": "/machine/b&<c", "changed": True}
+    assert shown == {
+        "name": "web",
+        "uuid": parse(plain.encode()).uuid,
+        "partition": "/machine/b&<c",
+        "changed": True,
+    }
     assert lines_changed(placed, inactive()) == [
         "-    <partition>/machine/a</partition>",
         "+    <partition>/machine/b&amp;&lt;c</partition>",
     ]
-    assert done("web", "--partition", "/machine/b&<c") == "Domain 'web' XML configuration not changed.\n"
+    assert (
+        done("web", "--partition", "/machine/b&<c")
+        == "Domain 'web' XML configuration not changed.\n"
+    )
     done("web", "--no-partition")
     assert inactive() == plain
 

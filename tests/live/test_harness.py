@@ -30,12 +30,17 @@ PRIVATE_HOST = Path(__file__).resolve().parents[2] / "tools/private-host"
 
 
 def test_vm_threads_pins_and_groups(daemon: Daemon) -> None:
-    pinned = domain_xml("pinned", vcpus=4, current=2, iothreads=1, vcpupin={0: "1"}, emulatorpin="0")
+    pinned = domain_xml(
+        "pinned", vcpus=4, current=2, iothreads=1, vcpupin={0: "1"}, emulatorpin="0"
+    )
     before = all_cgroups()
 
     vm = start_vm("pinned", xml=pinned)
     threads = vm.threads()
-    assert {number: threads[tid].comm for number, tid in vm.vcpus.items()} == {0: "CPU 0/TCG", 1: "CPU 1/TCG"}
+    assert {number: threads[tid].comm for number, tid in vm.vcpus.items()} == {
+        0: "CPU 0/TCG",
+        1: "CPU 1/TCG",
+    }
     assert threads[vm.vcpus[0]].cpus_allowed == "1"
     assert threads[vm.pid].cpus_allowed == "0"
 
@@ -74,14 +79,18 @@ def test_plugged_vcpu_gets_a_thread() -> None:
     assert vm.threads()[vm.vcpus[1]].comm == "CPU 1/TCG"
 
 
-@pytest.mark.parametrize("name", ["a&b <c>", "-x", "..", 'it\'s "quoted"', "back\\slash", "bull\N{PILE OF POO}"])
+@pytest.mark.parametrize(
+    "name", ["a&b <c>", "-x", "..", 'it\'s "quoted"', "back\\slash", "bull\N{PILE OF POO}"]
+)
 def test_odd_names(name: str) -> None:
     vm = start_vm(name)
     assert (vm.name, vm.alive()) == (name, True)
 
 
 def test_failed_start_names_the_reason(daemon: Daemon) -> None:
-    result = virsh("create", "/dev/stdin", check=False, stdin=domain_xml("bad", vcpupin={0: "4000"}))
+    result = virsh(
+        "create", "/dev/stdin", check=False, stdin=domain_xml("bad", vcpupin={0: "4000"})
+    )
     assert result.returncode
     assert "Failed to create domain" in result.stderr
     assert " error : " in daemon.messages()
@@ -108,14 +117,19 @@ class TestPrivateHost:
     @pytest.fixture(autouse=True)
     def unchanged(self) -> Iterator[None]:
         def state() -> tuple[set[Path], set[Path], str]:
-            return all_cgroups(), set(Path("/run").rglob("*")), Path("/proc/self/mounts").read_text()
+            return (
+                all_cgroups(),
+                set(Path("/run").rglob("*")),
+                Path("/proc/self/mounts").read_text(),
+            )
 
         before = state()
         yield
         assert state() == before
 
     @pytest.mark.parametrize(
-        ("script", "status"), [("true", 0), ("exit 5", 5), ("kill -9 $$", 137), ("setsid sleep 100 & exit 6", 6)]
+        ("script", "status"),
+        [("true", 0), ("exit 5", 5), ("kill -9 $$", 137), ("setsid sleep 100 & exit 6", 6)],
     )
     def test_exit_status(self, script: str, status: int) -> None:
         assert (
@@ -140,7 +154,9 @@ class TestPrivateHost:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_signal(self, number: signal.Signals) -> None:
         script = f"{sys.executable} -c 'import time; time.sleep(100)' & echo ready; exec sleep 100"
-        process = subprocess.Popen([PRIVATE_HOST, "sh", "-c", script], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [PRIVATE_HOST, "sh", "-c", script], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout and process.stdout.readline() == "ready\n"
         process.send_signal(number)
         assert process.wait(patient()) == 128 + number
@@ -159,7 +175,12 @@ class TestPrivateHost:
     def test_package_is_the_systems(self) -> None:
         if not (PRIVATE_HOST.parents[1] / "libvirt_cgroup_hooks").is_dir():
             pytest.skip("no package in this tree yet")
-        command = ["/usr/bin/python3", "-I", "-c", "import libvirt_cgroup_hooks as it; print(it.__path__[0])"]
+        command = [
+            "/usr/bin/python3",
+            "-I",
+            "-c",
+            "import libvirt_cgroup_hooks as it; print(it.__path__[0])",
+        ]
         found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
         assert found.endswith("-packages/libvirt_cgroup_hooks")
 

@@ -1,4 +1,6 @@
-"""virt-cgroup hook with a real libvirtd: it is found at once, and leaving leaves nothing but the VMs."""
+"""virt-cgroup hook with a real libvirtd: it is found at once, and leaving leaves nothing but the
+VMs.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def installed(daemon: Daemon) -> Iterator[None]:
     daemon.restart()
     destroy_all_vms()
     wait_for(lambda: not qemu_processes(), "the VMs to end")
-    for directory in sorted(all_cgroups(), reverse=True):  # of VMs that were moved, which nobody knows of any more
+    for directory in sorted(
+        all_cgroups(), reverse=True
+    ):  # of VMs that were moved, which nobody knows of any more
         if "vms" in directory.parts:
             directory.rmdir()
 
@@ -71,7 +75,11 @@ def places(vm: Vm) -> dict[int, dict[str, str]]:
 
 def limit(group: str) -> str:
     v2 = cgroup_directory("memory", group) / "memory.max"
-    return (v2 if v2.exists() else cgroup_directory("memory", group) / "memory.limit_in_bytes").read_text().strip()
+    return (
+        (v2 if v2.exists() else cgroup_directory("memory", group) / "memory.limit_in_bytes")
+        .read_text()
+        .strip()
+    )
 
 
 @pytest.mark.parametrize("layout", ["/vms/$DRIVER-$NAME", "native"])

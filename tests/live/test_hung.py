@@ -1,4 +1,6 @@
-"""Parts that refuse, are full, or are slow: in time, prepare refuses or warns as configured, and no VM that runs is harmed."""
+"""Parts that refuse, are full, or are slow: in time, prepare refuses or warns as configured, and no
+VM that runs is harmed.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +56,12 @@ def start(config: str, message: str) -> None:
 
 @pytest.mark.parametrize("config", [FENCED, WARN], ids=["refuse", "warn"])
 @pytest.mark.parametrize(
-    ("options", "message"), [("ro", "Read-only file system"), ("size=4k,nr_inodes=4", "No space left on device")]
+    ("options", "message"),
+    [("ro", "Read-only file system"), ("size=4k,nr_inodes=4", "No space left on device")],
 )
-def test_no_place_for_what_we_know(configure: Configure, config: str, options: str, message: str) -> None:
+def test_no_place_for_what_we_know(
+    configure: Configure, config: str, options: str, message: str
+) -> None:
     before = all_cgroups()
     configure(config)
     with mounted("-o", options):
@@ -70,7 +75,9 @@ def test_no_place_for_what_we_know(configure: Configure, config: str, options: s
 
 @pytest.mark.parametrize("config", [FENCED, WARN], ids=["refuse", "warn"])
 @pytest.mark.parametrize("errno", ["EIO", "ENOSPC"])
-def test_the_kernel_refuses_a_write_at_prepare(configure: Configure, config: str, errno: str) -> None:
+def test_the_kernel_refuses_a_write_at_prepare(
+    configure: Configure, config: str, errno: str
+) -> None:
     before = all_cgroups()
     configure(config)
     start_vm("db", xml=domain_xml("db"))
@@ -93,7 +100,9 @@ def test_what_is_busy_once_is_planned_anew(configure: Configure) -> None:
 def test_the_kernel_refuses_a_write_at_started(
     configure: Configure, errno: str, every: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """Also as when a thread ends while it is being placed. The VM goes on; `virt-cgroup apply` brings it right."""
+    """Also as when a thread ends while it is being placed. The VM goes on; `virt-cgroup apply`
+    brings it right.
+    """
     before = all_cgroups()
     configure(FENCED)
     with counted("started") as calls:

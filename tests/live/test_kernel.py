@@ -1,4 +1,6 @@
-"""Others that write the VM parent, or make cgroups in it, where it is ours; more, and with systemd: lab/test_others.py."""
+"""Others that write the VM parent, or make cgroups in it, where it is ours; more, and with systemd:
+lab/test_others.py.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ FENCE = "for the fence in effect on the VM parent"
 
 
 def finding(title: str) -> str:
-    """Result and message of the first problem that this check of `validate` has; "" where it passes."""
+    """Result and message of the first problem that this check of `validate` has; "" where it
+    passes.
+    """
     subject = Subject(Host())
     check = next(check for check in TABLE if check.title == title)
     return next((f"{problem.result} {problem.message}" for problem in check.find(subject)), "")
@@ -40,15 +44,32 @@ def write_memory(parent: Path, value: str) -> None:
 
 
 CHANGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
-    "more CPUs": ("cpuset", write_cpus, f"FAIL {{}} may use CPUs {ALL_CPUS}, of which the host keeps 0"),
-    "less memory": ("memory", lambda parent: write_memory(parent, "1000M"), "WARN the memory limit of {} is 1.0 GiB"),
-    "all memory": ("memory", lambda parent: write_memory(parent, "max" if V2 else "-1"), "FAIL {} has no memory limit"),
+    "more CPUs": (
+        "cpuset",
+        write_cpus,
+        f"FAIL {{}} may use CPUs {ALL_CPUS}, of which the host keeps 0",
+    ),
+    "less memory": (
+        "memory",
+        lambda parent: write_memory(parent, "1000M"),
+        "WARN the memory limit of {} is 1.0 GiB",
+    ),
+    "all memory": (
+        "memory",
+        lambda parent: write_memory(parent, "max" if V2 else "-1"),
+        "FAIL {} has no memory limit",
+    ),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("change", "mend"), [("more CPUs", "next VM"), ("all memory", "next VM"), ("less memory", "apply")])
-def test_somebody_else_writes_the_vm_parent(configure: Configure, change: str, layout: str, mend: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "mend"),
+    [("more CPUs", "next VM"), ("all memory", "next VM"), ("less memory", "apply")],
+)
+def test_somebody_else_writes_the_vm_parent(
+    configure: Configure, change: str, layout: str, mend: str
+) -> None:
     controller, write, told = CHANGES[change]
     configure(FENCED.format(layout))
     vm = start_vm("web")
@@ -75,7 +96,10 @@ def test_a_v1_cpuset_of_somebody_else_in_the_vm_parent(configure: Configure, lay
     other = parent / "other"
     other.mkdir()
     try:
-        for name, value in {"cpuset.mems": (parent / "cpuset.mems").read_text(), "cpuset.cpus": "0"}.items():
+        for name, value in {
+            "cpuset.mems": (parent / "cpuset.mems").read_text(),
+            "cpuset.cpus": "0",
+        }.items():
             (other / name).write_text(value)
         configure(FENCED.format(layout))
         before = everything()
@@ -89,7 +113,9 @@ def test_a_v1_cpuset_of_somebody_else_in_the_vm_parent(configure: Configure, lay
             assert told in applied.stderr
             assert_same(everything(), before)
             assert finding(START).startswith(f"FAIL {told}")
-            assert finding(FENCE).startswith(f"FAIL {parent} may use CPUs {ALL_CPUS}, of which the host keeps 0")
+            assert finding(FENCE).startswith(
+                f"FAIL {parent} may use CPUs {ALL_CPUS}, of which the host keeps 0"
+            )
     finally:
         other.rmdir()
     virt_cgroup("apply", "--all")

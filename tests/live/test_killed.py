@@ -1,7 +1,9 @@
-"""The hook, killed by SIGKILL at each of its system calls that change something, at each operation of a real libvirtd.
+"""The hook, killed by SIGKILL at each of its system calls that change something, at each operation
+of a real libvirtd.
 
-libvirt refuses a VM whose `prepare` or `start` is killed; one whose later operations are killed goes on. Then the daemon's
-next operation, or `virt-cgroup apply`, brings the host right, and after the VM's end nothing is left.
+libvirt refuses a VM whose `prepare` or `start` is killed; one whose later operations are killed
+goes on. Then the daemon's next operation, or `virt-cgroup apply`, brings the host right, and after
+the VM's end nothing is left.
 """
 
 from __future__ import annotations
@@ -55,7 +57,11 @@ def life(daemon: Daemon, operation: str) -> None:
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_killed_at_each_call(
-    daemon: Daemon, configure: Callable[[str], None], operation: str, every: int, record_property: Record
+    daemon: Daemon,
+    configure: Callable[[str], None],
+    operation: str,
+    every: int,
+    record_property: Record,
 ) -> None:
     configure(FENCED)
     before = all_cgroups()

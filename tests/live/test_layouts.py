@@ -1,4 +1,6 @@
-"""Each layout with a real libvirtd: every thread is where the layout says, on the CPUs it may have; nothing is left."""
+"""Each layout with a real libvirtd: every thread is where the layout says, on the CPUs it may have;
+nothing is left.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ LAYOUTS = {
     "/vms/$ID/$DRIVER": None,
 }
 WITHOUT_PARENT = ("flat", "root", "uuid")
-XML = domain_xml("web", uuid=UUID, vcpus=4, current=2, iothreads=2, vcpupin={1: "1"}, iothreadpin={2: "1"})
+XML = domain_xml(
+    "web", uuid=UUID, vcpus=4, current=2, iothreads=2, vcpupin={1: "1"}, iothreadpin={2: "1"}
+)
 
 
 def read(path: Path) -> str:
@@ -48,7 +52,8 @@ def groups_of(vm: Vm) -> dict[int, str]:
     """Thread group of each thread, from what libvirt and QEMU call them."""
     vcpu = {tid: f"vcpu{number}" for number, tid in vm.vcpus.items()}
     return {
-        tid: vcpu.get(tid) or (thread.comm[3:] if thread.comm.startswith("IO iothread") else "emulator")
+        tid: vcpu.get(tid)
+        or (thread.comm[3:] if thread.comm.startswith("IO iothread") else "emulator")
         for tid, thread in vm.threads().items()
     }
 
@@ -69,7 +74,10 @@ def assert_placed(vm: Vm, path: str, pinned: dict[str, str], allowed: str) -> No
 def test_layout(daemon: Daemon, configure: Callable[[str], None], layout: str) -> None:
     before = all_cgroups()
     memory = layout not in WITHOUT_PARENT
-    configure(f'reserved_host_cpus = "0"\ncgroup_layout = "{layout}"\n' + ('reserved_host_mem = "1 GiB"\n' if memory else ""))
+    configure(
+        f'reserved_host_cpus = "0"\ncgroup_layout = "{layout}"\n'
+        + ('reserved_host_mem = "1 GiB"\n' if memory else "")
+    )
     vm = start_vm("web", xml=XML)
     path = LAYOUTS[layout] or f"/vms/{vm.id}/qemu"
     cpus = VM_CPUS

@@ -1,4 +1,6 @@
-"""Many VMs at once, and very many one after another: every one conforms, and nothing is left or grows."""
+"""Many VMs at once, and very many one after another: every one conforms, and nothing is left or
+grows.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,16 @@ def reserving() -> Iterator[list[int]]:
     def reserve() -> None:
         while not end.is_set():
             for memory in ("1 GiB", "900 MiB"):
-                command = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks", "reserve", "--memory", memory, "--live"]
+                command = [
+                    "/usr/bin/python3",
+                    "-I",
+                    "-m",
+                    "libvirt_cgroup_hooks",
+                    "reserve",
+                    "--memory",
+                    memory,
+                    "--live",
+                ]
                 statuses.append(
                     subprocess.run(
                         command,
@@ -71,7 +82,9 @@ def reserving() -> Iterator[list[int]]:
 
 @contextmanager
 def copying(parent: Path) -> Iterator[list[str]]:
-    """Meanwhile cpusets are made below PARENT as libvirt makes a VM's, copies of what is above them; gives what each had."""
+    """Meanwhile cpusets are made below PARENT as libvirt makes a VM's, copies of what is above
+    them; gives what each had.
+    """
     made: list[str] = []
     end = threading.Event()
 
@@ -115,10 +128,14 @@ def half_done(futures: Sequence[Future[None]]) -> bool:
 
 
 def again(daemon: Daemon, names: list[str]) -> None:
-    """A VM that a daemon was just starting when it was killed: the next one may wait for its monitor for ever."""
+    """A VM that a daemon was just starting when it was killed: the next one may wait for its
+    monitor for ever.
+    """
     daemon.kill()
     for pid in qemu_processes():
-        if any(f"guest={name},".encode() in Path(f"/proc/{pid}/cmdline").read_bytes() for name in names):
+        if any(
+            f"guest={name},".encode() in Path(f"/proc/{pid}/cmdline").read_bytes() for name in names
+        ):
             os.kill(pid, signal.SIGKILL)
     daemon.start()
     for name in names:
@@ -160,7 +177,9 @@ def test_many_at_once_and_a_daemon_that_is_killed(
         destroy_vm(name)
     for path in (STATE / "vms").iterdir():
         os.utime(path, (1, 1))
-    virt_cgroup("apply", "--parent")  # a daemon that was killed in the middle of a stop has forgotten that VM
+    virt_cgroup(
+        "apply", "--parent"
+    )  # a daemon that was killed in the middle of a stop has forgotten that VM
     start_vm("last")
     destroy_vm("last")
     remove_libvirts_own(left_since(before))
@@ -168,9 +187,13 @@ def test_many_at_once_and_a_daemon_that_is_killed(
     record_property("VMs at once", count)
 
 
-@pytest.mark.skipif(not HAS_V1, reason="on cgroup v2 a cgroup may be configured for CPUs that its parent has not")
+@pytest.mark.skipif(
+    not HAS_V1, reason="on cgroup v2 a cgroup may be configured for CPUs that its parent has not"
+)
 @pytest.mark.parametrize("changes", [20, pytest.param(500, marks=pytest.mark.thorough)])
-def test_cpusets_that_are_made_while_the_reservation_changes(configure: Configure, changes: int) -> None:
+def test_cpusets_that_are_made_while_the_reservation_changes(
+    configure: Configure, changes: int
+) -> None:
     configure(FENCED)
     start_vm("web")
     with copying(cgroup_directory("cpuset", "/machine")) as made:
@@ -184,7 +207,9 @@ def test_cpusets_that_are_made_while_the_reservation_changes(configure: Configur
 
 
 def remove_libvirts_own(left: set[Path]) -> None:
-    """libvirt itself leaves the cgroup of a VM that a daemon was making when it was killed; it is empty."""
+    """libvirt itself leaves the cgroup of a VM that a daemon was making when it was killed; it is
+    empty.
+    """
     for group in sorted(left, reverse=True):
         if any(part.endswith(".libvirt-qemu") for part in group.parts):
             group.rmdir()
@@ -204,7 +229,9 @@ def lives(name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.thorough)])
-def test_start_and_stop_again_and_again(daemon: Daemon, configure: Configure, count: int, record_property: Record) -> None:
+def test_start_and_stop_again_and_again(
+    daemon: Daemon, configure: Configure, count: int, record_property: Record
+) -> None:
     """Four VMs at a time. Ids go on, process ids come again."""
     before = all_cgroups()
     configure(FENCED)

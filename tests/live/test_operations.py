@@ -79,9 +79,15 @@ def refused(xml: str) -> str:
     ("text", "message"),
     [
         ("reserved_cpus = 1\n", "cgroup-hooks.conf:1: reserved_cpus = 1: there is no such setting"),
-        ('reserved_host_cpus = "99"\n', 'cgroup-hooks.conf:1: reserved_host_cpus = "99": this host has no CPU 99'),
+        (
+            'reserved_host_cpus = "99"\n',
+            'cgroup-hooks.conf:1: reserved_host_cpus = "99": this host has no CPU 99',
+        ),
         ('\nreserved_host_mem = "9000 GiB"\n', "cgroup-hooks.conf:2: reserved_host_mem"),
-        ('reserved_host_mem = "1 GiB"\ncgroup_layout = "root"\n', "no cgroup holds the VMs and nothing else"),
+        (
+            'reserved_host_mem = "1 GiB"\ncgroup_layout = "root"\n',
+            "no cgroup holds the VMs and nothing else",
+        ),
         ('cgroup_layout = "/vms/$VM"\n', "unknown variable"),
     ],
 )
@@ -102,14 +108,19 @@ def test_pin_outside_the_fence(configure: Configure) -> None:
 
 
 def test_on_error_warn_starts_the_vm(configure: Configure) -> None:
-    """A directory with a process in it, where the VM parent should be, cannot be fenced on either version."""
+    """A directory with a process in it, where the VM parent should be, cannot be fenced on either
+    version.
+    """
     configure('on_error = "warn"\n' + FENCED.replace("/vms/", "/vms/" + "x" * 300 + "/"))
     vm = start_vm("web")
     assert vm.alive()
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["a b", "..", ".", "-x", "a'b\"c\\d", "\N{PILE OF POO}", "n" * 200, "tasks", "_x", "cpu.max"])
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "..", ".", "-x", "a'b\"c\\d", "\N{PILE OF POO}", "n" * 200, "tasks", "_x", "cpu.max"],
+)
 @pytest.mark.parametrize("layout", ["nested", "/vms/$DRIVER-$NAME"])
 def test_odd_names(configure: Configure, layout: str, name: str) -> None:
     before = all_cgroups()
@@ -148,7 +159,9 @@ def test_vm_ends_while_the_daemon_is_dead(daemon: Daemon, configure: Configure) 
 def test_started_never_comes(configure: Configure) -> None:
     before = all_cgroups()
     configure(FENCED)
-    broken = "<disk type='file' device='disk'><source file='/nonexistent'/><target dev='hda'/></disk>"
+    broken = (
+        "<disk type='file' device='disk'><source file='/nonexistent'/><target dev='hda'/></disk>"
+    )
     assert "nonexistent" in refused(domain_xml("web", devices=broken))
     assert_nothing_left(before)
 
@@ -173,7 +186,10 @@ def test_tuning_is_carried_over(configure: Configure) -> None:
         "<numatune><memory mode='strict' nodeset='0'/></numatune>"
     )
     start_vm("web", xml=domain_xml("web", extra=extra))
-    cpu, memory = cgroup_directory("cpu", "/vms/qemu-web"), cgroup_directory("memory", "/vms/qemu-web")
+    cpu, memory = (
+        cgroup_directory("cpu", "/vms/qemu-web"),
+        cgroup_directory("memory", "/vms/qemu-web"),
+    )
     if HAS_V1:
         expected = {
             cpu / "cpu.shares": "2000",
@@ -195,10 +211,17 @@ def test_tuning_is_carried_over(configure: Configure) -> None:
 
 @pytest.mark.parametrize("layout", ["native", "/vms/$DRIVER-$NAME"])
 def test_host_wide_thread_sets(configure: Configure, layout: str) -> None:
-    configure(f'cgroup_layout = "{layout}"\nemulator_cpus = "0"\nvcpu_cpus = "1"\niothread_cpus = "0"\n')
+    configure(
+        f'cgroup_layout = "{layout}"\nemulator_cpus = "0"\nvcpu_cpus = "1"\niothread_cpus = "0"\n'
+    )
     vm = start_vm("web", xml=domain_xml("web", vcpus=2, iothreads=1, vcpupin={1: "0"}))
     allowed = {row["group"]: row["cpus"] for row in status("web")["threads"]}
-    assert allowed == {"emulator": "0", "vcpu0": "1", "vcpu1": "0", "iothread1": "0"}  # vcpu1: its own pin wins
+    assert allowed == {
+        "emulator": "0",
+        "vcpu0": "1",
+        "vcpu1": "0",
+        "iothread1": "0",
+    }  # vcpu1: its own pin wins
     assert vm.alive()
 
 
@@ -239,8 +262,29 @@ def test_nothing_configured_nothing_written(configure: Configure, tmp_path: Path
     shutil.rmtree(STATE, ignore_errors=True)
     configure("# only prose\n#reserved_host_cpus = 1\n")
     trace = tmp_path / "trace"
-    for operation in ("prepare", "start", "started", "stopped", "release", "reconnect", "migrate", "restore"):
-        command = ["strace", "-f", "-e", "trace=%file", "-o", str(trace), HOOK, "web", operation, "begin", "-"]
+    for operation in (
+        "prepare",
+        "start",
+        "started",
+        "stopped",
+        "release",
+        "reconnect",
+        "migrate",
+        "restore",
+    ):
+        command = [
+            "strace",
+            "-f",
+            "-e",
+            "trace=%file",
+            "-o",
+            str(trace),
+            HOOK,
+            "web",
+            operation,
+            "begin",
+            "-",
+        ]
         result = subprocess.run(
             command,
             input=domain_xml("web"),
@@ -253,14 +297,31 @@ def test_nothing_configured_nothing_written(configure: Configure, tmp_path: Path
         writes = [
             line
             for line in trace.read_text().splitlines()
-            if any(word in line for word in ("O_WRONLY", "O_RDWR", "O_CREAT", "mkdir", "rmdir", "unlink", "rename", "mount("))
+            if any(
+                word in line
+                for word in (
+                    "O_WRONLY",
+                    "O_RDWR",
+                    "O_CREAT",
+                    "mkdir",
+                    "rmdir",
+                    "unlink",
+                    "rename",
+                    "mount(",
+                )
+            )
         ]
         assert not writes
     assert not STATE.exists()
 
 
-@pytest.mark.parametrize("operation", ["started", "stopped", "release", "reconnect", "migrate", "restore", "nonsense"])
-@pytest.mark.parametrize("xml", ["", "<domain", "<domain/>", domain_xml("ghost", uuid="6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab")])
+@pytest.mark.parametrize(
+    "operation", ["started", "stopped", "release", "reconnect", "migrate", "restore", "nonsense"]
+)
+@pytest.mark.parametrize(
+    "xml",
+    ["", "<domain", "<domain/>", domain_xml("ghost", uuid="6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab")],
+)
 def test_later_operations_never_fail(configure: Configure, operation: str, xml: str) -> None:
     configure(FENCED)
     command = [HOOK, "ghost", operation, "begin", "-"]
@@ -276,14 +337,22 @@ def test_later_operations_never_fail(configure: Configure, operation: str, xml: 
 
 
 def test_hook_timeout(configure: Configure) -> None:
-    """Somebody holds the lock and does not let go: prepare says so in time, and a VM that runs is left alone."""
+    """Somebody holds the lock and does not let go: prepare says so in time, and a VM that runs is
+    left alone.
+    """
     configure(FENCED)
     start_vm("web")
     seconds = hook_timeout(1)
     configure(f"hook_timeout = {seconds}\n{FENCED}")
     holder = subprocess.Popen(["flock", str(STATE / "lock"), "sleep", "10000"])
     try:
-        wait_for(lambda: subprocess.run(["flock", "-n", str(STATE / "lock"), "true"], check=False).returncode == 1, "the lock")
+        wait_for(
+            lambda: (
+                subprocess.run(["flock", "-n", str(STATE / "lock"), "true"], check=False).returncode
+                == 1
+            ),
+            "the lock",
+        )
         told = f"not done within hook_timeout = {seconds} seconds"
         assert told in refused(domain_xml("late"))
         command = [HOOK, "web", "reconnect", "begin", "-"]
@@ -335,7 +404,9 @@ def test_plan_is_what_the_hook_does(configure: Configure) -> None:
 
 
 def test_no_reservation_no_fence(configure: Configure) -> None:
-    """A reservation that is taken back is gone for VMs that run, when the next one starts, and for all later ones."""
+    """A reservation that is taken back is gone for VMs that run, when the next one starts, and for
+    all later ones.
+    """
     configure(FENCED)
     start_vm("old")
     configure("# nothing\n")
@@ -345,7 +416,11 @@ def test_no_reservation_no_fence(configure: Configure) -> None:
 
 
 def test_memory_admission(configure: Configure) -> None:
-    total = next(int(line.split()[1]) // 1024 for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
+    total = next(
+        int(line.split()[1]) // 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if "MemTotal" in line
+    )
     configure(f'reserved_host_mem = "{total - 300} MiB"\nmemory_admission = 1\n')
     start_vm("first", xml=domain_xml("first", memory_mib=64))
     message = refused(domain_xml("second", memory_mib=128))
@@ -359,7 +434,9 @@ def test_apply_mends_and_then_has_nothing_to_do(configure: Configure) -> None:
     configure(FENCED)
     start_vm("web", xml=domain_xml("web", vcpus=2))
     thread = status("web")["threads"][-1]
-    groups = cgroup_directory("cpuset") / ("tasks" if HAS_V1 else "vms/qemu-web/emulator/cgroup.threads")
+    groups = cgroup_directory("cpuset") / (
+        "tasks" if HAS_V1 else "vms/qemu-web/emulator/cgroup.threads"
+    )
     groups.write_text(str(thread["tid"]))
     assert not status("web")["conforms"]
     assert json.loads(virt_cgroup("apply", "--all", "--json"))["web"]
@@ -390,12 +467,22 @@ def test_virsh_after_the_move(configure: Configure, tmp_path: Path) -> None:
     virsh("vcpupin", "web", "0", "1", "--live")
     virsh("emulatorpin", "web", "1", "--live")
     virsh("iothreadpin", "web", "1", "1", "--live")
-    assert {row["cpus"] for row in status("web")["threads"] if row["comm"] in ("CPU 0/TCG", "IO iothread1")} == {"1"}
+    assert {
+        row["cpus"]
+        for row in status("web")["threads"]
+        if row["comm"] in ("CPU 0/TCG", "IO iothread1")
+    } == {"1"}
     assert vm.threads()[vm.pid].cpus_allowed == "1"
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))
     source = f"<source file='{disk}'/><driver name='qemu' type='raw'/><target dev='sdz' bus='usb'/>"
-    virsh("attach-device", "web", "/dev/stdin", "--live", stdin=f"<disk type='file' device='disk'>{source}</disk>")
+    virsh(
+        "attach-device",
+        "web",
+        "/dev/stdin",
+        "--live",
+        stdin=f"<disk type='file' device='disk'>{source}</disk>",
+    )
     assert "sdz" in virsh("domblklist", "web").stdout
     for change in (("setvcpus", "web", "2", "--live"), ("iothreadadd", "web", "7", "--live")):
         assert (virsh(*change, check=False).returncode == 0) == HAS_V1

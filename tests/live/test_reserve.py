@@ -1,4 +1,6 @@
-"""`virt-cgroup reserve` with VMs that run and use what they have: what it changes, what it refuses, and how long it lasts."""
+"""`virt-cgroup reserve` with VMs that run and use what they have: what it changes, what it refuses,
+and how long it lasts.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ thorough = partial(pytest.param, marks=pytest.mark.thorough)
 # growing and shrinking
 
 
-@pytest.mark.parametrize("layout", ["native", thorough("nested"), "root", thorough("/vms/$DRIVER-$NAME")])
+@pytest.mark.parametrize(
+    "layout", ["native", thorough("nested"), "root", thorough("/vms/$DRIVER-$NAME")]
+)
 def test_cpus_of_busy_vms(configure: Configure, tmp_path: Path, layout: str) -> None:
     configure(f'cgroup_layout = "{layout}"\n')
     busy = start_guest("busy", tmp_path / "busy", toucher(32))
@@ -83,7 +87,9 @@ def test_memory_of_busy_vms(configure: Configure, tmp_path: Path, layout: str) -
     with nobody_is_killed(vm):
         for limit in (used + 300 * MIB, used + 100 * MIB, total_memory() - 512 * MIB):
             limit -= limit % 4096
-            assert reserve("--memory", leaving(limit), "--live")["in_effect"]["memory_limit"] == limit
+            assert (
+                reserve("--memory", leaving(limit), "--live")["in_effect"]["memory_limit"] == limit
+            )
             assert limit_of(parent) == str(limit)
             assert_conform("web")
         reserve("--memory", "none", "--live")
@@ -114,7 +120,9 @@ def test_config_alone_leaves_what_runs(configure: Configure) -> None:
     before = everything()
     reserve("--cpus", "none", "--config")
     after = everything()
-    assert "reserved_host_cpus" not in "".join(line for line in after.pop(str(CONFIG)).splitlines() if line[:1] != "#")
+    assert "reserved_host_cpus" not in "".join(
+        line for line in after.pop(str(CONFIG)).splitlines() if line[:1] != "#"
+    )
     del before[str(CONFIG)]
     assert_same(after, before)
     virt_cgroup("apply", "--all")
@@ -169,19 +177,33 @@ def test_memory_in_use(configure: Configure, tmp_path: Path) -> None:
         (["--cpus", "0"], "--cpus 0: the count of CPUs has to be 1 or more"),
         (["--cpus", "x"], "--cpus x: "),
         (["--cpus", "1-0"], "--cpus 1-0: "),
-        (["--cpus", "0-0", "--live", "--current"], "error: Options --current and --live are mutually exclusive"),
-        (["--cpus", "0-0", "--config", "--current"], "error: Options --current and --config are mutually exclusive"),
+        (
+            ["--cpus", "0-0", "--live", "--current"],
+            "error: Options --current and --live are mutually exclusive",
+        ),
+        (
+            ["--cpus", "0-0", "--config", "--current"],
+            "error: Options --current and --config are mutually exclusive",
+        ),
         (["--wait"], "error: Option --cpus or --memory is required by option --wait"),
         (["--force"], "error: Option --cpus or --memory is required by option --force"),
-        (["--cpus", "0-0", "--config", "--force"], "error: Option --live is required by option --force"),
-        (["--cpus", "0-0", "--config", "--wait", "3"], "error: Option --live is required by option --wait"),
+        (
+            ["--cpus", "0-0", "--config", "--force"],
+            "error: Option --live is required by option --force",
+        ),
+        (
+            ["--cpus", "0-0", "--config", "--wait", "3"],
+            "error: Option --live is required by option --wait",
+        ),
     ],
 )
 def test_what_cannot_be(configure: Configure, arguments: list[str], message: str) -> None:
     configure(FENCED)
     assert message in refused(*arguments)
     if "--config" not in arguments:
-        assert message in refused(*arguments, "--config", *(["--live"] if arguments[0] in ("--wait", "--force") else []))
+        assert message in refused(
+            *arguments, "--config", *(["--live"] if arguments[0] in ("--wait", "--force") else [])
+        )
 
 
 def test_memory_without_a_parent(configure: Configure) -> None:
@@ -200,7 +222,16 @@ def test_two_changes_at_once(configure: Configure) -> None:
     changes = [("0-0", 2 << 30), (RESERVE_LAST, 3 << 30)]
     for _ in range(3):
         commands = [
-            [*COMMAND, "reserve", "--cpus", cpus, "--memory", f"{memory >> 30} GiB", "--live", "--config"]
+            [
+                *COMMAND,
+                "reserve",
+                "--cpus",
+                cpus,
+                "--memory",
+                f"{memory >> 30} GiB",
+                "--live",
+                "--config",
+            ]
             for cpus, memory in changes
         ]
         processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
@@ -235,7 +266,9 @@ def test_force_shows_where_threads_end_up(configure: Configure) -> None:
     start_vm("other")
     text = virt_cgroup("reserve", "--cpus", RESERVE_LAST, "--live", "--force").stdout
     rows = text.partition("Pinned to CPUs that the host keeps:")[2].splitlines()[3:]
-    assert [row.split() for row in rows] == [["web", str(vm.vcpus[1]), "vcpu1", LAST_CPU, WITHOUT_LAST]]
+    assert [row.split() for row in rows] == [
+        ["web", str(vm.vcpus[1]), "vcpu1", LAST_CPU, WITHOUT_LAST]
+    ]
     assert vm.alive()
     cpus = {row["group"]: row["cpus"] for row in domains()["web"]["threads"]}
     assert (cpus["vcpu0"], cpus["vcpu1"]) == ("0", WITHOUT_LAST)
@@ -283,7 +316,9 @@ def test_vm_that_starts_obeys_a_live_change(configure: Configure) -> None:
     start_vm("web", xml=domain_xml("web", vcpus=2))
     assert allowed("web") == {VM_CPUS}
     assert limit_of(parent_directory()) == str((total_memory() - (2 << 30)) // 4096 * 4096)
-    pinned = virsh("create", "/dev/stdin", stdin=domain_xml("greedy", vcpupin={0: "0"}), check=False)
+    pinned = virsh(
+        "create", "/dev/stdin", stdin=domain_xml("greedy", vcpupin={0: "0"}), check=False
+    )
     assert "reserved CPUs: vcpu0 to 0" in pinned.stderr
     assert_conform("web")
 
@@ -306,7 +341,9 @@ def test_an_edit_ends_the_live_change(configure: Configure) -> None:
 
 @pytest.mark.parametrize("count", [5, thorough(100)])
 def test_many_idle_vms(configure: Configure, count: int) -> None:
-    """On v2 one write to the VM parent and one to /machine, however many VMs; v1 wants each thread group written."""
+    """On v2 one write to the VM parent and one to /machine, however many VMs; v1 wants each thread
+    group written.
+    """
     configure(LAYOUT)
     names = [f"vm{number}" for number in range(count)]
     with ThreadPoolExecutor(4) as pool:
@@ -316,7 +353,11 @@ def test_many_idle_vms(configure: Configure, count: int) -> None:
     writes = [line for line in lines if line.startswith("write ")]
     assert f"{len(writes)} of them writes to cgroups" in text
     if HAS_V1:
-        groups = [group for group in all_cgroups() if group.is_relative_to(cgroup_directory("cpuset", "/vms"))]
+        groups = [
+            group
+            for group in all_cgroups()
+            if group.is_relative_to(cgroup_directory("cpuset", "/vms"))
+        ]
         assert len([line for line in writes if "/vms" in line]) == len(groups) == 1 + count * 3
     else:
         assert len(writes) <= 2
@@ -344,7 +385,9 @@ def test_own_layout(configure: Configure) -> None:
     assert allowed("web") == {VM_CPUS}
     assert_conform("web", "other")
     reserve("--cpus", RESERVE_LAST, "--live")
-    assert (cgroup_directory("cpuset", "/vms/prod") / "cpuset.cpus").read_text().strip() == WITHOUT_LAST
+    assert (
+        cgroup_directory("cpuset", "/vms/prod") / "cpuset.cpus"
+    ).read_text().strip() == WITHOUT_LAST
     assert allowed("web") == {WITHOUT_LAST}
     assert_conform("web", "other")
 

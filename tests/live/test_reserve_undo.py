@@ -68,12 +68,17 @@ CHANGES: dict[str, tuple[dict[str, Value | None], dict[str, Value | None]]] = {
         ),
     ],
 )
-def test_failure_at_each_step(configure: Configure, tmp_path: Path, change: str, half_made: bool, kind: str) -> None:
+def test_failure_at_each_step(
+    configure: Configure, tmp_path: Path, change: str, half_made: bool, kind: str
+) -> None:
     configure(LAYOUT)
     vm = start_guest("busy", tmp_path / "busy", toucher(32))
     start_vm("idle", xml=domain_xml("idle", vcpus=2, iothreads=1, emulatorpin=ALL_CPUS))
     small = leaving(in_use(parent_directory()) + 100 * MIB & -4096)
-    first, second = ({key: small if one == "small" else one for key, one in part.items()} for part in CHANGES[change])
+    first, second = (
+        {key: small if one == "small" else one for key, one in part.items()}
+        for part in CHANGES[change]
+    )
     with nobody_is_killed(vm):
         assert fail_at_each_step_between(first, second, kind, half_made) > 3
     assert_conform("busy", "idle")
@@ -81,9 +86,16 @@ def test_failure_at_each_step(configure: Configure, tmp_path: Path, change: str,
 
 @pytest.mark.parametrize(
     ("half_made", "kind"),
-    [(True, "ctrl-c"), thorough(True, "error"), thorough(False, "error"), thorough(False, "ctrl-c")],
+    [
+        (True, "ctrl-c"),
+        thorough(True, "error"),
+        thorough(False, "error"),
+        thorough(False, "ctrl-c"),
+    ],
 )
-def test_failure_at_each_step_of_a_wait(configure: Configure, tmp_path: Path, half_made: bool, kind: str) -> None:
+def test_failure_at_each_step_of_a_wait(
+    configure: Configure, tmp_path: Path, half_made: bool, kind: str
+) -> None:
     configure(FENCED)
     vm = start_guest("busy", tmp_path / "busy", toucher(32))
     parent = parent_directory()

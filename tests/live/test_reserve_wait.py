@@ -1,4 +1,6 @@
-"""`virt-cgroup reserve` of memory that VMs use: it is reclaimed while the command waits, and no VM is ever killed."""
+"""`virt-cgroup reserve` of memory that VMs use: it is reclaimed while the command waits, and no VM
+is ever killed.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ thorough = partial(pytest.param, marks=pytest.mark.thorough)
 
 
 def test_wait_reclaims_the_page_cache(configure: Configure, tmp_path: Path) -> None:
-    """A VM that has read its disk has left the image in the host's page cache, where it counts as the VM's memory."""
+    """A VM that has read its disk has left the image in the host's page cache, where it counts as
+    the VM's memory.
+    """
     configure(FENCED)
     vm = start_guest("web", tmp_path / "web", reader(96), 128)
     parent = parent_directory()
@@ -71,7 +75,9 @@ def test_wait_in_vain(configure: Configure, tmp_path: Path) -> None:
     assert "reclaiming: 1" in message
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, thorough(signal.SIGTERM), thorough(signal.SIGHUP)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, thorough(signal.SIGTERM), thorough(signal.SIGHUP)]
+)
 def test_interrupted_wait(configure: Configure, tmp_path: Path, number: int) -> None:
     configure(FENCED)
     vm = start_guest("web", tmp_path / "web", toucher(96))
@@ -91,16 +97,32 @@ def test_interrupted_wait(configure: Configure, tmp_path: Path, number: int) -> 
 
 @pytest.mark.parametrize("wait", [[], thorough(["--wait", "1"])], ids=["at once", "wait"])
 def test_close_to_what_is_used(configure: Configure, tmp_path: Path, wait: list[str]) -> None:
-    """Limits just below and above what a VM uses that goes on touching all of it: refused, or made and the VM lives."""
+    """Limits just below and above what a VM uses that goes on touching all of it: refused, or made
+    and the VM lives.
+    """
     configure(FENCED)
     vm = start_guest("web", tmp_path / "web", toucher(64))
     parent = parent_directory()
     used = wait_for_use(parent, 64)
     made = []
     with nobody_is_killed(vm):
-        for more in (-32 * MIB, -1 * MIB, -4096, 0, 4096, 64 << 10, 1 * MIB, 4 * MIB, 8 * MIB, 16 * MIB, 64 * MIB):
+        for more in (
+            -32 * MIB,
+            -1 * MIB,
+            -4096,
+            0,
+            4096,
+            64 << 10,
+            1 * MIB,
+            4 * MIB,
+            8 * MIB,
+            16 * MIB,
+            64 * MIB,
+        ):
             limit = (used + more) & -4096
-            result = virt_cgroup("reserve", "--memory", leaving(limit), "--live", *wait, check=False)
+            result = virt_cgroup(
+                "reserve", "--memory", leaving(limit), "--live", *wait, check=False
+            )
             assert limit_of(parent) == (str(limit) if result.returncode == 0 else limit_of(parent))
             made.append(result.returncode == 0)
             before = busy_time(vm)
@@ -115,7 +137,9 @@ def test_close_to_what_is_used(configure: Configure, tmp_path: Path, wait: list[
 
 @pytest.mark.thorough
 def test_while_the_vm_grows(configure: Configure, tmp_path: Path) -> None:
-    """The use goes up while the limit comes down; what the VM comes to use in all is below the limit."""
+    """The use goes up while the limit comes down; what the VM comes to use in all is below the
+    limit.
+    """
     configure(FENCED)
     start_guest("first", tmp_path / "first", toucher(128, rounds=False))
     parent = parent_directory()

@@ -14,7 +14,17 @@ from .pace import patient
 from .test_operations import HOOK, assert_nothing_left
 
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
-OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect", "migrate", "restore", "attach")
+OPERATIONS = (
+    "prepare",
+    "start",
+    "started",
+    "stopped",
+    "release",
+    "reconnect",
+    "migrate",
+    "restore",
+    "attach",
+)
 SECRET = "hunter2-of-the-console"  # noqa: S105
 
 
@@ -96,7 +106,11 @@ def test_a_lock_that_is_a_link_is_refused(configure: Configure, tmp_path: Path) 
     (STATE / "lock").unlink()
     (STATE / "lock").symlink_to(tmp_path / "none")
     done = subprocess.run(
-        [HOOK, "x", "prepare", "begin", "-"], input=domain_xml("x"), capture_output=True, text=True, check=False
+        [HOOK, "x", "prepare", "begin", "-"],
+        input=domain_xml("x"),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     (STATE / "lock").unlink()
     assert done.returncode == 1
@@ -104,15 +118,29 @@ def test_a_lock_that_is_a_link_is_refused(configure: Configure, tmp_path: Path) 
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("broken", ["", "<", "</domain>", "<memory>x</memory>", "<vcpu cpuset='x'>1</vcpu>"])
+@pytest.mark.parametrize(
+    "broken", ["", "<", "</domain>", "<memory>x</memory>", "<vcpu cpuset='x'>1</vcpu>"]
+)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_no_secret_is_told(configure: Configure, operation: str, broken: str) -> None:
-    """The XML of migrate and restore has the console's password; syslog is a socket, which strace sees us write to."""
+    """The XML of migrate and restore has the console's password; syslog is a socket, which strace
+    sees us write to.
+    """
     configure(FENCED)
     graphics = f"<graphics type='vnc' passwd='{SECRET}'/>"
     xml = domain_xml("web", devices=graphics).replace("<devices>", f"{broken}<devices>")
     trace = STATE.parent / "secret.trace"
-    command = ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=write,sendto,sendmsg,connect", "-o", str(trace)]
+    command = [
+        "strace",
+        "-f",
+        "-qq",
+        "-s",
+        "4096",
+        "-e",
+        "trace=write,sendto,sendmsg,connect",
+        "-o",
+        str(trace),
+    ]
     done = subprocess.run(
         [*command, HOOK, "web", operation, "begin", "-"],
         input=xml,
@@ -136,14 +164,25 @@ def test_no_secret_is_told(configure: Configure, operation: str, broken: str) ->
 
 
 def test_an_ordinary_users_daemon(configure: Configure, tmp_path: Path) -> None:
-    """qemu:///session with the hook installed: its VM starts and ends, and no cgroup, file or line of ours is made."""
+    """qemu:///session with the hook installed: its VM starts and ends, and no cgroup, file or line
+    of ours is made.
+    """
     configure(FENCED)
     before, cgroups = set(STATE.rglob("*")), all_cgroups()
     home = Path("/run/nobody")
     home.mkdir(mode=0o700)
     os.chown(home, 65534, 65534)
-    environment = [f"HOME={home}", f"XDG_RUNTIME_DIR={home}", f"XDG_CONFIG_HOME={home}", f"XDG_CACHE_HOME={home}"]
-    daemon = subprocess.Popen([*NOBODY, "env", *environment, "libvirtd", "--timeout", "30"], cwd="/", stderr=subprocess.PIPE)
+    environment = [
+        f"HOME={home}",
+        f"XDG_RUNTIME_DIR={home}",
+        f"XDG_CONFIG_HOME={home}",
+        f"XDG_CACHE_HOME={home}",
+    ]
+    daemon = subprocess.Popen(
+        [*NOBODY, "env", *environment, "libvirtd", "--timeout", "30"],
+        cwd="/",
+        stderr=subprocess.PIPE,
+    )
     try:
         virsh = ["env", *environment, "virsh", "--quiet", "--connect", "qemu:///session"]
         file = home / "web.xml"

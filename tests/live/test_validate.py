@@ -1,4 +1,6 @@
-"""virt-cgroup validate beside a real libvirtd: all is well, and then one thing after the other is not."""
+"""virt-cgroup validate beside a real libvirtd: all is well, and then one thing after the other is
+not.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def validate(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def not_passed() -> dict[str, tuple[str, str]]:
-    """Result and text by check. What the machine itself may be told of is left out: its hugepages and isolated CPUs."""
+    """Result and text by check. What the machine itself may be told of is left out: its hugepages
+    and isolated CPUs.
+    """
     done = validate("--json", "-q")
     assert done.stderr == ""
     rows = json.loads(done.stdout)
@@ -63,8 +67,14 @@ def web(daemon: Daemon, configure: Configure) -> None:
 def test_all_is_well(web: None) -> None:
     assert not_passed() == {}
     done = validate()
-    assert "  HOOK: Checking if the daemon has seen the hook                             : PASS" in done.stdout.splitlines()
-    assert "  HOOK: Checking if the hook finds its program                               : PASS" in done.stdout.splitlines()
+    assert (
+        "  HOOK: Checking if the daemon has seen the hook                             : PASS"
+        in done.stdout.splitlines()
+    )
+    assert (
+        "  HOOK: Checking if the hook finds its program                               : PASS"
+        in done.stdout.splitlines()
+    )
 
 
 def test_before_the_first_vm(daemon: Daemon, configure: Configure) -> None:
@@ -84,7 +94,9 @@ def test_the_hook_is_removed(web: None) -> None:
 
 def test_the_hook_is_not_executable(web: None) -> None:
     HOOK.chmod(0o644)
-    assert not_passed() == {"if the hook is executable": ("FAIL", f"libvirt passes over {HOOK}: chmod 755 {HOOK}")}
+    assert not_passed() == {
+        "if the hook is executable": ("FAIL", f"libvirt passes over {HOOK}: chmod 755 {HOOK}")
+    }
 
 
 def test_the_hook_is_newer_than_the_daemon(web: None, daemon: Daemon) -> None:
@@ -98,7 +110,9 @@ def test_the_hook_is_newer_than_the_daemon(web: None, daemon: Daemon) -> None:
     assert not_passed() == {}
 
 
-def test_a_hook_that_is_put_beside_a_daemon_that_has_none_is_not_called(daemon: Daemon, configure: Configure) -> None:
+def test_a_hook_that_is_put_beside_a_daemon_that_has_none_is_not_called(
+    daemon: Daemon, configure: Configure
+) -> None:
     """That is what the WARN is about."""
     text, mode = HOOK.read_bytes(), HOOK.stat().st_mode
     HOOK.unlink()
@@ -128,7 +142,9 @@ def test_a_second_hook_needs_no_reload(daemon: Daemon, configure: Configure) -> 
     second.chmod(0o755)
     configure(FENCED)
     start_vm("web")
-    assert {title: result for title, (result, _) in not_passed().items()} == {"for hooks of other programs": "NOTE"}
+    assert {title: result for title, (result, _) in not_passed().items()} == {
+        "for hooks of other programs": "NOTE"
+    }
 
 
 def test_a_leftover(web: None) -> None:
@@ -136,7 +152,9 @@ def test_a_leftover(web: None) -> None:
     leftover = DIRECTORY / "50-cgroup-hooks.dpkg-dist"
     leftover.write_text("#!/bin/sh\nexit 0\n")
     leftover.chmod(0o755)
-    assert {title: result for title, (result, _) in not_passed().items()} == {"for leftovers in qemu.d": "WARN"}
+    assert {title: result for title, (result, _) in not_passed().items()} == {
+        "for leftovers in qemu.d": "WARN"
+    }
 
 
 def test_somebody_else_writes_the_fence(web: None) -> None:
@@ -158,7 +176,9 @@ def test_somebody_else_writes_the_fence(web: None) -> None:
 def test_somebody_else_lifts_the_memory_limit(web: None) -> None:
     directory = cgroup_directory("memory", PARENT)
     v2 = (directory / "memory.max").exists()
-    (directory / ("memory.max" if v2 else "memory.limit_in_bytes")).write_text("max" if v2 else "-1")
+    (directory / ("memory.max" if v2 else "memory.limit_in_bytes")).write_text(
+        "max" if v2 else "-1"
+    )
     result, text = not_passed()["for the fence in effect on the VM parent"]
     assert result == "FAIL"
     assert "has no memory limit" in text
@@ -174,9 +194,14 @@ def test_somebody_else_lifts_the_memory_limit(web: None) -> None:
 def test_qemu_that_nobody_fences(web: None) -> None:
     """As that of qemu:///session: an ordinary user's, in no cgroup of VMs."""
     command = ["/usr/bin/qemu-system-x86_64", "-machine", "none", "-nographic", "-nodefaults", "-S"]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, user=65534, group=65534)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, user=65534, group=65534
+    )
     try:
-        wait_for(lambda: Path(f"/proc/{process.pid}/comm").read_text().startswith("qemu-system"), "QEMU to run")
+        wait_for(
+            lambda: Path(f"/proc/{process.pid}/comm").read_text().startswith("qemu-system"),
+            "QEMU to run",
+        )
         found = not_passed()
     finally:
         process.kill()

@@ -1,4 +1,6 @@
-"""The .deb on lab hosts, with apt and the distribution's Python, and no source tree: VMs run throughout."""
+"""The .deb on lab hosts, with apt and the distribution's Python, and no source tree: VMs run
+throughout.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def debs() -> bytes:
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for revision in ("1", "2"):
             command = ["tools/package", "deb", revision]
-            made = subprocess.run(command, cwd=TREE, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+            made = subprocess.run(
+                command, cwd=TREE, check=True, stdout=subprocess.PIPE, text=True
+            ).stdout.strip()
             tar.add(TREE / made, f"{revision}.deb")
     return buffer.getvalue()
 
@@ -48,7 +52,9 @@ class Packaged(LabHost):
         return self.apt("install", f"/root/packages/{revision}.deb")
 
     def configure(self, layout: str) -> None:
-        lines = f'reserved_host_cpus = "0-1"\nreserved_host_mem = "1 GiB"\ncgroup_layout = "{layout}"\n'
+        lines = (
+            f'reserved_host_cpus = "0-1"\nreserved_host_mem = "1 GiB"\ncgroup_layout = "{layout}"\n'
+        )
         self.check(f"cat >>{CONF} <<'END'\n{lines}END")
 
     def start(self, name: str) -> None:
@@ -62,7 +68,9 @@ class Packaged(LabHost):
         return self.check(f"cat /proc/{self.pid(name)}/cgroup").strip()
 
     def cpus(self, name: str) -> str:
-        return self.check(f"sed -n 's/^Cpus_allowed_list:\\t//p' /proc/{self.pid(name)}/status").strip()
+        return self.check(
+            f"sed -n 's/^Cpus_allowed_list:\\t//p' /proc/{self.pid(name)}/status"
+        ).strip()
 
     def hooks(self) -> list[str]:
         """What libvirt would run."""
@@ -71,7 +79,9 @@ class Packaged(LabHost):
     def ours(self) -> list[str]:
         """What there is of ours below /run, and of our telling systemd."""
         found = "find /run -path /run/credentials -prune -o -name '*libvirt-cgroup-hooks*' -print"
-        return self.check(f"{found}; find /run/systemd/system.control -name '50-*.conf' 2>/dev/null || :").split()
+        return self.check(
+            f"{found}; find /run/systemd/system.control -name '50-*.conf' 2>/dev/null || :"
+        ).split()
 
     def daemon(self) -> str:
         return self.check("systemctl show -P MainPID libvirtd").strip()
@@ -108,12 +118,16 @@ def test_the_life_of_the_package(host: Packaged) -> None:
     assert "/vms.slice/" in web[1]
     assert host.cpus("web") == FENCED
 
-    before = host.check(f"stat -c '%i %Y' {HOOKS}/qemu; find /run/systemd /run/libvirt-cgroup-hooks -type f | sort")
+    before = host.check(
+        f"stat -c '%i %Y' {HOOKS}/qemu; find /run/systemd /run/libvirt-cgroup-hooks -type f | sort"
+    )
     said = host.install("2")
     assert f"{HOOKS}/qemu is in place" in said
     assert host.check("dpkg-query -W -f '${Version}' libvirt-cgroup-hooks").endswith("-2")
     assert host.check(f"cat {CONF}") == edited
-    after = host.check(f"stat -c '%i %Y' {HOOKS}/qemu; find /run/systemd /run/libvirt-cgroup-hooks -type f | sort")
+    after = host.check(
+        f"stat -c '%i %Y' {HOOKS}/qemu; find /run/systemd /run/libvirt-cgroup-hooks -type f | sort"
+    )
     assert after == before
     assert (host.pid("web"), host.place("web"), host.cpus("web")) == (*web, FENCED)
     host.start("db")
@@ -194,13 +208,16 @@ def test_beside_another_hook(host: Packaged) -> None:
 
 
 def test_what_apparmor_lets_libvirtd_run(host: Packaged) -> None:
-    """The rules of libvirt's own profile that the hook needs: a regular file below hooks, and the programs it runs.
+    """The rules of libvirt's own profile that the hook needs: a regular file below hooks, and the
+    programs it runs.
 
     A link from there to another folder would be denied. The lab's kernel enforces no profile.
     """
     host.install("1")
     assert host.check(f"stat -c %F {HOOKS}/qemu").strip() == "regular file"
-    rules = [line.strip() for line in host.check("cat /etc/apparmor.d/usr.sbin.libvirtd").splitlines()]
+    rules = [
+        line.strip() for line in host.check("cat /etc/apparmor.d/usr.sbin.libvirtd").splitlines()
+    ]
     assert f"{HOOKS}/** rmix," in rules  # ix: in libvirtd's own profile, with which it may start
     assert "/usr/bin/* PUx," in rules  # sh, python3 and systemctl, in none
     assert "/bin/* PUx," in rules

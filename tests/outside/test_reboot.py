@@ -29,7 +29,10 @@ def test_the_fence_is_back_before_any_vm_starts(host: LabHost) -> None:
     host.check(f"printf '%s' '{SETTINGS}' > /etc/libvirt/cgroup-hooks.conf")
     host.check("systemctl daemon-reload && systemctl enable libvirt-cgroup-hooks")
     host.reboot()
-    assert host.check("systemctl is-active libvirt-cgroup-hooks libvirtd").split() == ["active", "active"]
+    assert host.check("systemctl is-active libvirt-cgroup-hooks libvirtd").split() == [
+        "active",
+        "active",
+    ]
     assert host.check("virsh list --name").strip() == ""
     assert host.check("systemctl show -P AllowedCPUs vms.slice").strip() == "2-7"
     assert int(host.check("systemctl show -P MemoryMax vms.slice")) < 3 << 30

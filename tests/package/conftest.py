@@ -14,13 +14,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*command: str | Path, check: bool = True) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600)
-    assert not check or result.returncode == 0, f"{' '.join(map(str, command))}: {result.stdout}{result.stderr}"
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600
+    )
+    assert not check or result.returncode == 0, (
+        f"{' '.join(map(str, command))}: {result.stdout}{result.stderr}"
+    )
     return result.stdout + result.stderr
 
 
 def package(kind: str, revision: int = 1) -> list[Path]:
-    return [ROOT / line for line in run("tools/package", kind, str(revision)).splitlines() if line.startswith("dist/")]
+    return [
+        ROOT / line
+        for line in run("tools/package", kind, str(revision)).splitlines()
+        if line.startswith("dist/")
+    ]
 
 
 @pytest.fixture(scope="session")

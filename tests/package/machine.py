@@ -1,4 +1,6 @@
-"""A copy of this machine on which packages can be installed: an overlay in a mount namespace that goes with it."""
+"""A copy of this machine on which packages can be installed: an overlay in a mount namespace that
+goes with it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ import subprocess
 from pathlib import Path
 from types import TracebackType
 
-# A tmpfs, because an overlay cannot be kept below its own lower layer; no daemon of this machine can be reached by its
-# pid file, as /run is empty.
+# A tmpfs, because an overlay cannot be kept below its own lower layer; no daemon of this machine
+# can be reached by its pid file, as /run is empty.
 MOUNT = """
 set -e
 mount -t tmpfs none "$1"
@@ -31,14 +33,31 @@ class Machine:
         self.root = folder / "root"  # in the namespace only
 
     def __enter__(self) -> Machine:
-        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT, "sh", str(self.folder)]
-        self._holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            MOUNT,
+            "sh",
+            str(self.folder),
+        ]
+        self._holder = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         assert self._holder.stdout
         said = self._holder.stdout.readline()
         assert said == "ready\n", said + self._holder.stdout.read()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._holder.kill()
         self._holder.wait()
         if self._holder.stdout:
@@ -47,7 +66,9 @@ class Machine:
     def outside(self, *command: str | Path, check: bool = True, stdin: str = "") -> str:
         """What COMMAND prints, run where the machine is seen at `root`."""
         whole = ["nsenter", f"--target={self._holder.pid}", "--mount", *command]
-        result = subprocess.run(whole, input=stdin, capture_output=True, text=True, check=False, timeout=120)
+        result = subprocess.run(
+            whole, input=stdin, capture_output=True, text=True, check=False, timeout=120
+        )
         output = result.stdout + result.stderr
         assert not check or result.returncode == 0, f"{' '.join(map(str, command))}: {output}"
         return output
@@ -55,7 +76,9 @@ class Machine:
     def run(self, script: str, check: bool = True, stdin: str = "") -> str:
         """What a shell's SCRIPT prints, run on the machine."""
         environment = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"]
-        return self.outside("chroot", self.root, *environment, "sh", "-c", script, check=check, stdin=stdin)
+        return self.outside(
+            "chroot", self.root, *environment, "sh", "-c", script, check=check, stdin=stdin
+        )
 
     def put(self, path: str, text: str, mode: int = 0o644) -> None:
         self.run(f"mkdir -p $(dirname {path}); cat >{path}; chmod {mode:o} {path}", stdin=text)

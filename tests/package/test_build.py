@@ -27,7 +27,10 @@ EVERYWHERE = (
 
 @pytest.mark.parametrize("kind", ["deb", "rpm", "wheel"])
 def test_two_builds_are_equal(kind: str) -> None:
-    sums = [{path: hashlib.sha256(path.read_bytes()).hexdigest() for path in package(kind)} for _ in range(2)]
+    sums = [
+        {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in package(kind)}
+        for _ in range(2)
+    ]
     assert sums[0] == sums[1]
 
 
@@ -51,8 +54,12 @@ def test_the_files_of_the_rpm(rpms: dict[str, Path]) -> None:
     assert "/usr/lib/systemd/system/libvirt-cgroup-hooks.service" in files
     assert "/usr/share/zsh/site-functions/_virt-cgroup" in files
     assert not [path for path in files if path.startswith("/etc/libvirt/hooks")]
-    flags = run("rpm", "-qp", "--queryformat", r"[%{FILENAMES} %{FILEFLAGS:fflags}\n]", rpms["first"])
-    assert [line for line in flags.splitlines() if line.split()[1:] == ["cn"]] == [f"{CONFIGURATION} cn"]
+    flags = run(
+        "rpm", "-qp", "--queryformat", r"[%{FILENAMES} %{FILEFLAGS:fflags}\n]", rpms["first"]
+    )
+    assert [line for line in flags.splitlines() if line.split()[1:] == ["cn"]] == [
+        f"{CONFIGURATION} cn"
+    ]
 
 
 def test_the_spec_file_has_the_version() -> None:
@@ -62,18 +69,24 @@ def test_the_spec_file_has_the_version() -> None:
 
 def test_the_hook_is_as_in_the_source(deb: Path, tmp_path: Path) -> None:
     run("dpkg-deb", "-x", deb, tmp_path)
-    assert (tmp_path / "usr/share/libvirt-cgroup-hooks/qemu").read_bytes() == (ROOT / "hooks/qemu").read_bytes()
+    assert (tmp_path / "usr/share/libvirt-cgroup-hooks/qemu").read_bytes() == (
+        ROOT / "hooks/qemu"
+    ).read_bytes()
 
 
 def test_lintian(deb: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = run("lintian", "-EviI", "--pedantic", "--show-overrides", "--allow-root", deb, check=False)
+    said = run(
+        "lintian", "-EviI", "--pedantic", "--show-overrides", "--allow-root", deb, check=False
+    )
     with capsys.disabled():
         print(f"\n== lintian -EviI --pedantic {deb.name}\n{said}")
     assert re.findall(r"^[EWIPX]: .*", said, re.MULTILINE) == []
 
 
 def test_rpmlint(rpms: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    said = run("rpmlint", "-c", "packaging/rpm/rpmlint.toml", rpms["first"], rpms["selinux"], check=False)
+    said = run(
+        "rpmlint", "-c", "packaging/rpm/rpmlint.toml", rpms["first"], rpms["selinux"], check=False
+    )
     with capsys.disabled():
         print(f"\n== rpmlint\n{said}")
     assert " 0 errors, 0 warnings, 0 badness" in said

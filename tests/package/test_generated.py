@@ -1,4 +1,6 @@
-"""What is made from the settings table and the commands' help: it is complete, and the tools that read it accept it."""
+"""What is made from the settings table and the commands' help: it is complete, and the tools that
+read it accept it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ from .conftest import run
 
 PATH = "/files/etc/libvirt/cgroup-hooks.conf"
 PAGES = ("virt-cgroup.8", "cgroup-hooks.conf.5")
-NAMES = [name for action in _parser()._actions if isinstance(action.choices, dict) for name in action.choices]
+NAMES = [
+    name
+    for action in _parser()._actions
+    if isinstance(action.choices, dict)
+    for name in action.choices
+]
 
 
 # the manual
@@ -74,10 +81,15 @@ def augtool(generated: Path, host: Path, key: str, value: str) -> str:
         ("reserved_host_cpus", "auto", 'reserved_host_cpus = "auto"'),
         ("emulator_cpus", "2", 'emulator_cpus = "2"'),
         ("cgroup_layout", "/vms/$DRIVER-$UUID", 'cgroup_layout = "/vms/$DRIVER-$UUID"'),
-        *((setting.key, setting.example.strip('"'), f"{setting.key} = {setting.example}") for setting in settings.TABLE),
+        *(
+            (setting.key, setting.example.strip('"'), f"{setting.key} = {setting.example}")
+            for setting in settings.TABLE
+        ),
     ],
 )
-def test_what_augtool_sets_is_read(generated: Path, host: Path, key: str, value: str, line: str) -> None:
+def test_what_augtool_sets_is_read(
+    generated: Path, host: Path, key: str, value: str, line: str
+) -> None:
     text = augtool(generated, host, key, value)
     assert text == f"{settings.sample()}{line}\n"
     assert config.parse(text).values[key]

@@ -1,4 +1,6 @@
-"""Installed on a copy of this machine: the rpm with its scripts, and the wheel in a virtual environment."""
+"""Installed on a copy of this machine: the rpm with its scripts, and the wheel in a virtual
+environment.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ done
 %files
 {files}
 """
-XML = "<domain type='qemu'><uuid>4f1e2d3c-5b6a-4798-8a9b-0c1d2e3f4a5b</uuid><name>vm</name></domain>"
+XML = (
+    "<domain type='qemu'><uuid>4f1e2d3c-5b6a-4798-8a9b-0c1d2e3f4a5b</uuid><name>vm</name></domain>"
+)
 
 
 def stub(folder: Path, name: str, lines: Iterable[str] = (), files: str = "") -> Path:
@@ -44,7 +48,9 @@ def stub(folder: Path, name: str, lines: Iterable[str] = (), files: str = "") ->
 
 @pytest.fixture(scope="session")
 def others(tmp_path_factory: pytest.TempPathFactory, rpms: dict[str, Path]) -> dict[str, Path]:
-    """What ours needs, what it needs its policy for, and a package with a hook of its own, as oVirt's vdsm."""
+    """What ours needs, what it needs its policy for, and a package with a hook of its own, as
+    oVirt's vdsm.
+    """
     folder = tmp_path_factory.mktemp("stubs")
     needed = set(run("rpm", "-qp", "--requires", rpms["first"]).splitlines())
     provided = sorted(name for name in needed if not name.startswith(("(", "rpmlib(", "config(")))
@@ -57,14 +63,18 @@ def others(tmp_path_factory: pytest.TempPathFactory, rpms: dict[str, Path]) -> d
 
 def rpm(machine: Machine, *arguments: str | Path, check: bool = True) -> str:
     """--dbpath: not this machine's own database, which Debian's rpm keeps in the home folder."""
-    return machine.outside("rpm", "--root", machine.root, "--dbpath", "/var/lib/test-rpm", *arguments, check=check)
+    return machine.outside(
+        "rpm", "--root", machine.root, "--dbpath", "/var/lib/test-rpm", *arguments, check=check
+    )
 
 
 @pytest.fixture
 def fedora(machine: Machine, others: dict[str, Path]) -> Machine:
     """Debian's Python does not look where Fedora's does."""
     machine.run("/usr/bin/python3 -c 'import site; print(site.getsitepackages()[0])' >/tmp/site")
-    machine.run("d=$(cat /tmp/site); mkdir -p $d; v=$(basename $(dirname $d)); echo /usr/lib/$v/site-packages >$d/fedora.pth")
+    machine.run(
+        "d=$(cat /tmp/site); mkdir -p $d; v=$(basename $(dirname $d)); echo /usr/lib/$v/site-packages >$d/fedora.pth"
+    )
     rpm(machine, "-i", others["needed"])
     return machine
 
@@ -91,7 +101,9 @@ def test_the_life_of_the_rpm(fedora: Machine, rpms: dict[str, Path]) -> None:
     assert fedora.hooks() == ["qemu"]
 
 
-def test_the_policy_goes_where_selinux_is(fedora: Machine, rpms: dict[str, Path], others: dict[str, Path]) -> None:
+def test_the_policy_goes_where_selinux_is(
+    fedora: Machine, rpms: dict[str, Path], others: dict[str, Path]
+) -> None:
     rpm(fedora, "-i", others["policy"])
     said = rpm(fedora, "-i", rpms["first"], check=False)
     assert "libvirt-cgroup-hooks-selinux = 0.1.0-1 if selinux-policy-targeted) is needed" in said
@@ -111,7 +123,9 @@ def test_the_rpm_beside_another_hook(fedora: Machine, rpms: dict[str, Path]) -> 
     assert fedora.run(f"cat {HOOK}") == FOREIGN
 
 
-def test_another_package_with_a_hook_comes_and_goes(fedora: Machine, rpms: dict[str, Path], others: dict[str, Path]) -> None:
+def test_another_package_with_a_hook_comes_and_goes(
+    fedora: Machine, rpms: dict[str, Path], others: dict[str, Path]
+) -> None:
     rpm(fedora, "-i", rpms["first"])
     rpm(fedora, "-i", others["vdsm"])
     assert fedora.run(f"cat {HOOK}") == FOREIGN
@@ -141,15 +155,26 @@ def test_a_virtual_environment(machine: Machine, wheel: Path) -> None:
     said = machine.run("'/opt/my venv/bin/virt-cgroup' hook install")
     assert f"installed {HOOK}" in said
     assert "'/opt/my venv/bin/python" in machine.run(f"cat {HOOK}")
-    assert "Python:         /opt/my venv/bin/python" in machine.run("'/opt/my venv/bin/virt-cgroup' hook status")
+    assert "Python:         /opt/my venv/bin/python" in machine.run(
+        "'/opt/my venv/bin/virt-cgroup' hook status"
+    )
     assert f"{CONF}:1: hook_timeout" in refusal(machine)
     assert f"removed {HOOK}" in machine.run("'/opt/my venv/bin/virt-cgroup' hook remove")
     assert machine.hooks() == []
 
 
-def test_a_python_that_libvirtd_would_not_find_the_package_with(machine: Machine, wheel: Path) -> None:
+def test_a_python_that_libvirtd_would_not_find_the_package_with(
+    machine: Machine, wheel: Path
+) -> None:
     machine.outside("cp", wheel, machine.root / "tmp")
-    machine.run("/usr/bin/python3 -m pip install --quiet --no-index --no-deps --target /opt/somewhere /tmp/*.whl")
-    said = machine.run("PYTHONPATH=/opt/somewhere /usr/bin/python3 -m libvirt_cgroup_hooks hook install", check=False)
-    assert said.startswith("error: /usr/bin/python3 does not find the package in the way that libvirtd will run it: ")
+    machine.run(
+        "/usr/bin/python3 -m pip install --quiet --no-index --no-deps --target /opt/somewhere /tmp/*.whl"
+    )
+    said = machine.run(
+        "PYTHONPATH=/opt/somewhere /usr/bin/python3 -m libvirt_cgroup_hooks hook install",
+        check=False,
+    )
+    assert said.startswith(
+        "error: /usr/bin/python3 does not find the package in the way that libvirtd will run it: "
+    )
     assert machine.hooks() == []

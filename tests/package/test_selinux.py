@@ -13,6 +13,8 @@ def test_it_compiles(tmp_path: Path) -> None:
     module, whole = tmp_path / "libvirt_cgroup_hooks.mod", tmp_path / "libvirt_cgroup_hooks.pp"
     run("checkmodule", "-M", "-m", "-o", module, SOURCE)
     run("semodule_package", "-o", whole, "-m", module)
-    cil = run("sh", "-c", "/usr/libexec/selinux/hll/pp <$1 || /usr/lib/selinux/hll/pp <$1", "sh", whole)
+    cil = run(
+        "sh", "-c", "/usr/libexec/selinux/hll/pp <$1 || /usr/lib/selinux/hll/pp <$1", "sh", whole
+    )
     assert "(typetransition virtqemud_t virt_hook_t process virt_hook_unconfined_t)" in cil
     assert "(allow virtqemud_t virt_hook_unconfined_t (process (" in cil

@@ -95,7 +95,9 @@ class _Placing:
 
     def _plan(self, operation: str) -> Plan:
         domain = parse(self.xml.encode())
-        return operations.plan(self.host, snapshot.load(self.host, [], save=True), operation, domain)
+        return operations.plan(
+            self.host, snapshot.load(self.host, [], save=True), operation, domain
+        )
 
     def placed(self) -> float:
         self.leave()

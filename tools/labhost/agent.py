@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""The lab host's remote control: runs inside the guest, answers on a virtio port. Works on Python 3.9.
+"""The lab host's remote control: runs inside the guest, answers on a virtio port. Works on Python
+3.9.
 
 Requests are JSON lines; a push is followed by its bytes. Answers are a JSON line with `kind` and `size`, then `size`
 bytes. One request at a time:
@@ -43,7 +44,9 @@ class Port:
     def receive(self) -> None:
         """Wait for more."""
         chunk = os.read(self.fd, BLOCK)
-        if not chunk:  # nobody holds the other end: the snapshot is being taken, or not yet picked up
+        if (
+            not chunk
+        ):  # nobody holds the other end: the snapshot is being taken, or not yet picked up
             time.sleep(0.1)
         self._pending += chunk
 
@@ -94,14 +97,23 @@ def push(port: Port, request: Request) -> None:
             archive.write(block)
         archive.seek(0)
         command = ["tar", "-xz", "-C", request["to"]]
-        tar = subprocess.run(command, stdin=archive, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        tar = subprocess.run(
+            command, stdin=archive, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
     port.send("output", tar.stdout)
     port.send("exit", status=tar.returncode)
 
 
 def environment() -> dict[str, str]:
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return {"PATH": path, "HOME": "/root", "USER": "root", "LOGNAME": "root", "LANG": "C.UTF-8", "SHELL": "/bin/bash"}
+    return {
+        "PATH": path,
+        "HOME": "/root",
+        "USER": "root",
+        "LOGNAME": "root",
+        "LANG": "C.UTF-8",
+        "SHELL": "/bin/bash",
+    }
 
 
 def send_available(port: Port, fd: int) -> bool:
@@ -145,7 +157,9 @@ def run(port: Port, request: Request) -> None:
 
 
 def watch(port: Port, process: subprocess.Popen[bytes], output: int, deadline: float) -> int:
-    """Pass output on until the command ends. A daemon it leaves behind may hold the pipe: the command's end counts."""
+    """Pass output on until the command ends. A daemon it leaves behind may hold the pipe: the
+    command's end counts.
+    """
     ended = os.pidfd_open(process.pid)
     watched = [output, ended]
     try:
@@ -173,14 +187,18 @@ def kill(port: Port, process: subprocess.Popen[bytes], output: int) -> int:
 
 
 def resize(terminal: int, request: Request) -> None:
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", request["rows"], request["columns"], 0, 0))
+    fcntl.ioctl(
+        terminal, termios.TIOCSWINSZ, struct.pack("HHHH", request["rows"], request["columns"], 0, 0)
+    )
 
 
 def shell(port: Port, request: Request) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir("/root")
-        os.execve("/bin/bash", ["bash", "-l"], {**environment(), "TERM": request.get("term", "linux")})
+        os.execve(
+            "/bin/bash", ["bash", "-l"], {**environment(), "TERM": request.get("term", "linux")}
+        )
     resize(terminal, request)
     while True:
         ready = select.select([terminal, port.fd], [], [])[0]

@@ -25,7 +25,9 @@ def configured(subject: Subject) -> bool:
 
 
 class Check(NamedTuple):
-    """`find` yields what is wrong; it is asked only where `when` says that the question makes sense."""
+    """`find` yields what is wrong; it is asked only where `when` says that the question makes
+    sense.
+    """
 
     area: str
     title: str
@@ -38,14 +40,21 @@ TABLE = (
     Check("HOST", "for a configuration without errors", host.configuration),
     Check("HOST", "for the manager of cgroups", host.manager),
     Check("HOST", "for the controllers that the reservation needs", host.controllers, configured),
-    Check("HOST", "for these controllers down to the VM parent", host.parent_controllers, configured),
+    Check(
+        "HOST", "for these controllers down to the VM parent", host.parent_controllers, configured
+    ),
     Check("HOST", "for what would keep every VM from starting", host.first_start, configured),
     Check("HOST", "for the fence in effect on the VM parent", host.fence_in_effect, configured),
     Check("HOST", "for hugepages that take the VMs' memory", host.hugepages, configured),
     Check("HOST", "for CPUs that are offline or isolated", host.special_cpus, configured),
     Check("HOOK", "for the hook", hook.installed),
     Check("HOOK", "if the hook is executable", hook.executable, hook.known),
-    Check("HOOK", "if the hook finds its program", hook.program, lambda subject: live(subject) and hook.runs(subject)),
+    Check(
+        "HOOK",
+        "if the hook finds its program",
+        hook.program,
+        lambda subject: live(subject) and hook.runs(subject),
+    ),
     Check("HOOK", "if the daemon has seen the hook", hook.seen, hook.runs),
     Check("HOOK", "if daemons can read qemu.d", hook.directory),
     Check("HOOK", "for hooks of other programs", hook.others),
@@ -70,5 +79,9 @@ def _find(check: Check, subject: Subject) -> list[Problem]:
         return (list(check.find(subject)) or [Problem(PASS, "")]) if check.when(subject) else []
     except Error as error:
         return [Problem(WARN, f"cannot be checked: {error.message}", error.hint)]
-    except (OSError, ValueError, IndexError) as error:  # a file of the kernel's that says what no kernel should
+    except (
+        OSError,
+        ValueError,
+        IndexError,
+    ) as error:  # a file of the kernel's that says what no kernel should
         return [Problem(WARN, f"cannot be checked: {error}")]

@@ -32,12 +32,24 @@ LEFTOVERS = (
 SELINUX = "/sys/fs/selinux"
 APPARMOR = "/sys/module/apparmor/parameters/enabled"
 PROFILES = "/sys/kernel/security/apparmor/profiles"
-CONFINED = tuple(f"{prefix}{name} (enforce)" for name in ("libvirtd", "virtqemud") for prefix in ("", "/usr/sbin/"))
-ALLOWED = ("/etc/libvirt/hooks/", "/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/")  # what these profiles let it run
+CONFINED = tuple(
+    f"{prefix}{name} (enforce)"
+    for name in ("libvirtd", "virtqemud")
+    for prefix in ("", "/usr/sbin/")
+)
+ALLOWED = (
+    "/etc/libvirt/hooks/",
+    "/bin/",
+    "/sbin/",
+    "/usr/bin/",
+    "/usr/sbin/",
+)  # what these profiles let it run
 
 
 class Script(NamedTuple):
-    """A file that libvirt takes for a hook; `target` is where links lead to, `changed` seconds since the epoch."""
+    """A file that libvirt takes for a hook; `target` is where links lead to, `changed` seconds
+    since the epoch.
+    """
 
     path: str
     ours: bool
@@ -52,7 +64,9 @@ class Script(NamedTuple):
 
 
 def scripts(host: Host) -> list[Script]:
-    """As libvirt does: HOOK, then every regular file of the directory, whatever its name. Raises Refused."""
+    """As libvirt does: HOOK, then every regular file of the directory, whatever its name. Raises
+    Refused.
+    """
     try:
         names = sorted(os.listdir(host.root + DIRECTORY))
     except (FileNotFoundError, NotADirectoryError):
@@ -75,7 +89,9 @@ def _script(host: Host, path: str) -> Script | None:
         return None
     # Packages set the time of the last change of the text; a copy of a host has no other.
     changed = max((one.st_ctime if host.real else one.st_mtime) for one in (status, link))
-    target = os.path.realpath(host.root + path).removeprefix(os.path.realpath(host.root or "/").rstrip("/"))
+    target = os.path.realpath(host.root + path).removeprefix(
+        os.path.realpath(host.root or "/").rstrip("/")
+    )
     return Script(path, ours(host.read(path)), bool(status.st_mode & 0o111), changed, target)
 
 
@@ -95,9 +111,17 @@ def runs(subject: Subject) -> bool:
 def installed(subject: Subject) -> Iterator[Problem]:
     mine = _mine(subject)
     if not mine:
-        yield Problem(FAIL, f"neither {HOOK} nor {HOOK_D} is the hook of this package", "run virt-cgroup hook install")
+        yield Problem(
+            FAIL,
+            f"neither {HOOK} nor {HOOK_D} is the hook of this package",
+            "run virt-cgroup hook install",
+        )
     for script in [script for script in mine if script.executable][1:]:
-        yield Problem(WARN, f"{script.path} is the hook once more, and libvirt runs both", f"remove {script.path}")
+        yield Problem(
+            WARN,
+            f"{script.path} is the hook once more, and libvirt runs both",
+            f"remove {script.path}",
+        )
 
 
 def executable(subject: Subject) -> Iterator[Problem]:
@@ -107,7 +131,9 @@ def executable(subject: Subject) -> Iterator[Problem]:
 
 
 def directory(subject: Subject) -> Iterator[Problem]:
-    """Daemons of ordinary users read it too, and do not start where they cannot (VIR_DAEMON_ERR_HOOKS)."""
+    """Daemons of ordinary users read it too, and do not start where they cannot
+    (VIR_DAEMON_ERR_HOOKS).
+    """
     try:
         mode = os.stat(subject.host.root + DIRECTORY).st_mode
     except FileNotFoundError:
@@ -115,9 +141,13 @@ def directory(subject: Subject) -> Iterator[Problem]:
     except OSError as error:
         raise Refused(f"look at {DIRECTORY}", error) from None
     if not stat.S_ISDIR(mode):
-        yield Problem(FAIL, f"{DIRECTORY} is no directory, which makes every hook fail", f"remove {DIRECTORY}")
+        yield Problem(
+            FAIL, f"{DIRECTORY} is no directory, which makes every hook fail", f"remove {DIRECTORY}"
+        )
     elif mode & 0o005 != 0o005:
-        yield Problem(WARN, f"daemons of other users cannot read {DIRECTORY}", f"chmod 755 {DIRECTORY}")
+        yield Problem(
+            WARN, f"daemons of other users cannot read {DIRECTORY}", f"chmod 755 {DIRECTORY}"
+        )
 
 
 def program(subject: Subject) -> Iterator[Problem]:
@@ -132,15 +162,25 @@ def program(subject: Subject) -> Iterator[Problem]:
 
 
 def seen(subject: Subject) -> Iterator[Problem]:
-    """The daemon looks whether there is any hook for QEMU at all when it starts and at SIGHUP, and remembers only that."""
+    """The daemon looks whether there is any hook for QEMU at all when it starts and at SIGHUP, and
+    remembers only that.
+    """
     path = next(script.path for script in _mine(subject) if script.executable)
     changed = min(script.changed for script in scripts(subject.host) if script.executable)
     name = subject.daemon_name
     if name is None:
-        yield Problem(NOTE, "neither libvirtd nor virtqemud runs", "it looks for hooks when it starts")
+        yield Problem(
+            NOTE, "neither libvirtd nor virtqemud runs", "it looks for hooks when it starts"
+        )
     elif changed > _looked(subject):
-        text = f"{path} was changed after {name} (process {subject.daemon}) has last looked for hooks"
-        yield Problem(WARN, f"{text}, so it may not know that there are any", f"reload {name}, or send it SIGHUP")
+        text = (
+            f"{path} was changed after {name} (process {subject.daemon}) has last looked for hooks"
+        )
+        yield Problem(
+            WARN,
+            f"{text}, so it may not know that there are any",
+            f"reload {name}, or send it SIGHUP",
+        )
 
 
 def _looked(subject: Subject) -> float:
@@ -160,7 +200,9 @@ def _booted(host: Host) -> float:
     """Seconds since the epoch; /proc/stat knows whole ones only."""
     if host.real:
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    lines = [line.split() for line in host.read("/proc/stat").splitlines() if line.startswith("btime ")]
+    lines = [
+        line.split() for line in host.read("/proc/stat").splitlines() if line.startswith("btime ")
+    ]
     if not lines:
         raise Error("/proc/stat has no btime", "is /proc mounted?")
     return float(lines[0][1])
@@ -170,7 +212,8 @@ def others(subject: Subject) -> Iterator[Problem]:
     for script in scripts(subject.host):
         if script.executable and not script.ours and not script.leftover:
             yield Problem(
-                NOTE, f"{script.path} is another program's, which libvirt runs too: where it fails, a VM does not start"
+                NOTE,
+                f"{script.path} is another program's, which libvirt runs too: where it fails, a VM does not start",
             )
 
 
@@ -180,7 +223,11 @@ def leftovers(subject: Subject) -> Iterator[Problem]:
             text = f"libvirt runs {script.path} for every VM, whatever its name"
             yield Problem(WARN, text, f"remove it, or chmod a-x {script.path}")
         elif script.leftover:
-            yield Problem(NOTE, f"{script.path} is left over", "it is not executable, so libvirt passes over it")
+            yield Problem(
+                NOTE,
+                f"{script.path} is left over",
+                "it is not executable, so libvirt passes over it",
+            )
 
 
 def selinux(subject: Subject) -> Iterator[Problem]:
@@ -196,12 +243,18 @@ def selinux(subject: Subject) -> Iterator[Problem]:
 
 
 def apparmor(subject: Subject) -> Iterator[Problem]:
-    """libvirt's profiles let the daemon run files of the hooks directory, but a link counts as what it leads to."""
+    """libvirt's profiles let the daemon run files of the hooks directory, but a link counts as what
+    it leads to.
+    """
     if (subject.host.read_optional(APPARMOR) or "N").strip() != "Y":
         return
     profiles = subject.host.read_optional(PROFILES)
     if profiles is None:
-        yield Problem(NOTE, f"AppArmor is enabled, but {PROFILES} is not there", "mount securityfs on /sys/kernel/security")
+        yield Problem(
+            NOTE,
+            f"AppArmor is enabled, but {PROFILES} is not there",
+            "mount securityfs on /sys/kernel/security",
+        )
     elif any(line.strip() in CONFINED for line in profiles.splitlines()):
         for script in _mine(subject):
             if not script.target.startswith(ALLOWED):

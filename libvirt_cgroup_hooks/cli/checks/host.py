@@ -35,7 +35,9 @@ def configuration(subject: Subject) -> Iterator[Problem]:
     for warning in subject.warnings:
         yield Problem(WARN, warning)
     if subject.config is not None and not subject.config:
-        yield Problem(NOTE, "nothing is configured, so nothing is done", f"set what the host keeps in {PATH}")
+        yield Problem(
+            NOTE, "nothing is configured, so nothing is done", f"set what the host keeps in {PATH}"
+        )
 
 
 def manager(subject: Subject) -> Iterator[Problem]:
@@ -79,7 +81,11 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
     for tree, path in manager.parent_paths().items() if manager.fence else ():
         directory = tree.hierarchy.directory(path)
         if not subject.host.exists(directory):
-            yield Problem(NOTE, f"{directory} is not there yet", "it is made with its fence when the first VM starts")
+            yield Problem(
+                NOTE,
+                f"{directory} is not there yet",
+                "it is made with its fence when the first VM starts",
+            )
             continue
         found = tree.in_effect(directory)
         if manager.fence.cpus is not None and tree.has_cpus:
@@ -91,35 +97,59 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
 
 
 def _cpus(
-    subject: Subject, tree: Tree, directory: str, actual: CpuSet, wanted: CpuSet, taken: dict[str, CpuSet]
+    subject: Subject,
+    tree: Tree,
+    directory: str,
+    actual: CpuSet,
+    wanted: CpuSet,
+    taken: dict[str, CpuSet],
 ) -> Iterator[Problem]:
-    others = ", ".join(f"{path} has {cpus} for itself alone" for path, cpus in taken.items() if cpus - actual)
+    others = ", ".join(
+        f"{path} has {cpus} for itself alone" for path, cpus in taken.items() if cpus - actual
+    )
     if not actual:
         yield _drift(subject, f"{directory} has no CPU limit, which should be {wanted}")
     elif others and not actual & wanted:
-        yield Problem(FAIL, f"{directory} may use CPUs {actual}, which the host keeps, and not {wanted}: {others}", RESERVE)
+        yield Problem(
+            FAIL,
+            f"{directory} may use CPUs {actual}, which the host keeps, and not {wanted}: {others}",
+            RESERVE,
+        )
     elif others and actual <= wanted:
-        yield Problem(WARN, f"{directory} may use CPUs {actual} only, and not {wanted - actual}: {others}", RESERVE)
+        yield Problem(
+            WARN,
+            f"{directory} may use CPUs {actual} only, and not {wanted - actual}: {others}",
+            RESERVE,
+        )
     elif actual - wanted:
-        yield _drift(subject, f"{directory} may use CPUs {actual}, of which the host keeps {actual - wanted}")
+        yield _drift(
+            subject, f"{directory} may use CPUs {actual}, of which the host keeps {actual - wanted}"
+        )
     elif wanted - actual:
         text = f"{directory} may use CPUs {actual} only, and not {wanted - actual}"
         above = tree.cpus_in_effect(directory.rpartition("/")[0]) or CpuSet()
-        yield Problem(WARN, text, APPLY if (wanted - actual) & above else "the cgroup above it has no more")
+        yield Problem(
+            WARN, text, APPLY if (wanted - actual) & above else "the cgroup above it has no more"
+        )
 
 
 def _memory(subject: Subject, directory: str, actual: int | None, wanted: int) -> Iterator[Problem]:
     if actual is None:
         yield _drift(subject, f"{directory} has no memory limit, which should be {size(wanted)}")
     elif actual > wanted:
-        yield _drift(subject, f"the memory limit of {directory} is {size(actual)} ({actual} bytes) and should be {wanted}")
+        yield _drift(
+            subject,
+            f"the memory limit of {directory} is {size(actual)} ({actual} bytes) and should be {wanted}",
+        )
     elif actual < wanted:
         text = f"the memory limit of {directory} is {size(actual)} ({actual} bytes) and could be {wanted}"
         yield Problem(WARN, text, APPLY)
 
 
 def _drift(subject: Subject, text: str) -> Problem:
-    """Without VMs nothing is lost yet: the hook brings the VM parent to its fence whenever one starts."""
+    """Without VMs nothing is lost yet: the hook brings the VM parent to its fence whenever one
+    starts.
+    """
     return Problem(FAIL, text, APPLY) if subject.has_vms else Problem(NOTE, text, NO_VM)
 
 
@@ -143,7 +173,11 @@ def special_cpus(subject: Subject) -> Iterator[Problem]:
     manager = subject.manager()
     reserved = manager.config.reserved_host_cpus or CpuSet()
     if reserved - topology.online:
-        yield Problem(WARN, f"CPUs {reserved - topology.online} of reserved_host_cpus are offline", "reserve others")
+        yield Problem(
+            WARN,
+            f"CPUs {reserved - topology.online} of reserved_host_cpus are offline",
+            "reserve others",
+        )
     if reserved & topology.isolated:
         text = f"CPUs {reserved & topology.isolated} of reserved_host_cpus are isolated (isolcpus): the host does not use them"
         yield Problem(WARN, text, "reserve others")
@@ -151,7 +185,9 @@ def special_cpus(subject: Subject) -> Iterator[Problem]:
 
 
 def _isolated(manager: Manager, topology: Topology) -> Iterator[Problem]:
-    """The kernel does not spread threads over isolated CPUs: each stays on the one that it was started on."""
+    """The kernel does not spread threads over isolated CPUs: each stays on the one that it was
+    started on.
+    """
     named = CpuSet()
     for key in CPU_SETS:
         cpus = CpuSet.parse(manager.config.values[key]) & topology.isolated
@@ -161,4 +197,7 @@ def _isolated(manager: Manager, topology: Topology) -> Iterator[Problem]:
             yield Problem(WARN, text, "pin each thread in the VM's XML")
     rest = (manager.fence.cpus or CpuSet()) & topology.isolated - named
     if rest:
-        yield Problem(NOTE, f"CPUs {rest} are isolated (isolcpus): VMs use them only where they are pinned to them")
+        yield Problem(
+            NOTE,
+            f"CPUs {rest} are isolated (isolcpus): VMs use them only where they are pinned to them",
+        )

@@ -25,7 +25,9 @@ class Problem(NamedTuple):
 
 
 class Subject:
-    """A host, with its configuration; `config` is None where that is not understood, and `error` says why."""
+    """A host, with its configuration; `config` is None where that is not understood, and `error`
+    says why.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -38,7 +40,9 @@ class Subject:
         except Error as error:
             self.error = error
         except ValueError as error:
-            self.error = Error(f"the host's files are not understood: {error}", "look at /proc/meminfo")
+            self.error = Error(
+                f"the host's files are not understood: {error}", "look at /proc/meminfo"
+            )
 
     def _configuration(self) -> Config:
         """From the file, whatever the snapshot says: that has no warnings."""

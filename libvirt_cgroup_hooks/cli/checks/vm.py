@@ -19,15 +19,25 @@ SHOWN = 10
 
 
 def outside(subject: Subject) -> Iterator[Problem]:
-    """QEMU that libvirtd did not start: VMs of qemu:///session, of containers, and those started by hand."""
+    """QEMU that libvirtd did not start: VMs of qemu:///session, of containers, and those started by
+    hand.
+    """
     manager = subject.manager()
     if not manager.fence:
         return
     parents = {tree.hierarchy.key: path for tree, path in manager.parent_paths().items()}
-    found = [(pid, place) for pid in _processes(subject.host) if (place := _outside(subject.host, pid, parents))]
+    found = [
+        (pid, place)
+        for pid in _processes(subject.host)
+        if (place := _outside(subject.host, pid, parents))
+    ]
     for pid, place in found[:SHOWN]:
         text = f"process {pid} ({_comm(subject.host, pid)}) of user {_user(subject.host, pid)} is in {place}"
-        yield Problem(WARN, f"{text}, outside what VMs share", "run it as a VM of qemu:///system, or count it to the host")
+        yield Problem(
+            WARN,
+            f"{text}, outside what VMs share",
+            "run it as a VM of qemu:///system, or count it to the host",
+        )
     if len(found) > SHOWN:
         yield Problem(WARN, f"{len(found) - SHOWN} more QEMU processes are outside what VMs share")
 
@@ -39,13 +49,17 @@ def _processes(host: Host) -> list[int]:
 
 
 def _outside(host: Host, pid: int, parents: dict[str, str]) -> str | None:
-    """The cgroup of a process that is not below PARENTS (by hierarchy key); None for one of libvirt's, and one that ended."""
+    """The cgroup of a process that is not below PARENTS (by hierarchy key); None for one of
+    libvirt's, and one that ended.
+    """
     places = threads.process_cgroups(host, pid)
     if not places or any(MACHINE in place or LIBVIRT_SUFFIX in place for place in places.values()):
         return None
     key = next(iter(parents), next(iter(places)))
     place = places.get(key, "")
-    within = parents and all(f"{places.get(key, '')}/".startswith(f"{path}/") for key, path in parents.items())
+    within = parents and all(
+        f"{places.get(key, '')}/".startswith(f"{path}/") for key, path in parents.items()
+    )
     return None if within or place.startswith(FOREIGN) else place
 
 
@@ -65,7 +79,9 @@ def conforming(subject: Subject) -> Iterator[Problem]:
         problems = found["problems"]
         if problems:
             cpus = [CpuSet.parse(row["cpus"]) for row in found["threads"]]
-            escaped = manager.fence.cpus is not None and any(one - manager.fence.cpus for one in cpus)
+            escaped = manager.fence.cpus is not None and any(
+                one - manager.fence.cpus for one in cpus
+            )
             more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
             remedy = "run virt-cgroup apply --all"
             if manager.name == "systemd":

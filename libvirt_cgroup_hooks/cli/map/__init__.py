@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""virt-cgroup map: a picture of the host, its NUMA nodes, cores and CPUs, and where the threads of VMs run on them."""
+"""virt-cgroup map: a picture of the host, its NUMA nodes, cores and CPUs, and where the threads of
+VMs run on them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def add(commands: Any) -> None:
         "draw the host: NUMA nodes, cores and CPUs, and where the VMs' threads may run and are pinned",
         "virt-cgroup map; virt-cgroup map --svg host.svg",
     )
-    parser.add_argument("--svg", metavar="FILE", help="write the picture to FILE as SVG; - for standard output")
+    parser.add_argument(
+        "--svg", metavar="FILE", help="write the picture to FILE as SVG; - for standard output"
+    )
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
@@ -48,7 +52,11 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
 
 def _colour() -> bool:
     """On a terminal that has colours, unless the user wants none (https://no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in (None, "", "dumb")
+    return (
+        sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") not in (None, "", "dumb")
+    )
 
 
 def _write(path: str, picture: str) -> None:
@@ -58,7 +66,9 @@ def _write(path: str, picture: str) -> None:
     try:
         target = Path(os.path.realpath(path))  # a symbolic link stays one
         if target.exists() and not target.is_file():
-            target.write_text(picture, encoding="ascii")  # a pipe or device, which must not be replaced
+            target.write_text(
+                picture, encoding="ascii"
+            )  # a pipe or device, which must not be replaced
         else:
             _replace(target, picture)
     except OSError as error:

@@ -19,7 +19,9 @@ from ...topology import Topology
 
 @dataclass(frozen=True)
 class Node:
-    """A NUMA node, or some of its cores; `number` is None for CPUs that are in no node, as when they are offline."""
+    """A NUMA node, or some of its cores; `number` is None for CPUs that are in no node, as when
+    they are offline.
+    """
 
     number: int | None
     cores: tuple[CpuSet, ...]
@@ -100,22 +102,33 @@ def read(host: Host, config: Config) -> Map:
 
 
 def _nodes(topology: Topology) -> list[Node]:
-    """The kernel takes a CPU that goes offline out of its node and its core, so such CPUs come last."""
+    """The kernel takes a CPU that goes offline out of its node and its core, so such CPUs come
+    last.
+    """
     cores = [*topology.cores, *(CpuSet([cpu]) for cpu in topology.present - topology.online)]
     nodes, rest = [], topology.present
     for number, cpus in topology.nodes.items():
         nodes.append(Node(number, tuple(core & cpus for core in cores if core & cpus)))
         rest -= cpus
-    return nodes + ([Node(None, tuple(core & rest for core in cores if core & rest))] if rest else [])
+    return nodes + (
+        [Node(None, tuple(core & rest for core in cores if core & rest))] if rest else []
+    )
 
 
 def _vm(host: Host, domain: Domain, online: CpuSet) -> Vm:
     allowed: dict[str, list[CpuSet]] = {}
     for thread in threads.threads(host, domain):
-        allowed.setdefault(thread.group, []).append(threads.cpus_allowed(host, domain, thread) & online)
+        allowed.setdefault(thread.group, []).append(
+            threads.cpus_allowed(host, domain, thread) & online
+        )
     pins = domain.pins()
-    names = sorted(allowed, key=lambda name: (_class(name) != "emulator", _class(name) != "vcpu", _number(name)))
-    groups = [Group(name, len(allowed[name]), union(allowed[name]), pins.get(name)) for name in names]
+    names = sorted(
+        allowed,
+        key=lambda name: (_class(name) != "emulator", _class(name) != "vcpu", _number(name)),
+    )
+    groups = [
+        Group(name, len(allowed[name]), union(allowed[name]), pins.get(name)) for name in names
+    ]
     return Vm(domain.name, domain.uuid, domain.id, tuple(groups))
 
 
@@ -138,7 +151,10 @@ def as_json(found: Map) -> dict[str, object]:
         "isolated": str(found.isolated),
         "reservation": {"cpus": str(found.reserved)},
         "fence": {"cpus": "" if found.fence is None else str(found.fence)},
-        "nodes": [{"node": node.number, "cpus": str(node.cpus), "cores": list(map(str, node.cores))} for node in found.nodes],
+        "nodes": [
+            {"node": node.number, "cpus": str(node.cpus), "cores": list(map(str, node.cores))}
+            for node in found.nodes
+        ],
         "domains": [_vm_json(vm) for vm in found.vms],
     }
 
@@ -191,7 +207,13 @@ def host_rows(found: Map) -> list[tuple[str, Mark, CpuSet]]:
 def mark(found: Map, row: Row, cpu: int) -> Mark:
     one = CpuSet([cpu])
     if one <= row.cpus:
-        return Mark.TRESPASS if one <= found.reserved else Mark.PINNED if one <= row.pinned else Mark.ALLOWED
+        return (
+            Mark.TRESPASS
+            if one <= found.reserved
+            else Mark.PINNED
+            if one <= row.pinned
+            else Mark.ALLOWED
+        )
     if one <= row.pinned:
         return Mark.MISSED
     if one <= found.offline:
@@ -205,7 +227,10 @@ def facts(found: Map) -> list[tuple[str, str]]:
     cores = sum(bool(core & found.online) for node in found.nodes for core in node.cores)
     empty = CpuSet(node.number or 0 for node in numbered if not node.cores)
     told = [
-        ("CPUs", f"{found.online} in {_count(cores, 'core')} on {_count(len(numbered), 'NUMA node')}"),
+        (
+            "CPUs",
+            f"{found.online} in {_count(cores, 'core')} on {_count(len(numbered), 'NUMA node')}",
+        ),
         ("Host keeps", str(found.reserved) or "nothing"),
         ("VMs may use", "all CPUs" if found.fence is None else str(found.fence)),
         ("Isolated", str(found.isolated)),
@@ -252,9 +277,13 @@ def _parts(node: Node, fits: Callable[[Sequence[Node]], bool]) -> list[Node]:
 
 
 def shown(name: str, encoding: str = "utf-8") -> str:
-    """NAME, which may hold anything, as one line of characters whose width all agree on and ENCODING has."""
+    """NAME, which may hold anything, as one line of characters whose width all agree on and
+    ENCODING has.
+    """
     composed = unicodedata.normalize("NFC", printable(name))
-    plain = "".join(c for c in composed if not "\ufe00" <= c <= "\ufe0f")  # variation selectors: terminals differ
+    plain = "".join(
+        c for c in composed if not "\ufe00" <= c <= "\ufe0f"
+    )  # variation selectors: terminals differ
     return plain.encode(encoding, "backslashreplace").decode(encoding)
 
 

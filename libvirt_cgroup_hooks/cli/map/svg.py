@@ -74,7 +74,8 @@ def draw(found: Map) -> str:
 
 
 class _Picture:
-    """`x` by CPU is where its column begins in the block that is being drawn, `y` where the next line begins.
+    """`x` by CPU is where its column begins in the block that is being drawn, `y` where the next
+    line begins.
 
     `groups` is where the names of thread groups begin, `left` where nodes do.
     """
@@ -94,8 +95,12 @@ class _Picture:
         self.parent: Any = self.svg
 
     def add(self, tag: str, text: str = "", **attributes: object) -> Any:
-        """A new element in the one that is open; "class_" and "text_anchor" stand for "class" and "text-anchor"."""
-        named = {name.rstrip("_").replace("_", "-"): _number(value) for name, value in attributes.items()}
+        """A new element in the one that is open; "class_" and "text_anchor" stand for "class" and
+        "text-anchor".
+        """
+        named = {
+            name.rstrip("_").replace("_", "-"): _number(value) for name, value in attributes.items()
+        }
         element = etree.SubElement(self.parent, tag, named)
         element.text = text or None
         return element
@@ -118,20 +123,28 @@ class _Picture:
         self.definitions = self.add("defs")
         self.paper = self.add("rect", class_="paper", x=0.5, y=0.5, rx=8)
         for name, value in facts(self.found):
-            self.text(MARGIN, cut(f"{name}: {value}", int((self.total - 2 * MARGIN) / COLUMN)), "fact")
+            self.text(
+                MARGIN, cut(f"{name}: {value}", int((self.total - 2 * MARGIN) / COLUMN)), "fact"
+            )
             self.y += LINE
         self.y += LINE / 2
 
     def frame(self) -> None:
         """What needs the height of the whole."""
         height = self.y + MARGIN / 2
-        size = {"viewBox": f"0 0 {_number(self.total)} {_number(height)}", "width": self.total, "height": height}
+        size = {
+            "viewBox": f"0 0 {_number(self.total)} {_number(height)}",
+            "width": self.total,
+            "height": height,
+        }
         for name, value in {**size, "role": "img", "aria-labelledby": "title desc"}.items():
             self.svg.set(name, _number(value))
         self.paper.set("width", _number(self.total - 1))
         self.paper.set("height", _number(height - 1))
         self.parent = self.definitions
-        self.parent = self.add("pattern", id="hatch", width=6, height=6, patternUnits="userSpaceOnUse")
+        self.parent = self.add(
+            "pattern", id="hatch", width=6, height=6, patternUnits="userSpaceOnUse"
+        )
         self.add("path", class_="hatching", d="M-1 1l2-2M0 6l6-6M5 7l2-2")
         for name, x, end in (("names", MARGIN, self.groups), ("groups", self.groups, self.left)):
             self.parent = self.definitions
@@ -145,7 +158,9 @@ class _Picture:
         shown_rows = [(vm, name, rows_on(vm, cpus)) for vm, name in zip(self.found.vms, self.names)]
         told = [row for row in host_rows(self.found) if row[2] & cpus]
         lines = len(told) + sum(len(found) for _, _, found in shown_rows)
-        self.panels(nodes, LINE * (lines + 1) + VM_GAP * sum(bool(found) for _, _, found in shown_rows))
+        self.panels(
+            nodes, LINE * (lines + 1) + VM_GAP * sum(bool(found) for _, _, found in shown_rows)
+        )
         for label, what, those in told:
             self.label(label, "")
             self.cells((cpu, what) for cpu in those & cpus)
@@ -159,23 +174,46 @@ class _Picture:
         self.y += LINE
 
     def panels(self, nodes: list[Node], height: float) -> None:
-        """Titles, the ground of nodes and cores, the columns that the host keeps, and the numbers of CPUs."""
+        """Titles, the ground of nodes and cores, the columns that the host keeps, and the numbers
+        of CPUs.
+        """
         x = self.left
         top = self.y + LINE + 2
         self.x = {}
         for node in nodes:
             self.text(x + 4, title(node), "node")
-            self.add("rect", class_="panel", x=x, y=top, width=_node_width(node), height=height + 4, rx=6)
+            self.add(
+                "rect", class_="panel", x=x, y=top, width=_node_width(node), height=height + 4, rx=6
+            )
             for start, core in _cores(node, x):
-                self.add("rect", class_="core", x=start, y=top + 2, width=CELL * len(core), height=height, rx=3)
+                self.add(
+                    "rect",
+                    class_="core",
+                    x=start,
+                    y=top + 2,
+                    width=CELL * len(core),
+                    height=height,
+                    rx=3,
+                )
                 self.x.update((cpu, start + CELL * number) for number, cpu in enumerate(core))
             x += _node_width(node) + NODE_GAP
         for cpu in self.found.reserved & union(node.cpus for node in nodes):
-            self.add("rect", class_="kept", x=self.x[cpu], y=top + LINE, width=CELL, height=height - LINE + 2)
+            self.add(
+                "rect",
+                class_="kept",
+                x=self.x[cpu],
+                y=top + LINE,
+                width=CELL,
+                height=height - LINE + 2,
+            )
         self.y = top
         for cpu, start in self.x.items():
-            fitting = {"textLength": CELL - 2, "lengthAdjust": "spacingAndGlyphs"} if cpu > 99 else {}
-            self.add("text", str(cpu), class_="number", x=start + CELL / 2, y=self.y + 15, **fitting)
+            fitting = (
+                {"textLength": CELL - 2, "lengthAdjust": "spacingAndGlyphs"} if cpu > 99 else {}
+            )
+            self.add(
+                "text", str(cpu), class_="number", x=start + CELL / 2, y=self.y + 15, **fitting
+            )
         self.y += LINE
 
     def vm(self, full: str, name: str, found: list[Row], cpus: CpuSet) -> None:
@@ -193,7 +231,9 @@ class _Picture:
                 self.add("text", text, x=x, y=self.y + 14, clip_path=f"url(#{clip})")
 
     def cells(self, marks: Iterable[tuple[int, Mark]]) -> None:
-        """One path for all the cells of a line that say the same; what the hatching says needs none."""
+        """One path for all the cells of a line that say the same; what the hatching says needs
+        none.
+        """
         paths: dict[Mark, str] = {}
         for cpu, what in marks:
             if what is not Mark.OURS:
@@ -227,7 +267,9 @@ def _nodes_width(nodes: Sequence[Node]) -> float:
 
 
 def _node_width(node: Node) -> float:
-    return max(sum(map(len, node.cores)) * CELL + CORE_GAP * len(node.cores), len("no node") * COLUMN + 8)
+    return max(
+        sum(map(len, node.cores)) * CELL + CORE_GAP * len(node.cores), len("no node") * COLUMN + 8
+    )
 
 
 def _cores(node: Node, x: float) -> Iterator[tuple[float, CpuSet]]:

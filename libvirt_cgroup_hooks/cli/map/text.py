@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The picture on a terminal: a row for each thread group, a character for each CPU, siblings together."""
+"""The picture on a terminal: a row for each thread group, a character for each CPU, siblings
+together.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,11 @@ COLOURS = {  # codes of ISO 6429; whatever they say the characters say too
     Mark.TRESPASS: "1;31",
 }
 NODE_GAP = " | "
-NAME_LEAST, NAME_CUT, NAME_MOST = 8, 16, 24  # columns: of "isolated", beside a node that has to be cut, of any name
+NAME_LEAST, NAME_CUT, NAME_MOST = (
+    8,
+    16,
+    24,
+)  # columns: of "isolated", beside a node that has to be cut, of any name
 GROUP_MOST = 14
 
 
@@ -71,7 +77,9 @@ class _Picture:
         self.room = left - self.name_width
 
     def node_width(self, node: Node) -> int:
-        return max(sum(map(len, node.cores)) + len(self.core_gap) * (len(node.cores) - 1), len(title(node)))
+        return max(
+            sum(map(len, node.cores)) + len(self.core_gap) * (len(node.cores) - 1), len(title(node))
+        )
 
     def fits(self, nodes: Sequence[Node]) -> bool:
         return sum(map(self.node_width, nodes)) + len(NODE_GAP) * (len(nodes) - 1) <= self.room
@@ -89,7 +97,10 @@ class _Picture:
 
     def block(self, nodes: list[Node]) -> list[str]:
         cpus = union(node.cpus for node in nodes)
-        titles = [self.paint(title(node), BOLD) + " " * (self.node_width(node) - len(title(node))) for node in nodes]
+        titles = [
+            self.paint(title(node), BOLD) + " " * (self.node_width(node) - len(title(node)))
+            for node in nodes
+        ]
         lines = [self.line("", "", titles)]
         for place in reversed(range(len(str(max(cpus))))):
             lines.append(self.row("" if place else "CPU", "", nodes, _digit(place)))
@@ -98,20 +109,30 @@ class _Picture:
                 lines.append(self.row(label, "", nodes, _told(what, set(those))))
         for vm, name in zip(self.found.vms, self.names):
             for number, row in enumerate(rows_on(vm, cpus)):
-                lines.append(self.row("" if number else name, row.label, nodes, _marks(self.found, row)))
+                lines.append(
+                    self.row("" if number else name, row.label, nodes, _marks(self.found, row))
+                )
         return lines
 
     def row(self, name: str, group: str, nodes: list[Node], cell: Cell) -> str:
         return self.line(name, group, [self.cells(node, cell) for node in nodes])
 
     def line(self, name: str, group: str, parts: Sequence[str]) -> str:
-        labels = [(name, self.name_width), (group, self.group_width)] if self.group_width else [(name, self.name_width)]
+        labels = (
+            [(name, self.name_width), (group, self.group_width)]
+            if self.group_width
+            else [(name, self.name_width)]
+        )
         start = " ".join(_padded(text, room) for text, room in labels)
         return f" {start} {NODE_GAP.join(parts)}".rstrip()
 
     def cells(self, node: Node, cell: Cell) -> str:
         cores = ["".join(self.character(cell(cpu)) for cpu in core) for core in node.cores]
-        missing = self.node_width(node) - sum(map(len, node.cores)) - len(self.core_gap) * (len(node.cores) - 1)
+        missing = (
+            self.node_width(node)
+            - sum(map(len, node.cores))
+            - len(self.core_gap) * (len(node.cores) - 1)
+        )
         return self.core_gap.join(cores) + " " * missing
 
     def character(self, what: str | Mark) -> str:
@@ -137,7 +158,8 @@ class _Picture:
             end += len(f" {what.symbol} {what.meaning}") + (len("  ") if end else 0)
         if max(self.found.online | self.found.offline) > 9:
             lines.append(
-                " CPU numbers read downwards" + ("; the siblings of a core stand together." if self.siblings else ".")
+                " CPU numbers read downwards"
+                + ("; the siblings of a core stand together." if self.siblings else ".")
             )
         return lines
 
