@@ -203,7 +203,7 @@ def _status_samples(root: str, rounds: int) -> Samples:
 
 
 def _record(root: Path, number: int) -> None:
-    shutil.copytree(TREE / "tests/data/hosts/unified", root, dirs_exist_ok=True)
+    shutil.copytree(TREE / "tests/data/hosts/v2", root, dirs_exist_ok=True)
     qemu, etc = root / "run/libvirt/qemu", root / "etc/libvirt"
     qemu.mkdir(parents=True)
     etc.mkdir(parents=True)

@@ -1,0 +1,586 @@
+"""Each check of virt-cgroup validate, on a host where all is well but for one thing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from libvirt_cgroup_hooks import managers
+from libvirt_cgroup_hooks.cli.checks import TABLE
+from libvirt_cgroup_hooks.cli.checks.hook import LEFTOVERS
+from libvirt_cgroup_hooks.cli.checks.subject import FAIL, NOTE, PASS, WARN
+from libvirt_cgroup_hooks.cli.hookfile import DIRECTORY, HOOK, HOOK_D, ours
+
+from ..support.hosts import PID, Kernel
+from ..support.operations import CG, UNIFIED_LIMIT
+from ..support.operations import NAMED as CONF
+from ..support.validating import (
+    DAEMON,
+    STARTED,
+    TEXT,
+    Break,
+    effective,
+    found,
+    install,
+    no_hook,
+    not_passed,
+    partition,
+    process,
+    start_daemon,
+    well,
+)
+
+RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, HUGEPAGES, CPUS = (
+    one.title for one in TABLE[:9]
+)
+THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
+    one.title for one in TABLE[9:18]
+)
+OUTSIDE, CONFORM = (one.title for one in TABLE[18:])
+FOREIGN = "#!/bin/sh\nexit 0\n"
+APPLY = "run virt-cgroup apply --parent"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Kernel:
+    return well(tmp_path)
+
+
+def each(*breaks: Break) -> Break:
+    def run_all(host: Kernel) -> None:
+        for one in breaks:
+            one(host)
+
+    return run_all
+
+
+def both(host: Kernel) -> None:
+    install(host, HOOK_D)
+
+
+def directory_mode(host: Kernel, mode: int = 0o700) -> None:
+    install(host, HOOK_D, FOREIGN, 0o644)
+    os.chmod(host.root + DIRECTORY, mode)
+
+
+def link(host: Kernel, target: str = "/usr/lib/hooks/qemu") -> None:
+    install(host, target)
+    host.remove(HOOK)
+    Path(host.root + HOOK).symlink_to(host.root + target)
+    os.utime(host.root + HOOK, (STARTED - 50, STARTED - 50), follow_symlinks=False)
+
+
+def apparmor(
+    host: Kernel,
+    profiles: str | None = "unconfined-thing (enforce)\nlibvirtd (enforce)",
+    enabled: str = "Y",
+) -> None:
+    host.put("/sys/module/apparmor/parameters/enabled", enabled)
+    if profiles is not None:
+        host.put("/sys/kernel/security/apparmor/profiles", profiles)
+
+
+def selinux(host: Kernel, enforce: str = "1", boolean: str | None = "0 0") -> None:
+    host.put("/sys/fs/selinux/enforce", enforce)
+    if boolean is not None:
+        host.put("/sys/fs/selinux/booleans/virt_hooks_unconfined", boolean)
+
+
+def allow(host: Kernel, cpus: str, tid: int = PID + 10) -> None:
+    host.put(f"/proc/{PID}/task/{tid}/status", f"Name:\tx\nCpus_allowed_list:\t{cpus}")
+
+
+def no_vm(host: Kernel) -> None:
+    host.remove("/run/libvirt/qemu/vm.xml")
+
+
+def pools(host: Kernel, kib: int) -> None:
+    text = "".join(
+        line + "\n"
+        for line in host.get("/proc/meminfo").splitlines()
+        if not line.startswith("Huge")
+    )
+    host.put("/proc/meminfo", f"{text}Hugetlb: {kib} kB")
+    limit = (8135396 - kib - 512 * 1024) * 1024
+    host.put(f"{CG}/vms/memory.max", str(limit))
+    host.put(f"{CG}/machine/memory.max", str(limit))
+
+
+CPU = "/sys/devices/system/cpu"
+IN_SLICE = (
+    "process 4300000 (qemu-system-x86) of user 1000 is in /user.slice, outside what VMs share"
+)
+AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
+
+
+@pytest.mark.parametrize(
+    ("broken", "title", "result", "message", "remedy"),
+    [
+        (
+            lambda h: h.configure("colour = 1"),
+            CONFIGURATION,
+            FAIL,
+            "colour = 1: there is no such setting",
+            "the settings are",
+        ),
+        (
+            lambda h: h.configure(CONF + "reserved_host_cpus = 1"),
+            CONFIGURATION,
+            WARN,
+            ":4: reserved_host_cpus is set in line 1 already",
+            "",
+        ),
+        (
+            lambda h: h.configure("\n#x\n"),
+            CONFIGURATION,
+            NOTE,
+            "nothing is configured",
+            "set what the host keeps in /etc/",
+        ),
+        (
+            lambda h: h.put(f"{managers.BOOTED}/x", ""),
+            MANAGER,
+            WARN,
+            "no machined or no system bus",
+            "install systemd-container",
+        ),
+        (
+            lambda h: h.put(f"{CG}/cgroup.controllers", "cpu memory"),
+            CONTROLLERS,
+            FAIL,
+            "cannot keep CPUs for the host: there is no cpuset controller",
+            "mount or enable it",
+        ),
+        (
+            lambda h: h.remove("/proc/mounts"),
+            CONTROLLERS,
+            FAIL,
+            "no cgroup controllers are mounted",
+            "mount cgroup2 on",
+        ),
+        (
+            lambda h: h.put(f"{CG}/cgroup.subtree_control", "cpu memory"),
+            DOWN,
+            FAIL,
+            f"{CG} does not pass the cpuset controller down to /vms",
+            APPLY,
+        ),
+        (
+            lambda h: h.configure(CONF.replace("/vms/", "/" + "x" * 256 + "/$UUID-" + "y" * 250)),
+            START_VM,
+            FAIL,
+            "the cgroup of VM probe would have a name over 255 bytes",
+            "use $UUID",
+        ),
+        (
+            each(
+                lambda h: h.put(f"{CG}/vms/memory.max", "max"),
+                lambda h: h.put(f"{CG}/vms/memory.current", "9" * 12),
+            ),
+            START_VM,
+            FAIL,
+            f"cannot limit {CG}/vms to ",
+            "stop VMs",
+        ),
+        (
+            lambda h: effective(h, "0-3"),
+            FENCE,
+            FAIL,
+            f"{CG}/vms may use CPUs 0-3, of which the host keeps 0",
+            APPLY,
+        ),
+        (
+            lambda h: effective(h, "1"),
+            FENCE,
+            WARN,
+            f"{CG}/vms may use CPUs 1 only, and not 2-3",
+            APPLY,
+        ),
+        (
+            lambda h: effective(h, ""),
+            FENCE,
+            FAIL,
+            f"{CG}/vms has no CPU limit, which should be 1-3",
+            APPLY,
+        ),
+        (
+            each(
+                lambda h: effective(h, "1"), lambda h: h.put(f"{CG}/cpuset.cpus.effective", "0-1")
+            ),
+            FENCE,
+            WARN,
+            f"{CG}/vms may use CPUs 1 only, and not 2-3",
+            "the cgroup above it has no more",
+        ),
+        (
+            each(lambda h: effective(h, "1"), lambda h: partition(h, "2-3")),
+            FENCE,
+            WARN,
+            f"{CG}/vms may use CPUs 1 only, and not 2-3: {CG}/mine has 2-3 for itself alone",
+            "take them back from it, or reserve them",
+        ),
+        (
+            each(lambda h: effective(h, "0"), lambda h: partition(h, "1-3")),
+            FENCE,
+            FAIL,
+            f"{CG}/vms may use CPUs 0, which the host keeps, and not 1-3: {CG}/mine has 1-3 for itself alone",
+            "take them back from it, or reserve them",
+        ),
+        (
+            each(lambda h: effective(h, "0-3"), lambda h: partition(h, "2-3")),
+            FENCE,
+            FAIL,
+            f"{CG}/vms may use CPUs 0-3, of which the host keeps 0",
+            APPLY,
+        ),
+        (
+            each(lambda h: effective(h, "0-3"), no_vm),
+            FENCE,
+            NOTE,
+            "of which the host keeps 0",
+            "the next VM that starts sets it, or virt-cgroup apply --parent",
+        ),
+        (
+            lambda h: h.put(f"{CG}/vms/memory.max", "max"),
+            FENCE,
+            FAIL,
+            f"{CG}/vms has no memory limit",
+            APPLY,
+        ),
+        (
+            lambda h: h.put(f"{CG}/vms/memory.max", "8000000000"),
+            FENCE,
+            FAIL,
+            f"and should be {UNIFIED_LIMIT}",
+            APPLY,
+        ),
+        (
+            lambda h: h.put(f"{CG}/vms/memory.max", "4096"),
+            FENCE,
+            WARN,
+            f"and could be {UNIFIED_LIMIT}",
+            APPLY,
+        ),
+        # a CPU that has come back
+        (
+            each(lambda h: h.put(f"{CPU}/online", "0-4"), lambda h: h.put(f"{CPU}/present", "0-4")),
+            FENCE,
+            WARN,
+            "1-3 only, and not 4",
+            "the",
+        ),
+        (
+            lambda h: pools(h, 1 << 20),
+            HUGEPAGES,
+            NOTE,
+            "hugepage pools hold 1 GiB, which leaves 6.3 GiB for VMs' other",
+            "",
+        ),
+        (
+            lambda h: pools(h, 7600000),
+            HUGEPAGES,
+            WARN,
+            "the VMs that run may take 72 MiB",
+            "make the pools smaller",
+        ),
+        (
+            lambda h: h.put(f"{CPU}/isolated", "0"),
+            CPUS,
+            WARN,
+            "CPUs 0 of reserved_host_cpus are isolated",
+            "reserve others",
+        ),
+        (
+            lambda h: h.put(f"{CPU}/isolated", "3"),
+            CPUS,
+            NOTE,
+            "CPUs 3 are isolated (isolcpus): VMs use them only where",
+            "",
+        ),
+        (
+            each(
+                lambda h: h.put(f"{CPU}/isolated", "2-3"),
+                lambda h: h.configure(CONF + "vcpu_cpus = '1-3'"),
+            ),
+            CPUS,
+            WARN,
+            "CPUs 2-3 of vcpu_cpus are isolated (isolcpus): the kernel does not spread threads over them",
+            "pin each thread",
+        ),
+        (
+            each(
+                lambda h: h.put(f"{CPU}/present", "0-4"),
+                lambda h: h.configure(CONF.replace("'0'", "'0,4'")),
+            ),
+            CPUS,
+            WARN,
+            "CPUs 4 of reserved_host_cpus are offline",
+            "reserve others",
+        ),
+        (
+            no_hook,
+            THE_HOOK,
+            FAIL,
+            f"neither {HOOK} nor {HOOK_D} is the hook of this package",
+            "run virt-cgroup hook install",
+        ),
+        (
+            lambda h: install(h, HOOK, FOREIGN),
+            THE_HOOK,
+            FAIL,
+            f"neither {HOOK} nor",
+            "run virt-cgroup hook install",
+        ),
+        (both, THE_HOOK, WARN, f"{HOOK_D} is the hook once more", f"remove {HOOK_D}"),
+        (
+            lambda h: install(h, mode=0o644),
+            EXECUTABLE,
+            FAIL,
+            f"libvirt passes over {HOOK}",
+            f"chmod 755 {HOOK}",
+        ),
+        (
+            lambda h: install(h, changed=STARTED + 1),
+            SEEN,
+            WARN,
+            f"{HOOK} was changed after libvirtd (process {DAEMON}) has last looked for hooks",
+            "reload libvirtd",
+        ),
+        (
+            each(no_hook, lambda h: install(h, HOOK_D, changed=STARTED + 1)),
+            SEEN,
+            WARN,
+            f"{HOOK_D} was changed after",
+            "reload libvirtd, or send it SIGHUP",
+        ),
+        (
+            each(lambda h: install(h, changed=STARTED + 1), lambda h: start_daemon(h, "virtqemud")),
+            SEEN,
+            WARN,
+            f"{HOOK} was changed after virtqemud",
+            "reload virtqemud",
+        ),
+        (
+            lambda h: h.remove("/run/libvirtd.pid"),
+            SEEN,
+            NOTE,
+            "neither libvirtd nor virtqemud runs",
+            "it looks for hooks when",
+        ),
+        (
+            lambda h: start_daemon(h, "bash"),
+            SEEN,
+            NOTE,
+            "neither libvirtd nor virtqemud runs",
+            "it looks for hooks when",
+        ),
+        (
+            directory_mode,
+            READABLE,
+            WARN,
+            f"daemons of other users cannot read {DIRECTORY}",
+            f"chmod 755 {DIRECTORY}",
+        ),
+        (
+            lambda h: h.put(DIRECTORY, ""),
+            READABLE,
+            FAIL,
+            f"{DIRECTORY} is no directory",
+            f"remove {DIRECTORY}",
+        ),
+        (
+            lambda h: install(h, f"{DIRECTORY}/10-x", FOREIGN),
+            OTHERS,
+            NOTE,
+            f"{DIRECTORY}/10-x is another program's",
+            "",
+        ),
+        (
+            each(both, lambda h: install(h, HOOK, FOREIGN)),
+            OTHERS,
+            NOTE,
+            f"{HOOK} is another program's",
+            "",
+        ),
+        (
+            lambda h: install(h, f"{HOOK_D}.dpkg-dist"),
+            LEFT,
+            WARN,
+            f"libvirt runs {HOOK_D}.dpkg-dist for every VM",
+            "remove it",
+        ),
+        (
+            lambda h: install(h, f"{HOOK_D}.rpmnew", mode=0o644),
+            LEFT,
+            NOTE,
+            f"{HOOK_D}.rpmnew is left over",
+            "it is not exec",
+        ),
+        (
+            selinux,
+            SELINUX,
+            WARN,
+            "SELinux is enforcing, and may keep the hook",
+            "run setsebool -P virt_hooks_unconfined on",
+        ),
+        (
+            lambda h: selinux(h, boolean="0 1"),
+            SELINUX,
+            WARN,
+            "SELinux is enforcing, and may keep the hook",
+            "run setsebool",
+        ),
+        (
+            lambda h: selinux(h, boolean=None),
+            SELINUX,
+            NOTE,
+            "its policy has no boolean",
+            "see ausearch",
+        ),
+        (
+            each(apparmor, link),
+            APPARMOR,
+            FAIL,
+            f"{HOOK} is a link to /usr/lib/hooks/qemu, which AppArmor does not let libvirt run",
+            "install the file itself",
+        ),
+        (
+            lambda h: apparmor(h, None),
+            APPARMOR,
+            NOTE,
+            "AppArmor is enabled, but /sys/kernel/",
+            "mount securityfs",
+        ),
+        (process, OUTSIDE, WARN, IN_SLICE, AS_SYSTEM),
+        (
+            lambda h: process(h, "/vmsx"),
+            OUTSIDE,
+            WARN,
+            "is in /vmsx, outside what VMs share",
+            AS_SYSTEM,
+        ),
+        (
+            lambda h: process(h, comm="qemu:web"),
+            OUTSIDE,
+            WARN,
+            "(qemu:web) of user 1000",
+            AS_SYSTEM,
+        ),
+        (
+            lambda h: allow(h, "0-3"),
+            CONFORM,
+            FAIL,
+            f"VM vm: thread {PID + 10} (vcpu0): it may use CPUs 0-3, not only 1-3",
+            "run virt-cgroup apply --all",
+        ),
+        (
+            lambda h: h.place(PID, PID, {"": "/elsewhere"}),
+            CONFORM,
+            WARN,
+            f"VM vm: thread {PID} (emulator): it is in cgroup /elsewhere, not in /vms/vm/emulator",
+            "run virt-cgroup apply --all",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told(
+    host: Kernel, broken: Break, title: str, result: str, message: str, remedy: str
+) -> None:
+    broken(host)
+    problems = not_passed(host)[title]
+    assert len(problems) == 1
+    assert problems[0][0] == result
+    assert message in problems[0][1]
+    assert problems[0][2].startswith(remedy) and bool(problems[0][2]) == bool(remedy)
+
+
+@pytest.mark.parametrize(
+    ("title", "harmless"),
+    [
+        (THE_HOOK, each(no_hook, lambda h: install(h, HOOK_D))),
+        (THE_HOOK, each(lambda h: install(h, HOOK, FOREIGN), lambda h: install(h, HOOK_D))),
+        (SEEN, lambda h: install(h, changed=STARTED)),
+        # libvirt remembers that there is a hook, not which: another's, there before, has ours run
+        # too
+        (
+            SEEN,
+            each(
+                lambda h: install(h, HOOK, FOREIGN),
+                lambda h: install(h, HOOK_D, changed=STARTED + 1),
+            ),
+        ),
+        (READABLE, lambda h: directory_mode(h, 0o755)),
+        (OTHERS, lambda h: install(h, f"{DIRECTORY}/10-x", FOREIGN, 0o644)),
+        (LEFT, lambda h: install(h, f"{DIRECTORY}/10-x", FOREIGN)),
+        (LEFT, lambda h: install(h, f"{HOOK}.rpmnew")),  # libvirt knows HOOK by its name alone
+        (SELINUX, lambda h: selinux(h, "0")),
+        (SELINUX, lambda h: selinux(h, boolean="1 1")),
+        (APPARMOR, apparmor),
+        (APPARMOR, each(apparmor, lambda h: link(h, "/usr/bin/hook"))),
+        (APPARMOR, each(apparmor, lambda h: link(h, "/etc/libvirt/hooks/real"))),
+        (APPARMOR, each(lambda h: apparmor(h, "libvirtd (complain)"), link)),
+        (APPARMOR, each(lambda h: apparmor(h, enabled="N"), link)),
+        (OUTSIDE, lambda h: process(h, "/vms/x")),
+        (OUTSIDE, lambda h: process(h, "/vms")),
+        (
+            OUTSIDE,
+            lambda h: process(h, "/machine/qemu-9-new.libvirt-qemu/emulator"),
+        ),  # libvirt is just starting it
+        (OUTSIDE, lambda h: process(h, "/../other-container/x")),
+        (OUTSIDE, lambda h: process(h, comm="qemu-ga")),
+        (
+            OUTSIDE,
+            lambda h: h.put("/proc/4300000/comm", "qemu-system-x86"),
+        ),  # it has ended meanwhile
+        (
+            CPUS,
+            each(
+                lambda h: h.put(f"{CPU}/isolated", "3"),
+                lambda h: h.configure(CONF + "vcpu_cpus = '3'"),
+            ),
+        ),
+        (CONFORM, lambda h: allow(h, "1-2")),
+    ],
+)
+def test_what_is_not_wrong(host: Kernel, title: str, harmless: Break) -> None:
+    harmless(host)
+    assert found(host)[title] == [(PASS, "", "")]
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"qemu{suffix}" for suffix in LEFTOVERS), ".qemu.swp", "#qemu#", ".10-x"]
+)
+def test_names_of_leftovers(host: Kernel, name: str) -> None:
+    install(host, f"{DIRECTORY}/{name}", FOREIGN)
+    problems = not_passed(host)
+    assert list(problems) == [LEFT]
+    assert problems[LEFT][0][0] == WARN
+
+
+def test_a_hook_that_is_not_there_is_told_once(host: Kernel) -> None:
+    no_hook(host)
+    problems = found(host)
+    assert problems[THE_HOOK][0][0] == FAIL
+    assert not {EXECUTABLE, SEEN} & set(problems)
+
+
+def test_a_hook_is_known_by_its_text() -> None:
+    assert ours(TEXT)
+    assert ours("#!/usr/bin/python3\nfrom libvirt_cgroup_hooks.hook import main\n")
+    assert not ours(FOREIGN)
+    assert not ours("#!/bin/sh\necho about libvirt-cgroup-hooks\n")
+
+
+def test_many_processes_are_counted(host: Kernel) -> None:
+    for pid in range(4300000, 4300012):
+        process(host, pid=pid)
+    problems = not_passed(host)[OUTSIDE]
+    assert len(problems) == 11
+    assert problems[-1] == (WARN, "2 more QEMU processes are outside what VMs share", "")
+
+
+def test_a_process_where_each_vm_carries_the_fence(host: Kernel) -> None:
+    host.configure("reserved_host_cpus = '0'\ncgroup_layout = 'uuid'")
+    process(host)
+    assert not_passed(host)[OUTSIDE] == [(WARN, IN_SLICE, AS_SYSTEM)]

@@ -1,0 +1,139 @@
+"""virt-cgroup reserve: its arguments, and what it shows. Changes are tested in test_reserve.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from libvirt_cgroup_hooks.cli import main
+
+from ..support import reserving
+from ..support.hosts import CONF as PATH
+from ..support.hosts import Kernel
+from ..support.operations import MIB
+from ..test_reserve import change
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--cpus 0-0 --live --current", "Options --current and --live are mutually exclusive"),
+        ("--cpus 0-0 --current --config", "Options --current and --config are mutually exclusive"),
+        ("--current --live", "Options --current and --live are mutually exclusive"),
+        ("--wait", "Option --cpus or --memory is required by option --wait"),
+        ("--force --live", "Option --cpus or --memory is required by option --force"),
+        ("--memory 10% --wait 5 --config", "Option --live is required by option --wait"),
+        ("--cpus 0-0 --force --config", "Option --live is required by option --force"),
+        ("--cpus x", '--cpus x: "x" is not a CPU list'),
+        ("--cpus 3-1", "--cpus 3-1: "),
+        ("--cpus=", "--cpus : "),
+        ("--memory 4", "--memory 4: "),
+        ("--memory 0%", '--memory 0%: "0%" of memory cannot be kept'),
+        ("--memory \x1b", "--memory \\x1b: "),
+        ("--cpus 0", "--cpus 0: the count of CPUs has to be 1 or more"),
+        (
+            "--cpus 0-0",
+            "nothing can be changed below --root: copy the file that you want to change",
+        ),
+        ("--cpus none --memory none --config", "nothing can be changed below --root"),
+        ("--cpus 0-0 --live --config --wait --force", "nothing can be changed below --root"),
+    ],
+)
+def test_what_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
+    host = reserving.made(tmp_path, "cgroupfs-v2")
+    before = host.snapshot()
+    assert main(["reserve", "--root", host.root, *arguments.split()]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {message}")
+    assert host.snapshot() == before
+
+
+@pytest.mark.parametrize("text", ["x", "0", "-1", "nan", "inf", "86400"])
+def test_a_time_that_cannot_be_waited(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["reserve", "--cpus", "0", f"--wait={text}"])
+    assert end.value.code == 2
+    assert (
+        f'argument --wait: "{text}" is not a number of seconds, above 0 and below 86400'
+        in capsys.readouterr().err
+    )
+
+
+def show(host: Kernel, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(["reserve", "--root", host.root, *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host = reserving.running(tmp_path, "cgroupfs-v2")
+    reserving.use(host, 300 * MIB)
+    change(host, "live", cpus="0-1", mem="1 GiB").run()
+    host.put(reserving.file(host, "cpuset.cpus.effective"), "2-3")
+    rows = [line.split("   ") for line in show(host, capsys).splitlines()]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert cells[0] == ["Configured", "Live", "In effect"]
+    assert cells[2:] == [
+        ["Reserved CPUs", "0", "0-1", "0-1"],
+        ["Reserved memory", "512 MiB", "1 GiB", "1 GiB"],
+        ["CPUs for VMs", "1-3", "2-3", "2-3"],
+        ["Memory for VMs", "7.3 GiB", "6.8 GiB", "6.8 GiB"],
+        [],
+        ["VM parent: /vms, 300 MiB of memory in use"],
+    ]
+    assert show(host, capsys, "--config").split()[0] == "Configured"
+    assert "Live" not in show(host, capsys, "--config")
+    for option in ("--live", "--current"):
+        assert "Configured" not in show(host, capsys, option)
+    assert "Configured" in show(host, capsys, "--live", "--config")
+
+
+def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host = reserving.running(tmp_path, "systemd-v2")
+    host.put(reserving.file(host, "cpuset.cpus.effective"), "1-3")
+    limit = reserving.total(host) - 512 * MIB
+    found = {
+        "reserved_cpus": "0",
+        "reserved_memory": 512 * MIB,
+        "cpus": "1-3",
+        "memory_limit": limit,
+    }
+    report = json.loads(show(host, capsys, "--json"))
+    assert report == {
+        "configured": found,
+        "live": found,
+        "in_effect": found,
+        "parent": "/vms.slice",
+        "memory_current": 0,
+    }
+
+
+@pytest.mark.parametrize("text", [None, "", "# prose\n"])
+def test_with_nothing_reserved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    host = reserving.made(tmp_path, "cgroupfs-v1", text)
+    report = json.loads(show(host, capsys, "--json"))
+    nothing = dict.fromkeys(("reserved_cpus", "reserved_memory", "cpus", "memory_limit"))
+    assert (report["configured"], report["live"], report["in_effect"]) == (
+        nothing,
+        nothing,
+        nothing,
+    )
+    assert "Reserved CPUs" in show(host, capsys)
+
+
+def test_a_file_with_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host = reserving.made(tmp_path, "cgroupfs-v2", "reserved_host_cpus = '9'\n")
+    assert main(["reserve", "--root", host.root]) == 1
+    assert (
+        f'error: {PATH}:1: reserved_host_cpus = "9": this host has no CPU 9'
+        in capsys.readouterr().err
+    )

@@ -1,0 +1,161 @@
+"""virt-cgroup status on recorded hosts, as text and as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Command
+from ..support.hosts import PID, UUID, Kernel, domain, recorded
+from ..support.machined import SCOPE, Machined
+from ..support.operations import NAMED as CONF
+from ..support.operations import UNIFIED_LIMIT, do
+from .test_cli import shown
+
+RUNNING = "<vcpu>1</vcpu>"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Kernel:
+    return Kernel(tmp_path, "v2", CONF)
+
+
+@pytest.fixture
+def machined(tmp_path: Path) -> Machined:
+    return Machined(tmp_path, "v2", CONF)
+
+
+def test_status_with_nothing_configured(command: Command) -> None:
+    status, out, err = command("--root", recorded("v2").root, "status")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "Manager:        cgroupfs",
+        "Layout:         native",
+        "Reserved:       CPUs none, memory none",
+        "VM parent:      /machine",
+        "CPUs:           - in effect, no limit wanted",
+        "Memory:         no limit in effect, no limit wanted, - in use",
+        "",
+        "The VM parent is made when the first VM starts.",
+        "",
+        " Id   Name   Layout   Cgroup   Conforms",
+        "-" * 41,
+    ]
+
+
+def test_status_as_json(command: Command, host: Kernel) -> None:
+    found = shown(command, "--root", host.root, "status")
+    assert found == {
+        "manager": "cgroupfs",
+        "layout": "/vms/$NAME",
+        "reservation": {"cpus": "0", "memory": 512 * 2**20},
+        "fence": {"cpus": "1-3", "memory_limit": UNIFIED_LIMIT},
+        "parent": {"path": "/vms", "cpus": None, "memory_limit": None, "memory_current": None},
+        "taken": {},
+        "domains": [],
+    }
+
+
+def test_status_without_a_parent(command: Command, host: Kernel) -> None:
+    host.configure("reserved_host_cpus = '0'\ncgroup_layout = 'uuid'")
+    assert shown(command, "--root", host.root, "status")["parent"]["path"] is None
+    assert (
+        "VM parent:      none: each VM carries the CPU fence"
+        in command("--root", host.root, "status")[1]
+    )
+
+
+def allow(host: Kernel, tid: int, cpus: str) -> None:
+    host.put(f"/proc/{PID}/task/{tid}/status", f"Name:\tx\nCpus_allowed_list:\t{cpus}")
+
+
+@pytest.mark.parametrize("cpus", ["1-3", "0-3"])
+def test_status_of_a_vm(command: Command, machined: Machined, cpus: str) -> None:
+    machined.slice("vms.slice", "1-3", str(UNIFIED_LIMIT), "4096")
+    machined.put("/sys/fs/cgroup/vms.slice/cpuset.cpus.effective", "1-3")
+    machined.starts(domain("vm", RUNNING), "/vms.slice", RUNNING)
+    allow(machined, PID, "1-3")
+    allow(machined, PID + 10, cpus)
+    found = shown(command, "--root", machined.root, "status")
+    assert found["manager"] == "systemd"
+    assert found["parent"] == {
+        "path": "/vms.slice",
+        "cpus": "1-3",
+        "memory_limit": UNIFIED_LIMIT,
+        "memory_current": 4096,
+    }
+    text = f"thread {PID + 10} (vcpu0): it may use CPUs 0-3, not only 1-3"
+    assert len(found["domains"]) == 1
+    vm = found["domains"][0]
+    threads = vm.pop("threads")
+    assert vm == {
+        "name": "vm",
+        "uuid": UUID,
+        "id": 3,
+        "pid": PID,
+        "layout": "/vms/$NAME",
+        "cgroup": f"/vms.slice/{SCOPE}",
+        "conforms": cpus == "1-3",
+        "problems": [] if cpus == "1-3" else [text],
+        "notes": [],
+    }
+    base = f"/vms.slice/{SCOPE}/libvirt"
+    assert threads[0] == {
+        "tid": PID,
+        "comm": "qemu-system-x86",
+        "group": "emulator",
+        "cgroup": f"{base}/emulator",
+        "cpus": "1-3",
+    }
+    assert [(row["group"], row["comm"], row["cpus"]) for row in threads[1:]] == [
+        ("emulator", "worker", ""),
+        ("vcpu0", "CPU 0/KVM", cpus),
+    ]
+    status, out, err = command("--root", machined.root, "status")
+    assert (status, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert [
+        "3",
+        "vm",
+        "/vms/$NAME",
+        f"/vms.slice/{SCOPE}",
+        "yes" if cpus == "1-3" else "no",
+    ] in rows
+    assert (f"problem: {text}" in out.splitlines()) == (cpus != "1-3")
+    assert "CPUs:           1-3 in effect, 1-3 wanted" in out
+
+
+def test_status_shows_no_control_characters(command: Command, machined: Machined) -> None:
+    machined.starts(domain("a\u009bb", RUNNING), "/vms.slice", RUNNING)
+    machined.put(f"/proc/{PID}/task/{PID}/comm", "x\x1b[31m")
+    status, out, _ = command("--root", machined.root, "status")
+    assert status == 0
+    assert r"a\x9bb:" in out.splitlines()
+    assert r"x\x1b[31m" in out
+    assert not [c for c in out if not c.isprintable() and c != "\n"]
+
+
+def test_a_vm_elsewhere_does_not_conform(command: Command, machined: Machined) -> None:
+    machined.starts(domain("vm", RUNNING), "/machine.slice", RUNNING)
+    vm = shown(command, "--root", machined.root, "status")["domains"][0]
+    assert vm["conforms"] is False
+    assert vm["problems"][0] == (
+        f"thread {PID} (emulator): it is in cgroup /machine.slice/{SCOPE}/libvirt/emulator, not in /vms.slice/{SCOPE}"
+    )
+
+
+def test_status_after_the_hook(command: Command, host: Kernel) -> None:
+    subject = domain("vm", RUNNING)
+    do(host, "prepare", subject)
+    assert "The VM parent is made" not in command("--root", host.root, "status")[1]
+    found = shown(command, "--root", host.root, "status")["parent"]
+    assert (found["path"], found["memory_limit"]) == ("/vms", UNIFIED_LIMIT)
+
+
+@pytest.mark.parametrize("text", ["<domstatus", "<domstatus pid='x'><domain/></domstatus>"])
+def test_a_status_file_that_is_not_understood(command: Command, host: Kernel, text: str) -> None:
+    host.put("/run/libvirt/qemu/vm.xml", text)
+    status, out, err = command("--root", host.root, "status")
+    assert (status, out) == (1, "")
+    assert err.startswith("error: the domain XML ")

@@ -1,0 +1,354 @@
+"""virt-cgroup validate: whole hosts, well and otherwise, and the form of its answer."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from libvirt_cgroup_hooks.cli import main
+from libvirt_cgroup_hooks.cli.checks import TABLE
+from libvirt_cgroup_hooks.cli.checks.subject import FAIL, NOTE, PASS, WARN
+from libvirt_cgroup_hooks.cli.hookfile import DIRECTORY, HOOK, HOOK_D
+from libvirt_cgroup_hooks.errors import Error
+
+from ..conftest import Command
+from ..support.hosts import Kernel, domain
+from ..support.machined import Machined
+from ..support.operations import CG, SMALL_LIMIT, UNIFIED_LIMIT
+from ..support.operations import NAMED as CONF
+from ..support.validating import (
+    DAEMON,
+    RUNNING,
+    Break,
+    effective,
+    found,
+    install,
+    no_hook,
+    not_passed,
+    process,
+    start_daemon,
+    well,
+)
+
+RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, HUGEPAGES, CPUS = (
+    one.title for one in TABLE[:9]
+)
+THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
+    one.title for one in TABLE[9:18]
+)
+OUTSIDE, CONFORM = (one.title for one in TABLE[18:])
+LIVE = (RIGHT, PROGRAM)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Kernel:
+    return well(tmp_path)
+
+
+# all is well
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "smt", "numa"])
+def test_where_all_is_well_every_check_passes(tmp_path: Path, name: str) -> None:
+    host = well(tmp_path, name)
+    effective(host, host.get("/sys/devices/system/cpu/online").replace("0-", "1-"))
+    problems = found(host)
+    wrong = {title: problem[0][0] for title, problem in not_passed(host).items()}
+    assert wrong == ({HUGEPAGES: NOTE} if name == "numa" else {})
+    assert list(problems) == [check.title for check in TABLE if check.title not in LIVE]
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "smt", "numa"])
+def test_nothing_configured_and_nothing_installed(tmp_path: Path, name: str) -> None:
+    problems = not_passed(Kernel(tmp_path, name))
+    assert {title: problem[0][0] for title, problem in problems.items()} == {
+        CONFIGURATION: NOTE,
+        THE_HOOK: FAIL,
+    }
+
+
+def test_before_the_first_vm_the_parent_is_not_there(tmp_path: Path) -> None:
+    host = Kernel(tmp_path, "v2", CONF)
+    install(host)
+    start_daemon(host)
+    note = (
+        NOTE,
+        f"{CG}/vms is not there yet",
+        "it is made with its fence when the first VM starts",
+    )
+    assert not_passed(host) == {FENCE: [note]}
+
+
+# cgroup v1
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "result", "message"),
+    [
+        (
+            "cpuset/vms/cpuset.cpus",
+            "0-1",
+            FAIL,
+            f"{CG}/cpuset/vms may use CPUs 0-1, of which the host keeps 0",
+        ),
+        (
+            "memory/vms/memory.limit_in_bytes",
+            "9223372036854771712",
+            FAIL,
+            f"{CG}/memory/vms has no memory limit",
+        ),
+        ("memory/vms/memory.limit_in_bytes", "2000000000", FAIL, f"and should be {SMALL_LIMIT}"),
+        ("memory/vms/memory.limit_in_bytes", "4096", WARN, f"and could be {SMALL_LIMIT}"),
+    ],
+)
+def test_drift_on_v1(tmp_path: Path, file: str, value: str, result: str, message: str) -> None:
+    host = well(tmp_path, "v1")
+    host.put(f"{CG}/{file}", value)
+    problems = not_passed(host)
+    assert list(problems) == [FENCE]
+    assert problems[FENCE][0][0] == result
+    assert message in problems[FENCE][0][1]
+
+
+# systemd
+
+
+def machined(root: Path, conf: str = CONF) -> Machined:
+    host = Machined(root, "v2", conf)
+    install(host)
+    start_daemon(host, cgroup="/system.slice/libvirtd.service")
+    host.slice("vms.slice", "1-3", str(UNIFIED_LIMIT), "4096")
+    host.put(f"{CG}/vms.slice/cpuset.cpus.effective", "1-3")
+    return host
+
+
+@pytest.mark.parametrize(("place", "conforms"), [("/vms.slice", True), ("/machine.slice", False)])
+def test_a_vm_on_a_host_with_machined(tmp_path: Path, place: str, conforms: bool) -> None:
+    host = machined(tmp_path)
+    host.starts(domain("vm", RUNNING), place, RUNNING)
+    problems = not_passed(host)
+    assert (problems == {}) == conforms
+    if not conforms:
+        assert list(problems) == [CONFORM]
+        result, message, remedy = problems[CONFORM][0]
+        assert result == WARN
+        assert message.endswith(", and 2 more")
+        assert (
+            remedy
+            == "run virt-cgroup apply --all, and stop and start a VM that is in another slice"
+        )
+
+
+def test_a_layout_that_libvirt_loses(tmp_path: Path) -> None:
+    host = machined(tmp_path, CONF.replace("/vms", "/libvirt-vms"))
+    assert not_passed(host)[START_VM][0][:2] == (
+        FAIL,
+        'cgroup_layout "/libvirt-vms/$NAME" makes the slice libvirt\\x2dvms.slice',
+    )
+
+
+# what only the host itself can tell
+
+
+class Running(Machined):
+    """This host as far as the checks can know. `timestamp` is what systemd says of the daemon's
+    unit.
+    """
+
+    real = True
+    timestamp = "0"
+    python = ""
+
+    def run(self, command: list[str]) -> str:
+        self.written.append(" ".join(command[:2]))
+        if command[0] == "/usr/bin/python3" and self.python:
+            raise Error("cannot run /usr/bin/python3: exit status 1", self.python)
+        return self.timestamp if command[0] == "/bin/systemctl" else ""
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Running:
+    host = Running(tmp_path, "v2", CONF)
+    start_daemon(host, cgroup="/system.slice/libvirtd.service")
+    install(host)  # after the daemon started, which was soon after boot
+    return host
+
+
+@pytest.mark.parametrize(("timestamp", "result"), [("0", WARN), ("", WARN), (str(10**18), PASS)])
+def test_a_reload_by_systemd_counts(running: Running, timestamp: str, result: str) -> None:
+    running.timestamp = timestamp
+    assert found(running)[SEEN][0][0] == result
+    assert "/bin/systemctl show" in running.written
+
+
+def test_a_package_that_the_hook_does_not_find(running: Running) -> None:
+    assert found(running)[PROGRAM] == [(PASS, "", "")]
+    running.python = "No module named 'configobj'"
+    result, message, remedy = found(running)[PROGRAM][0]
+    assert (result, remedy) == (FAIL, "install the package and configobj for that Python")
+    assert (
+        message
+        == "/usr/bin/python3, which runs the hook, does not have what it needs (No module named 'configobj')"
+    )
+
+
+@pytest.mark.parametrize(("user", "result"), [(0, PASS), (1000, WARN)])
+def test_rights(running: Running, monkeypatch: pytest.MonkeyPatch, user: int, result: str) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert found(running)[RIGHT][0][0] == result
+
+
+# checks that cannot be made
+
+
+@pytest.mark.parametrize(
+    ("broken", "title", "message"),
+    [
+        (
+            lambda h: h.put("/run/libvirt/qemu/vm.xml", "<domstatus"),
+            CONFORM,
+            "the domain XML is not well-formed",
+        ),
+        (
+            lambda h: h.put(f"{CG}/vms/cpuset.cpus.effective", "none"),
+            FENCE,
+            '"none" is not a CPU list',
+        ),
+        (lambda h: h.put(f"{CG}/vms/memory.max", "none"), FENCE, "invalid literal for int()"),
+        (lambda h: h.put(f"/proc/{DAEMON}/stat", "1 (x) S"), SEEN, "list index out of range"),
+        (lambda h: h.put("/proc/stat", "cpu"), SEEN, "/proc/stat has no btime"),
+        (
+            lambda h: h.remove(f"/proc/{DAEMON}/stat"),
+            SEEN,
+            f"cannot read /proc/{DAEMON}/stat: No such file",
+        ),
+        (
+            lambda h: Path(f"{h.root}/sys/fs/selinux/enforce").mkdir(parents=True),
+            SELINUX,
+            "Is a directory",
+        ),
+    ],
+)
+def test_what_cannot_be_checked_is_told(
+    host: Kernel, broken: Break, title: str, message: str
+) -> None:
+    broken(host)
+    result, text, _ = not_passed(host)[title][0]
+    assert result == WARN
+    assert text.startswith("cannot be checked: ")
+    assert message in text
+
+
+def test_a_vm_that_is_not_understood_is_one(host: Kernel) -> None:
+    effective(host, "0-3")
+    host.put("/run/libvirt/qemu/vm.xml", "<domstatus")
+    assert not_passed(host)[FENCE][0][0] == FAIL
+
+
+def test_a_kernel_that_says_what_none_does(host: Kernel) -> None:
+    host.put("/proc/meminfo", "MemTotal: x kB")
+    result, message, _ = not_passed(host)[CONFIGURATION][0]
+    assert result == FAIL
+    assert message == "/proc/meminfo has no MemTotal"
+
+
+# the command
+
+
+def answer(command: Command, host: Kernel, *arguments: str) -> tuple[int, list[str]]:
+    status, out, err = command("--root", host.root, "validate", *arguments)
+    assert err == ""
+    return status, out.splitlines()
+
+
+def test_the_form(command: Command, host: Kernel) -> None:
+    install(host, mode=0o644)
+    status, lines = answer(command, host)
+    assert status == 1
+    assert (
+        "  HOST: Checking for the manager of cgroups                                  : PASS"
+        in lines
+    )
+    assert (
+        "  HOOK: Checking if the hook is executable                                   : FAIL "
+        f"(libvirt passes over {HOOK}: chmod 755 {HOOK})"
+    ) in lines
+    assert len({line.index(": ", 10) for line in lines}) == 1
+    assert answer(command, host, "-q") == (1, [line for line in lines if "PASS" not in line])
+
+
+def test_only_failures_have_an_exit_status(command: Command, host: Kernel) -> None:
+    assert answer(command, host, "--quiet") == (0, [])
+    process(host)
+    status, lines = answer(command, host, "--quiet")
+    assert (status, len(lines)) == (0, 1)
+    assert "WARN" in lines[0]
+    no_hook(host)
+    assert answer(command, host, "--quiet")[0] == 1
+
+
+def test_json(command: Command, host: Kernel) -> None:
+    no_hook(host)
+    status, lines = answer(command, host, "--json")
+    rows: list[dict[str, Any]] = json.loads("\n".join(lines))
+    assert status == 1
+    assert {
+        "area": "HOST",
+        "check": MANAGER,
+        "result": PASS,
+        "message": None,
+        "remedy": None,
+    } in rows
+    assert {
+        "area": "HOOK",
+        "check": THE_HOOK,
+        "result": FAIL,
+        "message": f"neither {HOOK} nor {HOOK_D} is the hook of this package",
+        "remedy": "run virt-cgroup hook install",
+    } in rows
+    assert [
+        row["check"] for row in json.loads("\n".join(answer(command, host, "--json", "-q")[1]))
+    ] == [THE_HOOK]
+
+
+def test_colour_is_for_terminals(
+    command: Command, host: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_hook(host)
+    assert "\033" not in "".join(answer(command, host)[1])
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = answer(command, host)[1]
+    assert any(line.endswith(": \033[32mPASS\033[0m") for line in lines)
+    assert any(": \033[31mFAIL\033[0m (neither " in line for line in lines)
+
+
+def test_no_control_characters(command: Command, host: Kernel) -> None:
+    process(host, "/x\x1b[31m", "qemu:\x1b[0m")
+    install(host, f"{DIRECTORY}/\x1b~")
+    _, lines = answer(command, host)
+    assert r"(qemu:\x1b[0m) of user 1000 is in /x\x1b[31m" in "".join(lines)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["validate", "--help"])
+    assert not end.value.code
+    assert "example: virt-cgroup validate -q" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["", "none"])
+def test_a_root_with_nothing_in_it(command: Command, tmp_path: Path, name: str) -> None:
+    status, out, err = command("--root", tmp_path / name, "validate")
+    assert (status, err) == (1, "")
+    assert "FAIL (neither " in out
+
+
+def test_it_changes_nothing(host: Kernel) -> None:
+    before = host.snapshot()
+    found(host)
+    assert host.snapshot() == before

@@ -1,0 +1,345 @@
+"""What is asked of systemd at prepare where it owns cgroups and machined makes VMs' scopes, v1 and
+v2.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from libvirt_cgroup_hooks import managers, state
+from libvirt_cgroup_hooks.domain import Domain
+from libvirt_cgroup_hooks.errors import Error
+from libvirt_cgroup_hooks.steps import Write
+
+from ..support.hosts import NO_LIMIT, run
+from ..support.machined import ACTIVATION, BUS, DROP_IN, UNITS, Machined, U, layout, systemd
+from ..support.operations import (
+    CG,
+    CPUS,
+    MIB,
+    OTHER,
+    RECORD,
+    SMALL_LIMIT,
+    UNIFIED_LIMIT,
+    do,
+    lines,
+    plan,
+    started,
+    vm,
+)
+
+HOST = Machined
+
+
+def calls(host: Machined, subject: Domain, operation: str = "prepare") -> list[str]:
+    """What systemctl is asked to set."""
+    found = [line for line in do(host, operation, subject) if line.startswith("set-property ")]
+    return [line[len("set-property --runtime ") :] for line in found]
+
+
+# the manager
+
+
+def test_a_host_with_machined_is_systemds(host: Machined) -> None:
+    assert managers.name(host) == "systemd"
+    assert systemd(host).name == "systemd"
+
+
+@pytest.mark.parametrize("file", [BUS, ACTIVATION])
+def test_without_a_bus_or_machined_it_is_not(host: Machined, file: str) -> None:
+    host.remove(file)
+    assert managers.choose(host, host.config()).name == "cgroupfs"
+
+
+# prepare
+
+
+def test_prepare_v2(v2: Machined) -> None:
+    assert lines(v2, "prepare", vm()) == [
+        f"save {RECORD}",
+        f"save {state.SHARED}",
+        f"systemctl set-property --runtime vms.slice AllowedCPUs=1-3 MemoryMax={UNIFIED_LIMIT}",
+    ]
+
+
+def test_prepare_v1(v1: Machined) -> None:
+    """systemd has no cpuset there, so that is made and fenced; memory is systemd's."""
+    assert lines(v1, "prepare", vm()) == [
+        f"save {RECORD}",
+        f"save {state.SHARED}",
+        f"make {CG}/cpuset/vms.slice",
+        f'write "0" to {CG}/cpuset/vms.slice/cpuset.mems',
+        f'write "1" to {CG}/cpuset/vms.slice/cpuset.cpus',
+        f"systemctl set-property --runtime vms.slice MemoryMax={SMALL_LIMIT}",
+    ]
+
+
+def test_prepare_is_idempotent(host: Machined) -> None:
+    do(host, "prepare", vm())
+    assert lines(host, "prepare", vm()) == []
+    assert lines(host, "prepare", vm("other", uuid=OTHER)) == [
+        f"save /run/libvirt-cgroup-hooks/vms/{OTHER}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "unit"),
+    [
+        ("native", "machine.slice"),
+        ("legacy", "system-libvirt-qemu.slice"),
+        ("nested", "system-qemu.slice"),
+        ("/vms/prod/$NAME", "vms-prod.slice"),
+        ("/vms/$DRIVER-$UUID", "vms.slice"),
+        ("/a-b/ü/$NAME", r"a\x2db-\xc3\xbc.slice"),
+    ],
+)
+def test_the_property_of_the_parent(v2: Machined, template: str, unit: str) -> None:
+    layout(v2, template, CPUS)
+    assert calls(v2, vm()) == [f"{unit} AllowedCPUs=1-3"]
+
+
+@pytest.mark.parametrize("template", ["flat", "root", "uuid"])
+def test_without_a_parent_there_is_no_property(host: Machined, template: str) -> None:
+    layout(host, template, CPUS)
+    assert do(host, "prepare", vm()) == []
+
+
+@pytest.mark.parametrize(
+    ("conf", "properties"),
+    [
+        ("", []),
+        ("reserved_host_cpus = '0,2'\n", ["AllowedCPUs=1,3"]),
+        ("reserved_host_mem = '512 MiB'\n", [f"MemoryMax={UNIFIED_LIMIT}"]),
+        (
+            "reserved_host_mem = '512 MiB'\nreserved_host_cpus = '3'\n",
+            ["AllowedCPUs=0-2", f"MemoryMax={UNIFIED_LIMIT}"],
+        ),
+    ],
+)
+def test_the_text_of_properties(v2: Machined, conf: str, properties: list[str]) -> None:
+    layout(v2, "/vms/$NAME", conf)
+    assert calls(v2, vm()) == ([" ".join(["vms.slice", *properties])] if properties else [])
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory", "needed"),
+    [
+        ("1-3", str(UNIFIED_LIMIT), []),
+        ("", str(UNIFIED_LIMIT), ["AllowedCPUs=1-3"]),
+        ("1-2", str(UNIFIED_LIMIT), ["AllowedCPUs=1-3"]),
+        ("1-3", "max", [f"MemoryMax={UNIFIED_LIMIT}"]),
+        ("1-3", "4096", [f"MemoryMax={UNIFIED_LIMIT}"]),
+        ("", "max", ["AllowedCPUs=1-3", f"MemoryMax={UNIFIED_LIMIT}"]),
+    ],
+)
+def test_the_bus_is_asked_only_for_what_the_kernel_does_not_say(
+    v2: Machined, cpus: str, memory: str, needed: list[str]
+) -> None:
+    v2.slice("vms.slice", cpus, memory)
+    v2.put(
+        "/run/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "AllowedCPUs=1-3"
+    )  # the kernel's word counts
+    assert calls(v2, vm()) == ([" ".join(["vms.slice", *needed])] if needed else [])
+
+
+@pytest.mark.parametrize(
+    ("memory", "needed"),
+    [(str(SMALL_LIMIT), []), (NO_LIMIT, [f"vms.slice MemoryMax={SMALL_LIMIT}"])],
+)
+def test_the_same_on_v1(v1: Machined, memory: str, needed: list[str]) -> None:
+    v1.slice("vms.slice", memory=memory)
+    assert calls(v1, vm()) == needed
+
+
+@pytest.mark.parametrize(
+    "directory", ["/run/systemd/system.control", "/etc/systemd/system.control"]
+)
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("AllowedCPUs=1 3", []),
+        ("AllowedCPUs=1,3", []),
+        ("# set by systemctl\n[Slice]\nAllowedCPUs=\nAllowedCPUs= 1 3 ", []),  # the last one counts
+        ("[Slice]\nAllowedCPUs=1-3", ["vms.slice AllowedCPUs=1,3"]),
+        ("[Slice]\nAllowedCPUs=1 3\nAllowedCPUs=", ["vms.slice AllowedCPUs=1,3"]),
+        ("[Slice]\nAllowedMemoryNodes=0", ["vms.slice AllowedCPUs=1,3"]),
+        ("", ["vms.slice AllowedCPUs=1,3"]),
+    ],
+)
+def test_while_there_is_no_cgroup_what_systemd_was_told_counts(
+    v2: Machined, directory: str, text: str, needed: list[str]
+) -> None:
+    layout(v2, "/vms/$NAME", "reserved_host_cpus = '0,2'\n")
+    v2.put(f"{directory}/vms.slice.d/50-AllowedCPUs.conf", text)
+    assert calls(v2, vm()) == needed
+
+
+def test_the_order_of_systemds_directories(v2: Machined) -> None:
+    """A drop-in in /etc/systemd/system.control hides the one of the same name in /run
+    (systemd.unit(5)).
+    """
+    layout(v2, "/vms/$NAME", CPUS)
+    v2.put(
+        "/run/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "[Slice]\nAllowedCPUs=1-3"
+    )
+    v2.put(
+        "/etc/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "[Slice]\nAllowedCPUs=0-1"
+    )
+    assert calls(v2, vm()) == ["vms.slice AllowedCPUs=1-3"]
+
+
+def test_a_limit_below_what_is_in_use_is_refused(host: Machined) -> None:
+    host.slice("vms.slice", used=str(7900 * MIB))
+    before = host.snapshot()
+    with pytest.raises(Error) as error:
+        do(host, "prepare", vm())
+    directory = f"{CG}/memory/vms.slice" if host.version == 1 else f"{CG}/vms.slice"
+    assert str(error.value).startswith(f"cannot limit {directory} to ")
+    assert str(error.value).endswith(
+        ": 7.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one"
+    )
+    assert host.snapshot() == before
+
+
+def test_a_limit_that_is_in_force_is_no_failure_when_more_is_in_use(host: Machined) -> None:
+    limit = SMALL_LIMIT if host.version == 1 else UNIFIED_LIMIT
+    host.slice("vms.slice", "1-3", str(limit), str(limit + 1))
+    assert calls(host, vm()) == []
+
+
+def test_a_property_is_put_back_when_a_later_step_fails(v2: Machined) -> None:
+    v2.slice("vms.slice", "1", str(UNIFIED_LIMIT))
+    before = v2.snapshot()
+    made = plan(v2, "prepare", vm())
+    made.add(Write(f"{CG}/none/cpuset.cpus", "1"))
+    with pytest.raises(Error, match="none"):
+        run(v2, made)
+    assert made.warnings == []
+    assert v2.get(f"{CG}/vms.slice/cpuset.cpus") == "1"
+    assert v2.snapshot("run/systemd/system.control/vms") == before
+
+
+def test_also_one_that_was_not_limited(v2: Machined) -> None:
+    v2.slice("vms.slice")
+    made = plan(v2, "prepare", vm())
+    made.add(Write(f"{CG}/none/cpuset.cpus", "1"))
+    with pytest.raises(Error, match="none"):
+        run(v2, made)
+    assert made.warnings == []
+    assert [v2.get(f"{CG}/vms.slice/{name}") for name in ("cpuset.cpus", "memory.max")] == [
+        "0-3",
+        "max",
+    ]
+
+
+# a reservation that is taken back
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_taken_back_is_cleared_by_the_full_list(v2: Machined, there: bool) -> None:
+    if there:
+        v2.slice("vms.slice")
+    do(v2, "prepare", vm())
+    layout(v2, "/vms/$DRIVER-$NAME")
+    assert calls(v2, vm("other", uuid=OTHER)) == [
+        "vms.slice AllowedCPUs=0-3",
+        "vms.slice MemoryMax=infinity",
+    ]
+    assert not v2.exists(state.SHARED)
+    assert calls(v2, vm("third", uuid=OTHER.replace("0", "1"))) == []
+
+
+def test_also_on_v1(v1: Machined) -> None:
+    do(v1, "prepare", vm())
+    layout(v1, "/vms/$DRIVER-$NAME")
+    assert calls(v1, vm("other", uuid=OTHER)) == ["vms.slice MemoryMax=infinity"]
+
+
+def test_the_v1_cpuset_is_opened_too(v1: Machined) -> None:
+    do(v1, "prepare", vm())
+    layout(v1, "/vms/$DRIVER-$NAME")
+    do(v1, "prepare", vm("other", uuid=OTHER))
+    assert v1.get(f"{CG}/cpuset/vms.slice/cpuset.cpus") == "0-1"
+
+
+@pytest.mark.parametrize(
+    ("left", "call"),
+    [
+        ("reserved_host_mem = '512 MiB'\n", "vms.slice AllowedCPUs=0-3"),
+        (CPUS, "vms.slice MemoryMax=infinity"),
+    ],
+)
+def test_one_of_two_reservations_is_taken_back(v2: Machined, left: str, call: str) -> None:
+    do(v2, "prepare", vm())
+    layout(v2, "/vms/$DRIVER-$NAME", left)
+    assert calls(v2, vm("other", uuid=OTHER)) == [call]
+
+
+def test_the_parent_of_an_earlier_layout_stays_fenced(v2: Machined) -> None:
+    """VMs may still run there, for as long as it has a cgroup."""
+    layout(v2, "/vms/$NAME", CPUS)
+    do(v2, "prepare", vm())
+    v2.slice("vms.slice", "1-3")
+    layout(v2, "/other/$NAME", CPUS)
+    assert calls(v2, vm("other", uuid=OTHER)) == ["other.slice AllowedCPUs=1-3"]
+    layout(v2, "/other/$NAME", "reserved_host_cpus = '0,2'\n")
+    assert sorted(calls(v2, vm("other", uuid=OTHER))) == [
+        "other.slice AllowedCPUs=1,3",
+        "vms.slice AllowedCPUs=1,3",
+    ]
+    v2.remove_directory(f"{CG}/vms.slice")
+    assert calls(v2, vm("other", uuid=OTHER)) == ["vms.slice AllowedCPUs=0-3"]
+
+
+def test_nothing_is_cleared_that_is_not_in_effect(v2: Machined) -> None:
+    v2.make_directory("/run/libvirt-cgroup-hooks")
+    v2.put(
+        state.SHARED, f"{state.LIMITS_FORMAT}\nlimit cpus 0-3 /vms.slice\nlimit memory - /vms.slice"
+    )
+    layout(v2, "/other/$NAME")
+    assert lines(v2, "prepare", vm()) == [f"save {RECORD}", f"remove {state.SHARED}"]
+
+
+# strays
+
+
+def test_drop_ins_of_no_vms_record_are_swept(host: Machined) -> None:
+    started(host, vm("other", number=4, uuid=OTHER))
+    stray = f"{UNITS}/machine-qemu\\x2d9\\x2dgone.scope.d"
+    for path in (
+        f"{stray}/{DROP_IN}",
+        f"{UNITS}/others.scope.d/50-x.conf",
+        f"{UNITS}/vms.slice.d/{DROP_IN}",
+    ):
+        host.put(path, "[Scope]")
+    made = lines(host, "prepare", vm())
+    assert [line for line in made if UNITS in line] == [
+        f"remove {stray}/{DROP_IN}",
+        f"remove {stray} if it is empty",
+    ]
+    do(host, "prepare", vm())
+    assert host.names(UNITS) == [
+        ".keep",
+        r"machine-qemu\x2d4\x2dother.scope.d",
+        "others.scope.d",
+        "vms.slice.d",
+    ]
+
+
+def test_also_beside_a_vm_that_has_no_drop_in(host: Machined) -> None:
+    do(host, "prepare", vm("other", uuid=OTHER))
+    host.put(f"{UNITS}/machine-qemu\\x2d9\\x2dgone.scope.d/{DROP_IN}", "[Scope]")
+    assert [line for line in lines(host, "prepare", vm()) if UNITS in line]
+
+
+def test_what_an_earlier_run_left_goes_once(host: Machined) -> None:
+    layout(host, "/vms/$UUID", CPUS)
+    started(host, vm(number=2))
+    old = f"{UNITS}/machine-qemu\\x2d2\\x2dvm.scope.d"
+    assert [
+        line for line in lines(host, "prepare", vm()) if "systemctl" in line or UNITS in line
+    ] == [
+        f"remove {old}/{DROP_IN}",
+        f"remove {old} if it is empty",
+        f"systemctl stop --no-block vms-{U}.slice",
+    ]

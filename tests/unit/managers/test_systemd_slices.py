@@ -1,0 +1,172 @@
+"""Layouts as systemd's slices: their names and their cgroups."""
+
+from __future__ import annotations
+
+import pytest
+
+from libvirt_cgroup_hooks.errors import Error
+from libvirt_cgroup_hooks.managers.units import scope_unit
+
+from ..support.machined import SERVICE, Machined, U, layout, systemd
+from ..support.operations import CPUS, do, lines, plan, vm
+
+HOST = Machined
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "parent", "unit", "directory"),
+    [
+        ("native", "vm", "machine.slice", None, "/machine.slice"),
+        (
+            "legacy",
+            "vm",
+            "system-libvirt-qemu.slice",
+            "system-libvirt-qemu.slice",
+            "/system.slice/system-libvirt.slice/system-libvirt-qemu.slice",
+        ),
+        (
+            "nested",
+            "vm",
+            "system-qemu.slice",
+            "system-qemu.slice",
+            "/system.slice/system-qemu.slice",
+        ),
+        ("flat", "vm", None, "system.slice", "/system.slice"),
+        ("root", "vm", None, "-.slice", ""),
+        ("uuid", "vm", None, rf"qemu\x2d{U}.slice", rf"/qemu\x2d{U}.slice"),
+        ("/vms/prod/$NAME", "vm", "vms-prod.slice", "vms-prod.slice", "/vms.slice/vms-prod.slice"),
+        (
+            "/vms/$DRIVER-$UUID",
+            "vm",
+            "vms.slice",
+            rf"vms-qemu\x2d{U}.slice",
+            rf"/vms.slice/vms-qemu\x2d{U}.slice",
+        ),
+        (
+            "/vms/$NAME/$UUID",
+            "a-b ü",
+            "vms.slice",
+            rf"vms-a\x2db\x20\xc3\xbc-{U}.slice",
+            rf"/vms.slice/vms-a\x2db\x20\xc3\xbc.slice/vms-a\x2db\x20\xc3\xbc-{U}.slice",
+        ),
+        (
+            "/vms/$NAME-$UUID",
+            "💩",
+            "vms.slice",
+            rf"vms-\xf0\x9f\x92\xa9\x2d{U}.slice",
+            rf"/vms.slice/vms-\xf0\x9f\x92\xa9\x2d{U}.slice",
+        ),
+        (
+            "/vms/$UUID%i",
+            "vm",
+            "vms.slice",
+            rf"vms-{U}\x25i.slice",
+            rf"/vms.slice/vms-{U}\x25i.slice",
+        ),
+        ("/my-vms/x.$ID", "vm", r"my\x2dvms.slice", r"my\x2dvms.slice", r"/my\x2dvms.slice"),
+        (r"/a\b/$NAME", "vm", r"a\x5cb.slice", r"a\x5cb.slice", r"/a\x5cb.slice"),
+        (
+            "/.vms/_x/$NAME",
+            "vm",
+            r"\x2evms-_x.slice",
+            r"\x2evms-_x.slice",
+            r"/\x2evms.slice/\x2evms-_x.slice",
+        ),
+        ("/vms.slice/$NAME", "vm", "vms.slice.slice", "vms.slice.slice", "/vms.slice.slice"),
+        (
+            "/vms/$NAME/a",
+            "..",
+            "vms.slice",
+            r"vms-\x2e.-a.slice",
+            r"/vms.slice/vms-\x2e..slice/vms-\x2e.-a.slice",
+        ),
+        (
+            "/vms/$NAME/a",
+            "$ID",
+            "vms.slice",
+            r"vms-\x24ID-a.slice",
+            r"/vms.slice/vms-\x24ID.slice/vms-\x24ID-a.slice",
+        ),
+        (
+            "/vms/libvirt/$NAME",
+            "vm",
+            "vms-libvirt.slice",
+            "vms-libvirt.slice",
+            "/vms.slice/vms-libvirt.slice",
+        ),
+    ],
+)
+def test_slices(
+    host: Machined, template: str, name: str, parent: str | None, unit: str | None, directory: str
+) -> None:
+    layout(host, template)
+    subject = vm(name, number=3)
+    manager = systemd(host)
+    assert manager.parent_slice() == parent
+    assert manager.vm_slice(subject) == unit
+    assert manager.scope_path(subject) == f"{directory}/{scope_unit(name, 3)}"
+
+
+@pytest.mark.parametrize(
+    ("at", "template", "unit"),
+    [
+        ("/system.slice/libvirtd.service", "nested", "system-qemu.slice"),
+        ("/a.slice/a-b.slice/x.service", "nested", "a-b-qemu.slice"),
+        ("/user.slice/user-0.slice/session-1.scope", "flat", "user-0.slice"),
+        ("/init.scope", "nested", "qemu.slice"),
+        ("/", "flat", "-.slice"),
+    ],
+)
+def test_the_daemons_slice(host: Machined, at: str, template: str, unit: str) -> None:
+    host.daemon(at)
+    layout(host, template)
+    assert systemd(host).vm_slice(vm()) == unit
+
+
+@pytest.mark.parametrize(
+    ("at", "template", "name", "unit"),
+    [
+        (SERVICE, "/libvirt/$NAME", "vm", "libvirt.slice"),
+        (SERVICE, "/libvirtish/x/$NAME", "vm", "libvirtish-x.slice"),
+        (SERVICE, "/libvirt-$UUID", "vm", rf"libvirt\x2d{U}.slice"),
+        (SERVICE, "/$NAME/x", "libvirt", "libvirt-x.slice"),
+        ("/init.scope", "legacy", "vm", "libvirt-qemu.slice"),
+    ],
+)
+def test_a_slice_that_libvirt_would_misread_is_refused(
+    host: Machined, at: str, template: str, name: str, unit: str
+) -> None:
+    host.daemon(at)
+    layout(host, template, CPUS)
+    before = host.snapshot("run/libvirt-")
+    with pytest.raises(Error) as error:
+        do(host, "prepare", vm(name))
+    assert str(error.value) == (
+        f'cgroup_layout "{template}" makes the slice {unit}: '
+        "libvirt loses VMs in a cgroup whose name begins with libvirt; choose another name"
+    )
+    assert host.snapshot("run/libvirt-") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("x" * 196, True),
+        ("x" * 197, False),
+        ("-" * 49, True),
+        ("-" * 50, False),
+        ("💩" * 12, True),
+        ("💩" * 13, False),
+    ],
+)
+def test_a_slice_has_a_name_of_at_most_255_bytes(host: Machined, name: str, fits: bool) -> None:
+    layout(host, "/vms/$NAME/$UUID")
+    if fits:
+        assert lines(host, "prepare", vm(name))
+        return
+    with pytest.raises(Error) as error:
+        plan(host, "prepare", vm(name))
+    assert (
+        str(error.value)
+        == f"the slice of VM {name} would have a name over 255 bytes: use $UUID in the layout"
+    )

@@ -1,0 +1,242 @@
+"""What the VMs may use is what the host has less what it keeps; and whether a VM's pins are within
+it.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from libvirt_cgroup_hooks.admission import Cpus, check_cpus, check_memory, check_pins, pins_outside
+from libvirt_cgroup_hooks.config import Config
+from libvirt_cgroup_hooks.cpuset import CpuSet
+from libvirt_cgroup_hooks.errors import Error, Refusal, size
+from libvirt_cgroup_hooks.fence import Fence, reserved_memory
+from libvirt_cgroup_hooks.topology import Memory
+
+from .support.hosts import PAGE, configured, domain, topology
+
+GIB = 2**30
+
+
+def fence_of(text: str, name: str) -> Fence:
+    host = topology(name)
+    return configured(text, name).fence(host.online, host.memory, PAGE)
+
+
+@pytest.mark.parametrize(
+    ("host", "text", "cpus", "memory"),
+    [
+        ("smt", "", None, None),
+        ("smt", "reserved_host_cpus = '0,4'", "1-3,5-7", None),
+        ("smt", "reserved_host_cpus = 1", "1-3,5-7", None),
+        ("smt", "reserved_host_cpus = 'auto'", "1-3,5-7", None),
+        ("smt", "reserved_host_mem = '4 GiB'", None, 32787480 * 1024 - 4 * GIB),
+        ("smt", "reserved_host_mem = 'auto'", None, 32787480 * 1024 * 19 // 20 // PAGE * PAGE),
+        ("smt", "reserved_host_mem = '10%'", None, 32787480 * 1024 * 9 // 10 // PAGE * PAGE),
+        ("smt", "reserved_host_mem = '1 B'", None, 32787480 * 1024 - PAGE),
+        (
+            "numa",
+            "reserved_host_mem = '4 GiB'",
+            None,
+            (65842104 - 10485760) * 1024 - 4 * GIB,
+        ),  # less the hugepages
+        (
+            "numa",
+            "reserved_host_cpus = 2\nreserved_host_mem = '4 GiB'",
+            "1-3,5-7",
+            (65842104 - 10485760) * 1024 - 4 * GIB,
+        ),
+        ("v1", "reserved_host_mem = 'auto'", None, 2040212 * 1024 - GIB),
+    ],
+)
+def test_fence(host: str, text: str, cpus: str | None, memory: int | None) -> None:
+    made = fence_of(text, host)
+    assert (None if made.cpus is None else str(made.cpus), made.memory) == (cpus, memory)
+    assert bool(made) == (cpus is not None or memory is not None)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"reserved_host_cpus": "0-3"},
+            "reserving CPUs 0-3 leaves none for VMs (online: 0-1): reserve fewer CPUs",
+        ),
+        (
+            {"reserved_host_mem": str(GIB - PAGE + 1)},
+            "reserving 1.0 GiB leaves no memory for VMs (1 GiB in all, 0 bytes in hugepage pools)",
+        ),
+        ({"reserved_host_mem": "auto"}, "reserving 1 GiB leaves no memory for VMs"),
+    ],
+)
+def test_nothing_left(values: dict[str, str], message: str) -> None:
+    with pytest.raises(Error) as error:
+        Config(values).fence(CpuSet([0, 1]), Memory(GIB, 0), PAGE)
+    assert str(error.value).startswith(message)
+
+
+def test_one_page_is_enough() -> None:
+    config = Config({"reserved_host_mem": str(GIB - PAGE)})
+    assert config.fence(CpuSet([0]), Memory(GIB, 0), PAGE).memory == PAGE
+
+
+@pytest.mark.parametrize(
+    ("setting", "total", "kept"),
+    [
+        ("1", 100, 1),
+        (str(GIB), 100, GIB),
+        ("10%", 1000, 100),
+        ("33%", 100, 33),
+        ("1%", 99, 0),
+        ("auto", 40 * GIB, 2 * GIB),
+    ],
+)
+def test_reserved_memory(setting: str, total: int, kept: int) -> None:
+    assert reserved_memory(setting, total) == kept
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (1536, "1.5 KiB"),
+        (2**20, "1 MiB"),
+        (GIB, "1 GiB"),
+        (GIB + GIB // 2, "1.5 GiB"),
+        (1024 * GIB, "1024 GiB"),
+    ],
+)
+def test_size(amount: int, text: str) -> None:
+    assert size(amount) == text
+
+
+TWO_CELLS = (
+    "<memory unit='GiB'>1</memory><cpu><numa><cell id='0' cpus='0' memory='768' unit='MiB'/>"
+    "<cell id='1' cpus='1' memory='262144'/></numa></cpu>"
+)
+
+
+@pytest.mark.parametrize(
+    ("inner", "memory"),
+    [
+        ("<memory unit='GiB'>1</memory>", 1024 + 2 + 8 + 64),
+        (
+            "<memory unit='GiB'>1</memory><vcpu>4</vcpu><iothreads>2</iothreads>",
+            1024 + 2 + 6 * 8 + 64,
+        ),
+        ("<memory unit='GiB'>1</memory><vcpu current='1'>4</vcpu>", 1024 + 2 + 4 * 8 + 64),
+        (
+            "<memory unit='GiB'>1</memory><memoryBacking><hugepages/></memoryBacking>",
+            2 + 8 + 64,
+        ),  # the pool has it
+        (
+            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M' nodeset='1'/></hugepages></memoryBacking>",
+            768 + 74,
+        ),
+        (
+            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M'/></hugepages></memoryBacking>",
+            74,
+        ),
+        ("", 8 + 64),
+    ],
+)
+def test_what_a_vm_takes_with_qemus_own(inner: str, memory: int) -> None:
+    assert domain(inner=inner).host_memory() == memory * 2**20
+
+
+@pytest.mark.parametrize(("others", "fits"), [(0, True), (1024, True), (1025, False)])
+def test_admission(others: int, fits: bool) -> None:
+    made, limit = (
+        domain("we\nb", "<memory unit='MiB'>512</memory>"),
+        (1024 + 512 + 1 + 8 + 64) * 2**20,
+    )
+    if fits:
+        check_memory(made, others * 2**20, limit)
+        return
+    with pytest.raises(Refusal) as error:
+        check_memory(made, others * 2**20, limit)
+    assert str(error.value) == (
+        r"VM we\nb needs 585 MiB including QEMU's overhead; running VMs already account for 1.0 GiB "
+        "of the 1.6 GiB available to VMs: stop another VM, give this one less memory, or set memory_admission = 0"
+    )
+
+
+TUNE = "<cputune><vcpupin vcpu='0' cpuset='0-1'/><vcpupin vcpu='1' cpuset='2'/><emulatorpin cpuset='0'/></cputune>"
+
+
+@pytest.mark.parametrize(
+    ("inner", "cpus", "outside"),
+    [
+        ("", "1-3", []),
+        (TUNE, "0-3", []),
+        (TUNE, "1-3", ["emulator to 0 (reserved: 0)", "vcpu0 to 0-1 (reserved: 0)"]),
+        (
+            TUNE,
+            "3",
+            [
+                "emulator to 0 (reserved: 0)",
+                "vcpu0 to 0-1 (reserved: 0-1)",
+                "vcpu1 to 2 (reserved: 2)",
+            ],
+        ),
+        (
+            "<vcpu cpuset='0-3'>1</vcpu>",
+            "1-3",
+            ["emulator to 0-3 (reserved: 0)", "vcpu0 to 0-3 (reserved: 0)"],
+        ),
+        (
+            "<cputune><iothreadpin iothread='3' cpuset='0'/></cputune>",
+            "1-3",
+            ["iothread3 to 0 (reserved: 0)"],
+        ),
+    ],
+)
+def test_pins_outside(inner: str, cpus: str, outside: list[str]) -> None:
+    made, allowed = domain(inner=inner), CpuSet.parse(cpus)
+    assert sorted(pins_outside(made, allowed)) == outside
+    if not outside:
+        check_pins(made, allowed, "refuse")
+
+
+def test_a_pin_outside_is_refused_in_one_sentence() -> None:
+    with pytest.raises(Refusal) as error:
+        check_pins(
+            domain("we\nb", "<cputune><emulatorpin cpuset='0-1'/></cputune>"),
+            CpuSet.parse("1-7"),
+            "refuse",
+        )
+    assert str(error.value) == (
+        r"VM we\nb is pinned to reserved CPUs: emulator to 0-1 (reserved: 0): "
+        "pin it within 1-7, or reserve other CPUs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pins", "all_of_them", "told"),
+    [
+        ("<vcpupin vcpu='0' cpuset='6-7'/>", False, ""),
+        ("<vcpupin vcpu='0' cpuset='6-7'/>", True, "vcpu0 to 6-7 (offline: 7)"),
+        ("<vcpupin vcpu='0' cpuset='1,6'/>", True, ""),
+        ("<vcpupin vcpu='0' cpuset='1,7'/>", False, ""),
+        ("<vcpupin vcpu='0' cpuset='7'/>", False, "vcpu0 to 7 (offline: 7)"),
+        (
+            "".join(f"<vcpupin vcpu='{number}' cpuset='7'/>" for number in range(18)),
+            False,
+            "vcpu15 to 7 (offline: 7), and 2 more",
+        ),
+    ],
+)
+def test_pinned_to_offline_cpus(pins: str, all_of_them: bool, told: str) -> None:
+    made = domain("web", f"<vcpu>32</vcpu><cputune>{pins}</cputune>")
+    fence, pinnable, reserved = map(CpuSet.parse, ("2-6", "2-7", "0-1"))  # CPU 7 is offline
+    cpus = Cpus(fence, pinnable, reserved, {}, all_of_them)
+    if not told:
+        assert bool(check_cpus(made, cpus, "warn")) is ("1," in pins)
+        return
+    with pytest.raises(Refusal) as error:
+        check_cpus(made, cpus, "refuse")
+    assert error.value.message.startswith("VM web is pinned to CPUs that are offline: vcpu0 to ")
+    assert error.value.message.endswith(told)
+    assert error.value.hint == "bring them online, or pin it within 2-6"

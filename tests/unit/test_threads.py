@@ -1,0 +1,84 @@
+"""Which threads a running VM has, from libvirt's status XML and /proc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from libvirt_cgroup_hooks import threads
+from libvirt_cgroup_hooks.errors import Error
+
+from .support.hosts import Kernel, domain, domain_xml
+
+INNER = "<vcpu>1</vcpu>"
+MAIN = 4200100
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Kernel:
+    return Kernel(tmp_path, "v2")
+
+
+@pytest.mark.parametrize(
+    ("comm", "group"),
+    [
+        ("qemu-system-x86", "emulator"),
+        ("worker", "emulator"),
+        ("IO iothread1", "iothread1"),
+        ("IO iothread42", "iothread42"),
+        ("IO iothread", "emulator"),
+        ("IO mon_iothread", "emulator"),
+        ("IO iothreadx", "emulator"),
+        ("CPU 0/KVM", "emulator"),  # which vCPU it is the status XML says
+        ("vnc_worker", "emulator"),
+        ("a b) (c", "emulator"),
+    ],
+)
+def test_the_group_of_a_thread(host: Kernel, comm: str, group: str) -> None:
+    host.start_vm(domain("web", INNER), INNER)
+    host.start_thread(MAIN, MAIN + 90, comm, {"": "/x"})
+    running = threads.status(host, "web")
+    assert running
+    found = {thread.tid: thread for thread in threads.threads(host, running)}
+    assert (found[MAIN + 90].comm, found[MAIN + 90].group) == (comm, group)
+    assert [found[tid].group for tid in (MAIN, MAIN + 10)] == ["emulator", "vcpu0"]
+    assert found[MAIN + 10].cgroups == {"": "/machine/qemu-3-vm.libvirt-qemu/vcpu0"}
+
+
+@pytest.mark.parametrize("name", ["a b", "..", ".", "-x", "a'b\"c\\d", "💩", "x" * 200])
+def test_the_status_of_a_vm_by_its_name(host: Kernel, name: str) -> None:
+    host.start_vm(domain(name, INNER), INNER)
+    found = threads.status(host, name)
+    assert found
+    assert (found.name, found.pid, [vm.name for vm in threads.running(host)]) == (
+        name,
+        MAIN,
+        [name],
+    )
+
+
+def test_what_is_no_running_vm(host: Kernel) -> None:
+    host.put("/run/libvirt/qemu/ended.xml", domain_xml("status").decode())
+    host.put("/run/libvirt/qemu/defined.xml", domain_xml("plain").decode())
+    host.put("/run/libvirt/qemu/web.pid", "12")
+    assert threads.status(host, "none") is None
+    assert threads.status(host, "defined") is None
+    assert threads.running(host) == []
+
+
+def test_a_status_that_is_not_understood(host: Kernel) -> None:
+    host.put("/run/libvirt/qemu/web.xml", "<domstatus")
+    with pytest.raises(Error, match="not well-formed"):
+        threads.status(host, "web")
+
+
+def test_processes(host: Kernel) -> None:
+    host.start_vm(domain("web", INNER), INNER, helpers=2)
+    emulator = "/sys/fs/cgroup/machine/qemu-3-vm.libvirt-qemu/emulator"
+    assert threads.members(host, emulator) == [MAIN, MAIN + 50, MAIN + 51]
+    assert threads.members(host, "/sys/fs/cgroup/none") == []
+    assert threads.process_cgroups(host, MAIN + 50) == {
+        "": "/machine/qemu-3-vm.libvirt-qemu/emulator"
+    }
+    assert threads.process_cgroups(host, MAIN + 99) is None

@@ -1,0 +1,177 @@
+"""CPUs, cores, nodes and memory of recorded hosts."""
+
+from __future__ import annotations
+
+import pytest
+
+from libvirt_cgroup_hooks.cpuset import CpuSet
+from libvirt_cgroup_hooks.errors import Error
+from libvirt_cgroup_hooks.topology import Memory, Topology, auto_memory, read_online
+
+from .support.hosts import topology
+
+GIB = 2**30
+CPUS = "/sys/devices/system/cpu"
+NODES = "/sys/devices/system/node"
+
+
+@pytest.mark.parametrize(
+    ("name", "online", "cores", "nodes", "total", "hugetlb"),
+    [
+        ("smt", "0-7", ["0,4", "1,5", "2,6", "3,7"], {0: "0-7"}, 32787480, 0),
+        (
+            "numa",
+            "0-7",
+            ["0", "1", "2", "3", "4", "5", "6", "7"],
+            {0: "0-3", 1: "4-7"},
+            65842104,
+            10485760,
+        ),
+        ("v1", "0-1", ["0", "1"], {0: "0-1"}, 2040212, 0),
+        ("v2", "0-3", ["0", "1", "2", "3"], {0: "0-3"}, 8135396, 0),
+    ],
+)
+def test_recorded_hosts(
+    name: str, online: str, cores: list[str], nodes: dict[int, str], total: int, hugetlb: int
+) -> None:
+    host = topology(name)
+    assert (str(host.online), str(host.present), str(host.isolated)) == (online, online, "")
+    assert [str(core) for core in host.cores] == cores
+    assert {node: str(cpus) for node, cpus in host.nodes.items()} == nodes
+    assert host.memory_nodes == CpuSet(nodes)
+    assert (host.memory.total, host.memory.hugetlb) == (total * 1024, hugetlb * 1024)
+
+
+def made(files: dict[str, str]) -> Topology:
+    return Topology.read({"/proc/meminfo": "MemTotal: 1024 kB\n", **files}.get)
+
+
+def test_a_host_that_tells_only_its_online_cpus() -> None:
+    host = made({f"{CPUS}/online": "0,2-3\n"})
+    assert (str(host.present), [str(core) for core in host.cores]) == ("0,2-3", ["0", "2", "3"])
+    assert (host.nodes, str(host.memory_nodes)) == ({0: CpuSet([0, 2, 3])}, "0")
+
+
+def test_offline_and_isolated_cpus() -> None:
+    host = made(
+        {
+            f"{CPUS}/online": "0-2\n",
+            f"{CPUS}/present": "0-3\n",
+            f"{CPUS}/isolated": "2\n",
+            f"{CPUS}/cpu0/topology/thread_siblings_list": "0,2\n",
+            f"{CPUS}/cpu1/topology/thread_siblings_list": "1\n",  # 3 is offline
+            f"{CPUS}/cpu2/topology/thread_siblings_list": "0,2\n",
+            f"{NODES}/online": "0\n",
+            f"{NODES}/node0/cpulist": "0-3\n",
+        }
+    )
+    assert [str(core) for core in host.cores] == ["0,2", "1"]
+    assert (str(host.isolated), str(host.nodes[0])) == ("2", "0-3")
+    assert str(host.take(3)) == "0-2"
+    assert str(host.take(4)) == "0-2"  # there are no more
+
+
+def test_a_node_with_memory_and_no_cpus() -> None:
+    host = made(
+        {
+            f"{CPUS}/online": "0-1\n",
+            f"{NODES}/online": "0,2\n",
+            f"{NODES}/has_memory": "0,2\n",
+            f"{NODES}/node0/cpulist": "0-1\n",
+            f"{NODES}/node2/cpulist": "\n",
+        }
+    )
+    assert str(host.memory_nodes) == "0,2"
+    assert str(host.take(2)) == "0-1"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "cannot read /sys/devices/system/cpu/online: is /sys mounted?"),
+        ({f"{CPUS}/online": ""}, "cannot read /sys/devices/system/cpu/online"),
+        (
+            {f"{CPUS}/online": "0", "/proc/meminfo": ""},
+            "/proc/meminfo has no MemTotal: is /proc mounted?",
+        ),
+        ({f"{CPUS}/online": "all"}, '"all" is not a CPU list'),
+    ],
+)
+def test_what_cannot_be_read(files: dict[str, str], message: str) -> None:
+    with pytest.raises(Error) as error:
+        made(files)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "hugetlb"),
+    [
+        ("MemTotal:  1000 kB\n", 1000, 0),
+        (
+            "MemTotal:  1000 kB\nHugePages_Total:  2\nHugepagesize:  2048 kB\n",
+            1000,
+            4096,
+        ),  # before Linux 4.17
+        (
+            "MemTotal:  1000 kB\nHugePages_Total:  2\nHugepagesize:  2048 kB\nHugetlb:  9000 kB\n",
+            1000,
+            9000,
+        ),
+        ("MemFree: 5 kB\nMemTotal: 1 kB\nOdd:\nOther: many kB\n", 1, 0),
+    ],
+)
+def test_meminfo(text: str, total: int, hugetlb: int) -> None:
+    memory = Memory.parse(text)
+    assert (memory.total, memory.hugetlb) == (total * 1024, hugetlb * 1024)
+
+
+@pytest.mark.parametrize(
+    ("total", "kept"),
+    [(GIB, GIB), (20 * GIB, GIB), (40 * GIB, 2 * GIB), (160 * GIB, 8 * GIB), (1024 * GIB, 8 * GIB)],
+)
+def test_auto_memory(total: int, kept: int) -> None:
+    assert auto_memory(total) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "cpus"),
+    [
+        ("smt", 0, ""),
+        ("smt", 1, "0,4"),
+        ("smt", 8, "0-7"),
+        ("smt", 99, "0-7"),
+        ("numa", 2, "0,4"),
+        ("numa", 5, "0-2,4-5"),
+        ("v2", 2, "0-1"),
+    ],
+)
+def test_take_whole_cores_spread_over_the_nodes(name: str, count: int, cpus: str) -> None:
+    assert str(topology(name).take(count)) == cpus
+
+
+def big(cores: int, threads: int) -> Topology:
+    """CPU n and n + CORES are siblings, as on x86."""
+    files = {f"{CPUS}/online": f"0-{cores * threads - 1}"}
+    for cpu in range(cores * threads):
+        siblings = [cpu % cores + cores * thread for thread in range(threads)]
+        files[f"{CPUS}/cpu{cpu}/topology/thread_siblings_list"] = ",".join(map(str, siblings))
+    return made(files)
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "cpus"),
+    [
+        (1, 1, "0"),
+        (2, 2, "0,2"),
+        (32, 2, "0,32"),
+        (63, 1, "0"),
+        (64, 2, "0-1,64-65"),
+        (96, 1, "0-2"),
+    ],
+)
+def test_auto_cpus_are_one_core_in_32(cores: int, threads: int, cpus: str) -> None:
+    assert str(big(cores, threads).auto_cpus()) == cpus
+
+
+def test_online() -> None:
+    assert str(read_online({f"{CPUS}/online": "0-63\n"}.get)) == "0-63"
