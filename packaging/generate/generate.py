@@ -22,7 +22,7 @@ import lens
 import manual
 
 from libvirt_cgroup_hooks import __version__, settings
-from libvirt_cgroup_hooks.cli import _parser
+from libvirt_cgroup_hooks.cli import parser
 
 
 def files() -> dict[str, str]:
@@ -30,10 +30,10 @@ def files() -> dict[str, str]:
         "%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
     )
     return {
-        "man/virt-cgroup.8": manual.program(_parser(), date, __version__),
+        "man/virt-cgroup.8": manual.program(parser(), date, __version__),
         "man/cgroup-hooks.conf.5": manual.configuration(settings.TABLE, date, __version__),
-        "completions/virt-cgroup": completion.bash(_parser()),
-        "completions/_virt-cgroup": completion.zsh(_parser()),
+        "completions/virt-cgroup": completion.bash(parser()),
+        "completions/_virt-cgroup": completion.zsh(parser()),
         "lenses/libvirt_cgroup_hooks.aug": lens.lens(settings.TABLE),
         "lenses/tests/test_libvirt_cgroup_hooks.aug": lens.test(settings.TABLE, settings.sample()),
     }

@@ -5,7 +5,6 @@ goes on working.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -191,9 +190,10 @@ def check_gone(placed: Placed) -> None:
     scopes = [placed.scope(running_vm(name)) for name in UUIDS]
     for name in UUIDS:
         virsh("destroy", name)
-    gone: Callable[[], bool] = lambda: (
-        not any(directory("memory", scope).exists() for scope in scopes)
-    )  # noqa: E731
+
+    def gone() -> bool:
+        return not any(directory("memory", scope).exists() for scope in scopes)
+
     wait_for(gone, "the scopes to go")
     assert not drop_ins()
     assert not list(UNITS.glob("machine-qemu*"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks.cli import _parser
+from libvirt_cgroup_hooks.cli import parser
 from libvirt_cgroup_hooks.layout import PRESETS
 from libvirt_cgroup_hooks.settings import OF_VM
 
@@ -28,7 +28,7 @@ virsh() {{
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    found = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    found = [a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)]
     return dict(found[0].choices)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_cgroup_hooks import config, settings
-from libvirt_cgroup_hooks.cli import _parser
+from libvirt_cgroup_hooks.cli import parser
 
 from .conftest import run
 
@@ -17,7 +17,7 @@ PATH = "/files/etc/libvirt/cgroup-hooks.conf"
 PAGES = ("virt-cgroup.8", "cgroup-hooks.conf.5")
 NAMES = [
     name
-    for action in _parser()._actions
+    for action in parser()._actions
     if isinstance(action.choices, dict)
     for name in action.choices
 ]

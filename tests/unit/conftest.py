@@ -64,6 +64,7 @@ def nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """No file below /sys, /proc, /run or /etc, no program, no libvirt, no syslog, no thread's
     affinity.
     """
+
     def no_affinity(*arguments: object) -> None:
         pytest.fail(f"a unit test sets the affinity of a real thread: {arguments}")
 

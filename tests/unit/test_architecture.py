@@ -206,10 +206,7 @@ def test_a_run_of_the_hook_does_not_load(loaded: set[str], name: str) -> None:
             for operation in ("prepare", "start", "release")
         ),
         ("started", "v2", True, [*SYSTEMD, "kernel.v2", "threads"]),
-        *(
-            (operation, "v1", True, [*SYSTEMD, "kernel.v1"])
-            for operation in ("prepare", "start")
-        ),
+        *((operation, "v1", True, [*SYSTEMD, "kernel.v1"]) for operation in ("prepare", "start")),
         ("start", "v2", False, ALWAYS),
         ("stopped", "v2", True, ALWAYS),
     ],

@@ -9,7 +9,7 @@ from ... import threads
 from ...cpuset import CpuSet
 from ...host import Host
 from ...managers.cgroupfs import LIBVIRT_SUFFIX
-from ..status import describe
+from ..describe import describe
 from .subject import FAIL, WARN, Problem, Subject
 
 QEMU = ("qemu-system-", "qemu-kvm", "qemu:")  # the last is libvirt's, with set_process_name

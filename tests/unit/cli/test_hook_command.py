@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from libvirt_cgroup_hooks import snapshot, state
-from libvirt_cgroup_hooks.cli import hook, main
+from libvirt_cgroup_hooks.cli import main
+from libvirt_cgroup_hooks.cli.commands import hook
 from libvirt_cgroup_hooks.cli.hookfile import HOOK, HOOK_D, shipped_file
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.host import Host
@@ -265,9 +266,7 @@ def test_leaving_a_host_of_systemd(tmp_path: Path) -> None:
 
 
 def test_leaving_where_each_vm_carries_the_fence(tmp_path: Path) -> None:
-    host = Machined(
-        tmp_path, "v2", "reserved_host_cpus = '0'\ncgroup_layout = '/$DRIVER-$NAME'\n"
-    )
+    host = Machined(tmp_path, "v2", "reserved_host_cpus = '0'\ncgroup_layout = '/$DRIVER-$NAME'\n")
     started(host, lambda: host.starts(domain(), ""))
     host.written.clear()
     leave(host)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_cgroup_hooks import conformance, managers, operations, state, threads
-from libvirt_cgroup_hooks.cli.status import describe
+from libvirt_cgroup_hooks.cli.describe import describe
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error, Refusal

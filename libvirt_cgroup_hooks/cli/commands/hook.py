@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import managers
-from ..errors import Error, printable
-from ..host import NEW, Host, Refused
-from ..leave import leave
-from . import add as add_command
-from .hookfile import HOOK, HOOK_D, PYTHON, ours, python_of, shipped_file
-from .output import print_json, print_pairs
+from ... import managers
+from ...errors import Error, printable
+from ...host import NEW, Host, Refused
+from ...leave import leave
+from ..command import add as add_command
+from ..hookfile import HOOK, HOOK_D, PYTHON, ours, python_of, shipped_file
+from ..output import print_json, print_pairs
 
 SHIPPED = ("share/libvirt-cgroup-hooks/qemu", "hooks/qemu")  # installed, and in the source tree
 ACTIONS = ("install", "remove", "status")

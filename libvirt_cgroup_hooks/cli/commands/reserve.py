@@ -9,22 +9,22 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from .. import conformance, managers, settings, snapshot, threads
-from ..config import PATH, Config, inert
-from ..cpuset import CpuSet
-from ..errors import Error, printable, size
-from ..fence import reserved_memory
-from ..host import Host, page_size
-from ..managers.base import Manager
-from ..plan import Plan
-from ..reserve import KEYS, Change, outside
-from ..topology import Topology
-from . import add as add_command
-from .output import print_json, print_table
+from ... import conformance, managers, settings, snapshot, threads
+from ...config import PATH, Config, inert
+from ...cpuset import CpuSet
+from ...errors import Error, printable, size
+from ...fence import reserved_memory
+from ...host import Host, page_size
+from ...managers.base import Manager
+from ...plan import Plan
+from ...reserve import KEYS, Change, outside
+from ...topology import Topology
+from ..command import add as add_command
+from ..output import print_json, print_table
 
 if TYPE_CHECKING:
-    from ..kernel.tree import InEffect
-    from ..virconf import Value
+    from ...kernel.tree import InEffect
+    from ...virconf import Value
 
 WAIT = 60  # seconds
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import managers, operations, snapshot
-from ..domain import LIMIT, Domain, parse
-from ..errors import Error, printable
-from ..host import Host
-from ..plan import Plan
-from . import add as add_command
-from .output import print_json
+from ... import managers, operations, snapshot
+from ...domain import LIMIT, Domain, parse
+from ...errors import Error, printable
+from ...host import Host
+from ...plan import Plan
+from ..command import add as add_command
+from ..output import print_json
 
 OPERATIONS = (
     "prepare",

@@ -9,15 +9,15 @@ import argparse
 import sys
 from typing import Any
 
-from .. import conformance, managers, snapshot, threads
-from ..domain import Domain
-from ..errors import Error, printable, size
-from ..fence import reserved_memory
-from ..host import Host
-from ..managers.base import Manager
-from ..topology import Memory
-from . import add as add_command
-from .output import print_json, print_pairs, print_table
+from ... import conformance, managers, snapshot, threads
+from ...errors import printable, size
+from ...fence import reserved_memory
+from ...host import Host
+from ...managers.base import Manager
+from ...topology import Memory
+from ..command import add as add_command
+from ..describe import describe
+from ..output import print_json, print_pairs, print_table
 
 
 def add(commands: Any) -> None:
@@ -66,40 +66,6 @@ def _report(host: Host, manager: Manager) -> dict[str, Any]:
         },
         "taken": {path: str(cpus) for path, cpus in conformance.taken(manager).items()},
         "domains": [describe(host, manager, domain) for domain in threads.running(host)],
-    }
-
-
-def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
-    found = threads.threads(host, domain)
-    rows, problems = [], []
-    try:
-        manager = manager.for_domain(domain)
-    except Error as error:
-        problems.append(str(error))
-    for thread in found:
-        cpus = threads.cpus_allowed(host, domain, thread)
-        rows.append(
-            {
-                "tid": thread.tid,
-                "comm": thread.comm,
-                "group": thread.group,
-                "cgroup": manager.cgroup_of(thread),
-                "cpus": str(cpus),
-            }
-        )
-        for text in conformance.problems(manager, domain, thread, cpus):
-            problems.append(f"thread {thread.tid} ({thread.group}): {text}")
-    return {
-        "name": domain.name,
-        "uuid": domain.uuid,
-        "id": domain.id,
-        "pid": domain.pid,
-        "layout": manager.config.cgroup_layout.preset,
-        "cgroup": manager.vm_of(found[0]) if found else None,
-        "conforms": not problems,
-        "problems": problems,
-        "notes": manager.notes(found),
-        "threads": rows,
     }
 
 

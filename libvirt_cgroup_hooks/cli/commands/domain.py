@@ -8,17 +8,17 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
-from .. import snapshot
-from ..config import Config
-from ..domain import SETTINGS_URI, Domain
-from ..errors import Error, printable
-from ..host import Host
-from ..settings import OF_VM, read_of_vm
-from ..topology import Topology
-from . import add as add_command
-from . import metadata, partition
-from .connect import add_connect, asked, binding, connection, find_domain
-from .output import print_json, print_pairs
+from ... import snapshot
+from ...config import Config
+from ...domain import SETTINGS_URI, Domain
+from ...errors import Error, printable
+from ...host import Host
+from ...settings import OF_VM, read_of_vm
+from ...topology import Topology
+from .. import metadata, partition
+from ..command import add as add_command
+from ..connect import add_connect, asked, binding, connection, find_domain
+from ..output import print_json, print_pairs
 
 Settings = dict[str, str]
 PARTITION_STANDS_ALONE = ("set", "unset", "live", "current")

@@ -6,14 +6,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import managers
-from ..cgroups import Cgroups, Hierarchy, detect
-from ..cpuset import CpuSet
-from ..errors import Error, size
-from ..host import Host
-from ..topology import Memory, Topology
-from . import add as add_command
-from .output import print_json, print_pairs, print_table
+from ... import managers
+from ...cgroups import Cgroups, Hierarchy, detect
+from ...cpuset import CpuSet
+from ...errors import Error, size
+from ...host import Host
+from ...topology import Memory, Topology
+from ..command import add as add_command
+from ..output import print_json, print_pairs, print_table
 
 
 def add(commands: Any) -> None:

@@ -9,12 +9,12 @@ import argparse
 import sys
 from typing import Any
 
-from ..errors import printable
-from ..host import Host
-from . import add as add_command
-from .checks import Check, results
-from .checks.subject import FAIL, NOTE, PASS, WARN, Problem, Subject
-from .output import print_json
+from ...errors import printable
+from ...host import Host
+from ..checks import Check, results
+from ..checks.subject import FAIL, NOTE, PASS, WARN, Problem, Subject
+from ..command import add as add_command
+from ..output import print_json
 
 COLOURS = {PASS: 32, FAIL: 31, WARN: 33, NOTE: 34}  # virt-host-validate's
 

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .. import managers, operations, snapshot, state, threads
-from ..config import Config
-from ..domain import Domain
-from ..errors import Error, printable
-from ..host import Host
-from ..plan import Plan, run_settled
-from . import add as add_command
-from .output import print_json
+from ... import managers, operations, snapshot, state, threads
+from ...config import Config
+from ...domain import Domain
+from ...errors import Error, printable
+from ...host import Host
+from ...plan import Plan, run_settled
+from ..command import add as add_command
+from ..output import print_json
 
 
 def add(commands: Any) -> None:

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What every command of virt-cgroup has."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from ..host import Host
+
+Command = Callable[[argparse.Namespace, Host], int]
+
+
+def add(
+    commands: Any, name: str, run: Command, summary: str, example: str
+) -> argparse.ArgumentParser:
+    """A command's own parser, with the options that all commands have. RUN gets the arguments and
+    the host.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_root(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="read the host's files (proc, sys, etc, run) below DIR: a copy of another host",
+    )

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""virt-cgroup map: a picture of the host, its NUMA nodes, cores and CPUs, and where the threads of
+VMs run on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from ... import snapshot
+from ...errors import Error, printable
+from ...host import Host
+from ..command import add as add_command
+from ..map import model, svg, text
+from ..output import print_json
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "map",
+        run,
+        "draw the host: NUMA nodes, cores and CPUs, and where the VMs' threads may run and are pinned",
+        "virt-cgroup map; virt-cgroup map --svg host.svg",
+    )
+    parser.add_argument(
+        "--svg", metavar="FILE", help="write the picture to FILE as SVG; - for standard output"
+    )
+
+
+def run(arguments: argparse.Namespace, host: Host) -> int:
+    if arguments.svg is not None and arguments.json:
+        raise Error("--svg and --json are two forms of one answer", "give one of them")
+    warnings: list[str] = []
+    found = model.read(host, snapshot.load(host, warnings))
+    for warning in warnings:
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+    if arguments.json:
+        print_json(model.as_json(found))
+    elif arguments.svg is not None:
+        _write(arguments.svg, svg.draw(found))
+    else:
+        encoding = sys.stdout.encoding or "ascii"
+        print(text.draw(found, shutil.get_terminal_size().columns, encoding, _colour()))
+    return 0
+
+
+def _colour() -> bool:
+    """On a terminal that has colours, unless the user wants none (https://no-color.org)."""
+    return (
+        sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") not in (None, "", "dumb")
+    )
+
+
+def _write(path: str, picture: str) -> None:
+    if path == "-":
+        sys.stdout.write(picture)
+        return
+    try:
+        target = Path(os.path.realpath(path))  # a symbolic link stays one
+        if target.exists() and not target.is_file():
+            target.write_text(
+                picture, encoding="ascii"
+            )  # a pipe or device, which must not be replaced
+        else:
+            _replace(target, picture)
+    except OSError as error:
+        hint = "name a file in a directory that you may write to"
+        raise Error(f"cannot write {printable(path)}: {error.strerror}", hint) from None
+
+
+def _replace(target: Path, text: str) -> None:
+    """A reader sees the old or the new text, never a part."""
+    temporary = target.with_name(f".virt-cgroup-map.{os.getpid()}")
+    file = temporary.open("x", encoding="ascii")
+    try:
+        with file:
+            file.write(text)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.rename(target)
+    except OSError:
+        temporary.unlink()
+        raise
