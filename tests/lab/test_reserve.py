@@ -103,7 +103,7 @@ def test_refused() -> None:
         assert "cannot lower the memory of all VMs to 48 MiB: " in message
         assert "web has " in message
         assert "db (vcpu1 to 7 (reserved: 7))" in refused("--cpus", "7-7", "--live", "--config")
-        assert "leaves no CPU for VMs" in refused("--cpus", "0-7")
+        assert "leaves none for VMs" in refused("--cpus", "0-7")
 
 
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

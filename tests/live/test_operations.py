@@ -424,7 +424,7 @@ def test_memory_admission(configure: Configure) -> None:
     configure(f'reserved_host_mem = "{total - 300} MiB"\nmemory_admission = 1\n')
     start_vm("first", xml=domain_xml("first", memory_mib=64))
     message = refused(domain_xml("second", memory_mib=128))
-    assert "VM second needs 200.2 MiB of memory" in message
+    assert "VM second needs 200.2 MiB including QEMU's overhead" in message
     assert "stop another VM" in message
     destroy_vm("first")
     start_vm("second", xml=domain_xml("second", memory_mib=128))

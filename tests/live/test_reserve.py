@@ -164,7 +164,7 @@ def test_memory_in_use(configure: Configure, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--cpus", ALL_CPUS], f"reserved_host_cpus {ALL_CPUS} leaves no CPU for VMs"),
+        (["--cpus", ALL_CPUS], f"reserving CPUs {ALL_CPUS} leaves none for VMs"),
         (["--cpus", "999"], "999"),
         (["--cpus", "999-999"], "this host has no CPU 999"),
         (["--memory", "9000 GiB"], "leaves no memory for VMs"),
