@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_cgroup_hooks.host import Host
+from libvirt_cgroup_hooks.leave import leave
+
 from ..live.guests import disk, toucher
 from ..live.harness import virsh
 from ..live.reserving import (
@@ -156,6 +159,22 @@ def test_sets_that_are_offline_do_not_keep_vms_from_starting() -> None:
         assert_conform("web", "db")
         shown = Shown()
         assert shown.pinned("web") == shown.pinned("db") == ("7", "7")
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, pytest.param("uuid", marks=thorough)])
+def test_the_hook_is_removed_while_a_cpu_is_away(layout: str) -> None:
+    """The VMs may use it when it comes back, where the kernel lets them: on cgroup v1 a cpuset that
+    loses a CPU never regains it by itself, whoever made it.
+    """
+    configure(fenced(layout, memory=layout != "uuid"))
+    web = start("web")
+    with nobody_is_killed(web):
+        with without_cpu(7):
+            assert Shown().allowed("web") == {"2-6"}
+            leave(Host())
+            assert Shown().allowed("web") == {"0-6"}
+        assert Shown().allowed("web") == {"0-7" if V2 else "0-6"}
+        assert Shown().parent["memory_limit"] is None
 
 
 # memory
