@@ -1,4 +1,4 @@
-"""What the documents say of the code is so: plans, settings, commands, files and their own width."""
+"""The documents against the code: the plans, settings, commands and files that they name."""
 
 from __future__ import annotations
 
