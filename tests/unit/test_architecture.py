@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import configparser
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +110,35 @@ def test_nothing_but_the_door_opens_files() -> None:
     assert users == {"host", "kernel.devices", "hook"}
     assert [module for module in modules() if imports(module) & {"socket", "_socket"}] == ["bus"]
     assert [module for module in modules() if "subprocess" in imports(module)] == []
+
+
+def contracts() -> dict[str, list[str]]:
+    """The layers of each contract in setup.cfg, from top to bottom, by package."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    names = [name for name in parser if name.startswith("importlinter:contract:")]
+    return {
+        parser[name]["containers"].strip(): parser[name]["layers"].split("\n")[1:] for name in names
+    }
+
+
+def picture(readme: Path) -> str:
+    """The block of README that names the layers."""
+    return readme.read_text(encoding="utf-8").split("```\n")[1]
+
+
+@pytest.mark.parametrize(("package", "layers"), contracts().items())
+def test_the_documents_show_the_layers_of_the_contract(package: str, layers: list[str]) -> None:
+    shown = picture(ROOT.joinpath(*package.split("."), "README.md"))
+    names = [re.split("  +", line)[0] for line in shown.splitlines()]
+    assert [name for name in names if name] == layers
+    assert shown in (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+
+
+def test_every_package_with_layers_has_a_contract() -> None:
+    assert set(contracts()) == {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("README.md")
+    }
 
 
 STEADY = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,9 +188,15 @@ def _goals(tables: Sequence[Table]) -> str:
         total += len(judged)
         met += len(judged) - len(missed)
         if missed:
-            lines.append(f"- {table.name}, {_title(table)}: {'; '.join(missed)}\n")
+            lines.append(_filled(f"- {table.name}, {_title(table)}: {'; '.join(missed)}"))
     listed = "".join(lines) or "- none"
     return f"## The goals\n\n{met} of {total} are met. Missed:\n\n{listed}"
+
+
+def _filled(item: str) -> str:
+    """An item of a list in lines of at most 100 columns."""
+    lines = textwrap.wrap(item, 100, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(lines) + "\n"
 
 
 def _one(table: Table) -> str:
