@@ -120,13 +120,13 @@ def _make(
     """The cgroup PATH, with CPUS from the beginning; what is new is noted in REMEMBERED."""
     hierarchy = tree.hierarchy
     directories = hierarchy.directories(path)
-    # those above it may have lost CPUs that were offline
+    # those above it may have lost CPUs that were offline; one of an earlier time may be left so
     above: dict[str, CpuSet | None] = {}
     for directory in directories[:-1]:
         row = (CPUS, directory[len(hierarchy.mount) :])
         if row in table:
             above[directory] = as_cpus(table[row])
-        elif directory in remembered.made:
+        elif directory in remembered.made or _lacks(tree, directory, cpus):
             above[directory] = None
     steps = tree.regain(above)
     new = [directory for directory in directories if not tree.exists(directory)]
@@ -135,6 +135,14 @@ def _make(
     if made and cpus is not None:
         tree.check_free(directories[-1], cpus)
     return [*steps, *made]
+
+
+def _lacks(tree: Tree, directory: str, cpus: CpuSet | None) -> bool:
+    """Whether DIRECTORY would keep what is below it from CPUS."""
+    if cpus is None or not tree.has_cpus or tree.clips:
+        return False
+    has = as_cpus(tree.read(CPUS, directory))
+    return has is not None and not cpus <= has
 
 
 def press(plan: Plan, manager: Manager) -> None:

@@ -165,6 +165,17 @@ def test_where_libvirt_starts_a_vm(v1: Kernel, partition: str, directory: str) -
     assert v1.cgroups() == [f"{CG}/cpuset/{directory}"]
 
 
+def test_a_level_above_that_has_lost_cpus(v1: Kernel) -> None:
+    """It is of an earlier time, and is not remembered: the kernel gives no CPU back that was
+    offline.
+    """
+    v1.make_directory(f"{CG}/cpuset/a")
+    v1.put(f"{CG}/cpuset/a/cpuset.cpus", "0")
+    v1.configure("reserved_host_cpus = '0'\ncgroup_layout = '/a/b/$NAME'")
+    do(v1, "prepare", vm())
+    assert (cpus(v1, "cpuset/a"), cpus(v1, "cpuset/a/b")) == ("0-1", "1")
+
+
 def test_a_parent_of_several_levels(v1: Kernel) -> None:
     v1.configure("reserved_host_cpus = '0'\ncgroup_layout = '/a/b/$NAME'")
     do(v1, "prepare", vm())
