@@ -1,4 +1,4 @@
-"""What the hook does at each operation of a real libvirtd, when all goes well and when it does not."""
+"""What the hook does at each operation of a real libvirtd, when all goes well and when not."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_many_at_once(configure: Configure) -> None:
 
 
 def test_fence_follows_the_configuration(configure: Configure) -> None:
-    """A changed reservation reaches the VM parent, and the VMs below it, when the next VM starts."""
+    """A changed reservation reaches the VM parent and the VMs below it when the next VM starts."""
     configure(FENCED.replace('reserved_host_cpus = "0"\n', ""))
     start_vm("old")
     assert status("old")["threads"][0]["cpus"] == ALL_CPUS

@@ -132,11 +132,13 @@ TWO_CELLS = (
             2 + 8 + 64,
         ),  # the pool has it
         (
-            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M' nodeset='1'/></hugepages></memoryBacking>",
+            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M' nodeset='1'/>"
+            "</hugepages></memoryBacking>",
             768 + 74,
         ),
         (
-            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M'/></hugepages></memoryBacking>",
+            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M'/></hugepages>"
+            "</memoryBacking>",
             74,
         ),
         ("", 8 + 64),
@@ -158,12 +160,16 @@ def test_admission(others: int, fits: bool) -> None:
     with pytest.raises(Refusal) as error:
         check_memory(made, others * 2**20, limit)
     assert str(error.value) == (
-        r"VM we\nb needs 585 MiB including QEMU's overhead; running VMs already account for 1.0 GiB "
-        "of the 1.6 GiB available to VMs: stop another VM, give this one less memory, or set memory_admission = 0"
+        r"VM we\nb needs 585 MiB including QEMU's overhead; "
+        "running VMs already account for 1.0 GiB of the 1.6 GiB available to VMs: "
+        "stop another VM, give this one less memory, or set memory_admission = 0"
     )
 
 
-TUNE = "<cputune><vcpupin vcpu='0' cpuset='0-1'/><vcpupin vcpu='1' cpuset='2'/><emulatorpin cpuset='0'/></cputune>"
+TUNE = (
+    "<cputune><vcpupin vcpu='0' cpuset='0-1'/><vcpupin vcpu='1' cpuset='2'/>"
+    "<emulatorpin cpuset='0'/></cputune>"
+)
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,10 @@ def test_a_bad_configuration(
 ) -> None:
     made = _Run(Kernel(tmp_path, "v1", "reserved_host_cpus = '99'\n"), "vm", operation)
     assert made.guarded() == status
-    message = '/etc/libvirt/cgroup-hooks.conf:1: reserved_host_cpus = "99": this host has no CPU 99: its CPUs are 0-1'
+    message = (
+        '/etc/libvirt/cgroup-hooks.conf:1: reserved_host_cpus = "99": this host has no CPU 99: '
+        "its CPUs are 0-1"
+    )
     err = capfd.readouterr().err
     assert (err, made.warnings) == (
         (f"libvirt-cgroup-hooks: {message}\n", []) if status else ("", [message])

@@ -124,7 +124,8 @@ def test_files(text: str, expected: list[tuple[str, Value]]) -> None:
         (
             "a =",
             1,
-            'expected a value, found the end of the file: write a number, a "string" or a [ "list" ]',
+            "expected a value, found the end of the file: "
+            'write a number, a "string" or a [ "list" ]',
         ),
         ("a =\n1", 1, "expected a value, found the end of the line"),
         ("a = # why", 1, 'expected a value, found "# why"'),

@@ -260,7 +260,8 @@ def test_plan_reads_standard_input(
     [
         (
             b"",
-            "the domain XML is not well-formed (no element found: line 1, column 0): check it with virt-xml-validate",
+            "the domain XML is not well-formed (no element found: line 1, column 0): "
+            "check it with virt-xml-validate",
         ),
         (
             b"<domain>",
@@ -368,9 +369,8 @@ def test_what_cannot_be_enforced(command: Command, host: Kernel) -> None:
     host.put("/sys/fs/cgroup/cgroup.controllers", "cpu memory")
     status, out, err = command("--root", host.root, "plan", "prepare", PLAIN)
     assert (status, out) == (1, "")
-    assert (
-        err
-        == "error: cannot keep CPUs for the host: there is no cpuset controller: mount or enable it\n"
+    assert err == (
+        "error: cannot keep CPUs for the host: there is no cpuset controller: mount or enable it\n"
     )
 
 

@@ -190,9 +190,9 @@ def test_a_package_that_the_hook_does_not_find(running: Running) -> None:
     running.python = "No module named 'configobj'"
     result, message, remedy = found(running)[PROGRAM][0]
     assert (result, remedy) == (FAIL, "install the package and configobj for that Python")
-    assert (
-        message
-        == "/usr/bin/python3, which runs the hook, does not have what it needs (No module named 'configobj')"
+    assert message == (
+        "/usr/bin/python3, which runs the hook, "
+        "does not have what it needs (No module named 'configobj')"
     )
 
 

@@ -1,4 +1,4 @@
-"""Lowering a memory limit: the limit follows the use, on v1 and v2, written by us and by systemd."""
+"""Lowering a memory limit: it follows the use, on v1 and v2, written by us and by systemd."""
 
 from __future__ import annotations
 
@@ -154,8 +154,8 @@ def test_more_in_use_is_refused_before_anything_is_written(host: Kernel) -> None
         with pytest.raises(Error) as error:
             refused()
         assert str(error.value) == (
-            f"cannot limit {CG}/vms to 1 GiB of memory: 1.0 GiB are in use: stop VMs or reserve less; "
-            "a lower limit would kill one"
+            f"cannot limit {CG}/vms to 1 GiB of memory: 1.0 GiB are in use: "
+            "stop VMs or reserve less; a lower limit would kill one"
         )
 
 

@@ -264,7 +264,10 @@ def test_a_pin_to_offline_cpus_is_no_conflict_with_the_host(host: Kernel, confli
         assert not made.warnings
     with pytest.raises(
         Refusal,
-        match=r"pinned to CPUs that are offline: vcpu0 to 3 \(offline: 3\): bring them online, or pin",
+        match=(
+            r"pinned to CPUs that are offline: vcpu0 to 3 \(offline: 3\): "
+            "bring them online, or pin"
+        ),
     ):
         plan(host, "prepare", whole)
 
@@ -302,8 +305,9 @@ def test_a_cgroup_with_processes_of_its_own_cannot_hold_vms_on_v2(v2: Kernel) ->
     with pytest.raises(Error) as error:
         plan(v2, "prepare", vm())
     assert str(error.value) == (
-        f"cannot make cgroups for VMs below {CG}/vms: it has processes of its own, and the kernel then enables no "
-        "cpu/cpuset/io/memory/pids below it: choose a cgroup_layout elsewhere, such as /vms/$DRIVER-$NAME"
+        f"cannot make cgroups for VMs below {CG}/vms: it has processes of its own, "
+        "and the kernel then enables no cpu/cpuset/io/memory/pids below it: "
+        "choose a cgroup_layout elsewhere, such as /vms/$DRIVER-$NAME"
     )
 
 

@@ -281,7 +281,8 @@ def test_a_failure_at_the_last_step_puts_everything_back(tmp_path: Path, name: s
         run(host, made)
     assert host.snapshot() == before
     assert made.warnings == [
-        "could not undo (set the CPUs of thread 4200111 to 1): cannot set the CPUs of thread 4200111: Invalid argument"
+        "could not undo (set the CPUs of thread 4200111 to 1): "
+        "cannot set the CPUs of thread 4200111: Invalid argument"
     ]
 
 

@@ -143,7 +143,10 @@ class Machined(Kernel):
             )
         for helper in range(PID + 50, PID + 50 + helpers):
             self.start_thread(helper, helper, "swtpm", {h.key: base for h in self.hierarchies})
-        text = f"<domain type='qemu' id='3'><name>{escape(vm.name)}</name><uuid>{vm.uuid}</uuid>{inner}</domain>"
+        text = (
+            f"<domain type='qemu' id='3'><name>{escape(vm.name)}</name>"
+            f"<uuid>{vm.uuid}</uuid>{inner}</domain>"
+        )
         vcpus = "".join(f"<vcpu id='{n}' pid='{PID + 10 + n}'/>" for n in vm.online_vcpus())
         self.put(
             f"/run/libvirt/qemu/{vm.name}.xml",

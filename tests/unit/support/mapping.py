@@ -60,9 +60,15 @@ class Made:
             if group.startswith("vcpu"):
                 vcpus += f"<vcpu id='{group[4:]}' pid='{pid + number}'/>"
         count = sum(group.startswith("vcpu") for group in groups)
-        inner = f"<name>{escape(name)}</name><uuid>{UUID[:-2]}{self.vms:02}</uuid><vcpu>{count}</vcpu>{inner}"
+        inner = (
+            f"<name>{escape(name)}</name><uuid>{UUID[:-2]}{self.vms:02}</uuid>"
+            f"<vcpu>{count}</vcpu>{inner}"
+        )
         domain = f"<domain type='kvm' id='{self.vms}'>{inner}</domain>"
-        status = f"<domstatus state='running' pid='{pid}'>\n<vcpus>{vcpus}</vcpus>\n{domain}\n</domstatus>"
+        status = (
+            f"<domstatus state='running' pid='{pid}'>\n<vcpus>{vcpus}</vcpus>\n{domain}\n"
+            "</domstatus>"
+        )
         self.put(f"run/libvirt/qemu/{name}.xml", status)
 
     def put(self, path: str, text: str) -> None:
