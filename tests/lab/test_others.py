@@ -261,9 +261,8 @@ def test_somebody_else_writes_the_vm_parent(mend: str, names: list[str]) -> None
     with nobody_is_killed(vm):
         for name in names:
             write, value, told = CHANGES[name]
-            if write is set_property and not (
-                slices and (V2 or "CPUs" not in name)
-            ):  # systemd knows no v1 cpuset
+            # systemd knows no v1 cpuset
+            if write is set_property and not (slices and (V2 or "CPUs" not in name)):
                 continue
             write(value)
             parent = cpu_files() if "CPUs" in name else parent_directory()

@@ -216,12 +216,8 @@ def test_host_wide_thread_sets(configure: Configure, layout: str) -> None:
     )
     vm = start_vm("web", xml=domain_xml("web", vcpus=2, iothreads=1, vcpupin={1: "0"}))
     allowed = {row["group"]: row["cpus"] for row in status("web")["threads"]}
-    assert allowed == {
-        "emulator": "0",
-        "vcpu0": "1",
-        "vcpu1": "0",
-        "iothread1": "0",
-    }  # vcpu1: its own pin wins
+    # vcpu1: its own pin wins
+    assert allowed == {"emulator": "0", "vcpu0": "1", "vcpu1": "0", "iothread1": "0"}
     assert vm.alive()
 
 

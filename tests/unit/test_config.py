@@ -175,11 +175,8 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
             '"0-7": reserving CPUs 0-7 leaves none for VMs (online: 0-7): reserve fewer CPUs',
         ),
         ("smt", "reserved_host_cpus = 8", "8: reserving CPUs 0-7 leaves none for VMs"),
-        (
-            "smt",
-            "reserved_host_cpus = 7",
-            "7: reserving CPUs 0-7 leaves none for VMs",
-        ),  # the cores are whole
+        # the cores are whole
+        ("smt", "reserved_host_cpus = 7", "7: reserving CPUs 0-7 leaves none for VMs"),
         ("smt", "reserved_host_cpus = 9", "9: the host has 8 CPUs: reserve fewer"),
         (
             "v1",

@@ -34,12 +34,8 @@ def fence_of(text: str, name: str) -> Fence:
         ("smt", "reserved_host_mem = 'auto'", None, 32787480 * 1024 * 19 // 20 // PAGE * PAGE),
         ("smt", "reserved_host_mem = '10%'", None, 32787480 * 1024 * 9 // 10 // PAGE * PAGE),
         ("smt", "reserved_host_mem = '1 B'", None, 32787480 * 1024 - PAGE),
-        (
-            "numa",
-            "reserved_host_mem = '4 GiB'",
-            None,
-            (65842104 - 10485760) * 1024 - 4 * GIB,
-        ),  # less the hugepages
+        # less the hugepages
+        ("numa", "reserved_host_mem = '4 GiB'", None, (65842104 - 10485760) * 1024 - 4 * GIB),
         (
             "numa",
             "reserved_host_cpus = 2\nreserved_host_mem = '4 GiB'",
@@ -127,10 +123,8 @@ TWO_CELLS = (
             1024 + 2 + 6 * 8 + 64,
         ),
         ("<memory unit='GiB'>1</memory><vcpu current='1'>4</vcpu>", 1024 + 2 + 4 * 8 + 64),
-        (
-            "<memory unit='GiB'>1</memory><memoryBacking><hugepages/></memoryBacking>",
-            2 + 8 + 64,
-        ),  # the pool has it
+        # the pool has it
+        ("<memory unit='GiB'>1</memory><memoryBacking><hugepages/></memoryBacking>", 2 + 8 + 64),
         (
             f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M' nodeset='1'/>"
             "</hugepages></memoryBacking>",

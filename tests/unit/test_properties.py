@@ -24,13 +24,14 @@ from .support import inputs
 from .support.hosts import DATA, UUID
 
 FINDINGS = DATA / "findings"
+# no time limit and no memory of earlier runs: a test that depends on neither
 BOUNDED = settings(
     max_examples=150,
     deadline=None,
     database=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
-)  # no time limit and no memory of earlier runs: a test that depends on neither
+)
 
 NASTY = [
     "..",

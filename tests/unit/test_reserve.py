@@ -98,9 +98,8 @@ def test_one_change_after_another(host: Kernel, kind: str) -> None:
     change(host, "live", cpus="0-1").run()
     change(host, "live", mem="1 GiB").run()
     assert set(snapshot.Live(host).changes) == {"reserved_host_cpus", "reserved_host_mem"}
-    change(
-        host, "live config", cpus="0-2"
-    ).run()  # the file and what is in force agree on CPUs again
+    # the file and what is in force agree on CPUs again
+    change(host, "live config", cpus="0-2").run()
     assert set(snapshot.Live(host).changes) == {"reserved_host_mem"}
     assert (reserving.cpus(host), says(host, "limit")) == ("3", str(total(kind) - GIB))
     host.configure(conf(host).replace("512 MiB", "600 MiB"))  # the edit counts

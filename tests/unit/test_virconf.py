@@ -144,11 +144,8 @@ def test_files(text: str, expected: list[tuple[str, Value]]) -> None:
         ("a = 4 GiB", 1, 'unexpected "GiB" after the value'),
         ("a = 1 b = 2", 1, 'unexpected "b = 2" after the value'),
         ("a = 'x' 'y'", 1, "unexpected \"'y'\" after the value"),
-        (
-            'a = """"""',
-            1,
-            'unexpected """""" after the value',
-        ),  # 6 bytes to the end: not a long string
+        # 6 bytes to the end: not a long string
+        ('a = """"""', 1, 'unexpected """""" after the value'),
         # strings
         ('a = "x', 1, 'the string that begins here has no closing ": close it on the same line'),
         ('a = 1\nb = "x\ny"', 2, 'the string that begins here has no closing "'),

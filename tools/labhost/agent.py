@@ -47,9 +47,8 @@ class Port:
     def receive(self) -> None:
         """Wait for more."""
         chunk = os.read(self.fd, BLOCK)
-        if (
-            not chunk
-        ):  # nobody holds the other end: the snapshot is being taken, or not yet picked up
+        if not chunk:
+            # nobody holds the other end: the snapshot is being taken, or not yet picked up
             time.sleep(0.1)
         self._pending += chunk
 

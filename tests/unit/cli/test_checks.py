@@ -525,16 +525,12 @@ def test_what_is_wrong_is_told(
         (APPARMOR, each(lambda h: apparmor(h, enabled="N"), link)),
         (OUTSIDE, lambda h: process(h, "/vms/x")),
         (OUTSIDE, lambda h: process(h, "/vms")),
-        (
-            OUTSIDE,
-            lambda h: process(h, "/machine/qemu-9-new.libvirt-qemu/emulator"),
-        ),  # libvirt is just starting it
+        # libvirt is just starting it
+        (OUTSIDE, lambda h: process(h, "/machine/qemu-9-new.libvirt-qemu/emulator")),
         (OUTSIDE, lambda h: process(h, "/../other-container/x")),
         (OUTSIDE, lambda h: process(h, comm="qemu-ga")),
-        (
-            OUTSIDE,
-            lambda h: h.put("/proc/4300000/comm", "qemu-system-x86"),
-        ),  # it has ended meanwhile
+        # it has ended meanwhile
+        (OUTSIDE, lambda h: h.put("/proc/4300000/comm", "qemu-system-x86")),
         (
             CPUS,
             each(

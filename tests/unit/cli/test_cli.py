@@ -150,10 +150,8 @@ def test_controllers_v2(command: Command, machined: Machined) -> None:
     found = shown(command, "--root", machined.root, "host")
     assert found["manager"] == "systemd"
     assert set(found["controllers"]) == {"cpu", "cpuacct", "cpuset", "devices", "io", "memory"}
-    place = {
-        "mount": "/sys/fs/cgroup",
-        "placement": "/system.slice",
-    }  # cut at /libvirt, as libvirt does
+    # cut at /libvirt, as libvirt does
+    place = {"mount": "/sys/fs/cgroup", "placement": "/system.slice"}
     assert found["unified"] == place
     assert all(value == {"version": 2, **place} for value in found["controllers"].values())
 

@@ -27,10 +27,8 @@ ALL = {
     [
         ("--current --live", "Options --current and --live are mutually exclusive"),
         ("--config --current", "Options --current and --config are mutually exclusive"),
-        (
-            "--live --config",
-            "Options --live and --config are mutually exclusive",
-        ),  # nothing is changed: which to show?
+        # nothing is changed: which to show?
+        ("--live --config", "Options --live and --config are mutually exclusive"),
         (
             "--set vcpu_cpus=1 --live --config --current",
             "Options --current and --live are mutually exclusive",

@@ -310,9 +310,8 @@ def test_json(command: Command, host: Kernel) -> None:
         "message": f"neither {HOOK} nor {HOOK_D} is the hook of this package",
         "remedy": "run virt-cgroup hook install",
     } in rows
-    assert [
-        row["check"] for row in json.loads("\n".join(answer(command, host, "--json", "-q")[1]))
-    ] == [THE_HOOK]
+    quiet = json.loads("\n".join(answer(command, host, "--json", "-q")[1]))
+    assert [row["check"] for row in quiet] == [THE_HOOK]
 
 
 def test_colour_is_for_terminals(

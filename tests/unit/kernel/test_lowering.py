@@ -87,12 +87,8 @@ def v2(host: Kernel, used: int, high: str = "max") -> V2:
     ("used", "high", "limit", "steps"),
     [
         (0, "max", 4 * GIB, []),
-        (
-            3 * GIB,
-            "max",
-            5 * GIB,
-            [f"memory.max {5 * GIB}"],
-        ),  # a grow is one write, whatever is in use
+        # a grow is one write, whatever is in use
+        (3 * GIB, "max", 5 * GIB, [f"memory.max {5 * GIB}"]),
         (0, "max", GIB, [f"memory.max {GIB}"]),
         (GIB // 2, "max", GIB, [f"memory.max {GIB}"]),
         (GIB // 2 + 1, "max", GIB, [f"memory.high {HIGH}", f"memory.max {GIB}", "memory.high max"]),

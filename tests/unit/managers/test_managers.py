@@ -168,10 +168,8 @@ def test_where_libvirt_starts_a_vm(v1: Kernel, partition: str, directory: str) -
 def test_a_parent_of_several_levels(v1: Kernel) -> None:
     v1.configure("reserved_host_cpus = '0'\ncgroup_layout = '/a/b/$NAME'")
     do(v1, "prepare", vm())
-    assert (cpus(v1, "cpuset/a"), cpus(v1, "cpuset/a/b")) == (
-        "0-1",
-        "1",
-    )  # the fence is on the parent alone
+    # the fence is on the parent alone
+    assert (cpus(v1, "cpuset/a"), cpus(v1, "cpuset/a/b")) == ("0-1", "1")
 
 
 @pytest.mark.parametrize(
@@ -180,11 +178,8 @@ def test_a_parent_of_several_levels(v1: Kernel) -> None:
         ("v1", "/", "/qemu"),
         ("v1", "/a/daemon", "/a/daemon/qemu"),
         ("v2", "/", "/qemu"),
-        (
-            "v2",
-            "/a/daemon",
-            "/a/qemu",
-        ),  # the daemon's own has processes, so it can have no children there
+        # the daemon's own has processes, so it can have no children there
+        ("v2", "/a/daemon", "/a/qemu"),
     ],
 )
 def test_where_the_daemon_is(tmp_path: Path, name: str, at: str, parent: str) -> None:
@@ -214,10 +209,9 @@ def test_a_limit_below_what_is_in_use_is_refused(host: Kernel) -> None:
     with pytest.raises(Error) as error:
         do(host, "prepare", vm())
     directory = usage.rpartition("/")[0]
-    assert f"cannot limit {directory} to " in str(error.value)
-    assert ": 1.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one" in str(
-        error.value
-    )
+    message = str(error.value)
+    assert f"cannot limit {directory} to " in message
+    assert ": 1.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one" in message
     assert host.snapshot() == before
 
 

@@ -160,12 +160,8 @@ def test_pins_hold_and_lie_within_the_fence(v2: Kernel) -> None:
     subject = v2.start_vm(vm(inner=inner), inner)
     do(v2, "started", subject)
     groups = {group: cpus(v2, f"vms/qemu-vm/{group}") for group in GROUPS}
-    assert groups == {
-        "emulator": "1",
-        "vcpu0": "2-3",
-        "vcpu1": "3",
-        "iothread1": "",
-    }  # "" is all that the VM has
+    # "" is all that the VM has
+    assert groups == {"emulator": "1", "vcpu0": "2-3", "vcpu1": "3", "iothread1": ""}
     assert str(v2.affinity(4200111)) == "3"
 
 

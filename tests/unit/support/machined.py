@@ -52,9 +52,8 @@ class Machined(Kernel):
         keys = [hierarchy.key for hierarchy in self.hierarchies] + (
             ["name=systemd"] if self.version == 1 else []
         )
-        lines = [
-            f"{n}:{key}:{'/' if key == 'cpuset' else path}" for n, key in enumerate(keys)
-        ]  # systemd has no v1 cpuset
+        # systemd has no v1 cpuset
+        lines = [f"{n}:{key}:{'/' if key == 'cpuset' else path}" for n, key in enumerate(keys)]
         self.put("/proc/self/cgroup", "\n".join(lines))
 
     # systemd

@@ -11,9 +11,8 @@ from libvirt_cgroup_hooks.cpuset import CpuSet
 from .hosts import DATA, UUID
 
 BUSY = str(DATA / "hosts/busy")  # a host with VMs that run, which is in the README too
-LARGE = [
-    [f"{cpu},{cpu + 32}" for cpu in range(first, first + 16)] for first in (0, 16)
-]  # 2 nodes, 64 CPUs, SMT
+# 2 nodes, 64 CPUs, SMT
+LARGE = [[f"{cpu},{cpu + 32}" for cpu in range(first, first + 16)] for first in (0, 16)]
 
 
 class Made:
