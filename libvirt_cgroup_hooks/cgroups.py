@@ -92,9 +92,8 @@ def detect(read: Reader, pid: str = "self") -> Cgroups:
 def placements(text: str) -> dict[str, str]:
     """The lines of /proc/PID/cgroup: path by hierarchy key; the first of a key counts."""
     found: dict[str, str] = {}
-    for line in text.split(
-        "\n"
-    ):  # not splitlines: a VM's name may have what Unicode takes for the end of a line
+    # not splitlines: a VM's name may have what Unicode takes for the end of a line
+    for line in text.split("\n"):
         _, colon, rest = line.partition(":")
         key, _, path = rest.partition(":")
         if colon:

@@ -183,9 +183,8 @@ class _Reader:
         self.path: list[str] = []
         self.text: list[str] = []
         self.attributes: dict[str, str] = {}
-        self.scopes: list[
-            dict[str, str]
-        ] = []  # namespaces by prefix, of <domain>, <metadata> and two levels below
+        # namespaces by prefix, of <domain>, <metadata> and two levels below
+        self.scopes: list[dict[str, str]] = []
         self.parser = pyexpat.ParserCreate()
         self.parser.buffer_text = True
         self.parser.StartDoctypeDeclHandler = self.doctype
@@ -365,9 +364,8 @@ def _checked(domain: Domain) -> Domain:
             "libvirt allows no / and no newline in it",
         )
     domain.uuid = domain.uuid or NIL_UUID
-    if [len(part) for part in domain.uuid.split("-")] != [8, 4, 4, 4, 12] or not set(
-        domain.uuid
-    ) <= HEXADECIMAL:
+    lengths = [len(part) for part in domain.uuid.split("-")]
+    if lengths != [8, 4, 4, 4, 12] or not set(domain.uuid) <= HEXADECIMAL:
         raise Error(
             f'the domain XML has "{printable(domain.uuid[:40])}" as uuid',
             "it has to be 8-4-4-4-12 hexadecimal digits",

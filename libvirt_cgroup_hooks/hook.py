@@ -77,24 +77,21 @@ class _Run:
             return 0
         except Error as error:
             return self.failed(error)
-        except (
-            Exception
-        ) as error:  # a fault of ours: it must not kill a VM, and nobody wants to read a traceback
+        except Exception as error:
+            # a fault of ours: it must not kill a VM, and nobody wants to read a traceback
             return self.failed(
                 Error(f"internal error: {type(error).__name__}: {error}", "please report it")
             )
 
     def enforce(self) -> None:
         host = self.host
-        if (
-            self.operation in ENFORCE
-        ):  # cleaning up goes by what was recorded, whatever the configuration says now
+        # cleaning up goes by what was recorded, whatever the configuration says now
+        if self.operation in ENFORCE:
             self.config = snapshot.load(host, self.warnings)
             self.set_deadline()
         xml = _standard_input()
-        own = (
-            self.operation in ENFORCE and SETTINGS_URI.encode() in xml
-        )  # the VM has settings of its own
+        # the VM has settings of its own
+        own = self.operation in ENFORCE and SETTINGS_URI.encode() in xml
         if not own and not operations.concerns(host, self.config, self.operation):
             return
         domain = parse(xml)

@@ -152,9 +152,8 @@ class Host:
             )
             try:
                 _write_all(descriptor, text.encode("utf-8", "surrogateescape"))
-                os.fchmod(
-                    descriptor, mode
-                )  # whatever the umask; and half a program is never executable
+                # whatever the umask; and half a program is never executable
+                os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -254,9 +253,8 @@ class Host:
             if child and os.waitpid(child, os.WNOHANG) == (0, 0):
                 os.kill(child, 9)
                 os.waitpid(child, 0)
-        except (
-            ChildProcessError
-        ):  # it has ended and was waited for when the deadline came: the id may be another's by now
+        except ChildProcessError:
+            # it has ended and was waited for when the deadline came: the id may be another's by now
             pass
 
     def load_unit(self, unit: str) -> None:

@@ -88,9 +88,8 @@ class Change:
         plan = Plan("reserve")
         old, new = self._text()
         if self.config:
-            snapshot.compiled(
-                self.host, new, {}, self.warnings
-            )  # what does not hold is not written
+            # what does not hold is not written
+            snapshot.compiled(self.host, new, {}, self.warnings)
         if self.live:
             live = snapshot.Live(self.host)
             live.changes = self._changes(new, live.changes)

@@ -79,9 +79,8 @@ class Topology:
         """Raises Error where the kernel's files are missing or not understood."""
         online = read_online(read)
         present = CpuSet.parse(read(f"{CPUS}/present") or str(online))
-        cores = {
-            _siblings(read, cpu): None for cpu in online
-        }  # a dict keeps the order, a set would not
+        # a dict keeps the order, a set would not
+        cores = {_siblings(read, cpu): None for cpu in online}
         numbers = CpuSet.parse(read(f"{NODES}/online") or "0")
         nodes = {
             node: CpuSet.parse(read(f"{NODES}/node{node}/cpulist") or "") & present

@@ -84,12 +84,10 @@ def _inserted(text: str, key: str, setting: str, statements: list[Statement]) ->
     at = 0
     for line in text.splitlines(keepends=True):
         at += len(line)
-        sample = line.lstrip(BLANK + "#").partition("=")[0].strip(BLANK) == key and line.endswith(
-            "\n"
-        )
-        if sample and not any(
-            one.start < at <= one.end for one in statements
-        ):  # that is a string over several lines
+        named = line.lstrip(BLANK + "#").partition("=")[0].strip(BLANK)
+        sample = named == key and line.endswith("\n")
+        # that is a string over several lines
+        if sample and not any(one.start < at <= one.end for one in statements):
             return f"{text[:at]}{setting}{newline}{text[at:]}"
     return text + ("" if text.endswith("\n") or not text else newline) + setting + newline
 

@@ -39,7 +39,8 @@ def run(*command: str, shown: str = "", text: str = "", fails: bool = False) -> 
     result = subprocess.run(command, input=text, text=True, check=False, stderr=subprocess.STDOUT)
     if (result.returncode != 0) != fails:
         sys.exit(
-            f"demo: this should {'have been refused' if fails else 'work'}; exit status {result.returncode}"
+            f"demo: this should {'have been refused' if fails else 'work'}; "
+            f"exit status {result.returncode}"
         )
 
 
@@ -88,11 +89,13 @@ def main() -> None:
     if os.cpu_count() == 1:
         sys.exit("demo: this machine has one CPU; keeping it for the host would leave none for VMs")
     title(
-        "A private host with a libvirtd of its own, and the hook installed as /etc/libvirt/hooks/qemu"
+        "A private host with a libvirtd of its own, "
+        "and the hook installed as /etc/libvirt/hooks/qemu"
     )
     daemon = start_libvirtd()
     title(
-        "Before: nothing configured, so the hook changes nothing; VMs run on every CPU, below /machine"
+        "Before: nothing configured, so the hook changes nothing; "
+        "VMs run on every CPU, below /machine"
     )
     start_two()
     virt_cgroup("status")
@@ -101,7 +104,8 @@ def main() -> None:
     CONFIG.write_text(SETTINGS)
     print(SETTINGS, end="")
     title(
-        "After: CPU 0 and 512 MiB stay with the host, and every thread of a VM is where the layout says"
+        "After: CPU 0 and 512 MiB stay with the host, "
+        "and every thread of a VM is where the layout says"
     )
     start_two()
     virt_cgroup("status")

@@ -1,4 +1,4 @@
-"""Sum up what tests recorded: usage: figures.py JUNIT-XML... (pytest --junitxml=FILE writes them)."""
+"""Sum up what tests recorded: figures.py JUNIT-XML... (pytest --junitxml=FILE writes them)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ def figures(paths: list[str]) -> str:
         for case in ElementTree.parse(path).iter("testcase"):  # noqa: S314 our own
             if any(case.find(tag) is not None for tag in ("failure", "error", "skipped")):
                 continue
-            test = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name', '').partition('[')[0]}"
+            module = case.get("classname", "").rpartition(".")[2]
+            function = case.get("name", "").partition("[")[0]
+            test = f"{module}::{function}"
             passed[test] += 1
             for recorded in case.iter("property"):
                 sums[test, recorded.get("name", "")] += int(recorded.get("value", "0"))

@@ -16,14 +16,16 @@ HOSTS = {
     "13": "Debian 13 in QEMU: machined, cgroup v2",
     "12": "Debian 12 in QEMU: machined, cgroup v2",
     "11": "Debian 11 in QEMU: machined, cgroup v1 (`systemd.unified_cgroup_hierarchy=0`)",
-    "13-no-machined": "Debian 13 in QEMU without machined: cgroup v2, the live tests on a private host",
+    "13-no-machined": (
+        "Debian 13 in QEMU without machined: cgroup v2, the live tests on a private host"
+    ),
     "outside": "lab hosts that are rebooted, or installed from the packages",
 }
 HEAD = """\
 # What was run where
 
-Written by `tools/check --lab` from the output of the tests. "yes": run and passed; "-": does not apply there, or was not
-run there. Each host was last run at the commit that is named.
+Written by `tools/check --lab` from the output of the tests. "yes": run and passed; "-": does not
+apply there, or was not run there. Each host was last run at the commit that is named.
 
 """
 

@@ -83,10 +83,8 @@ class _Finder:
         path = "/".join(self.path)
         if path in (RESOURCE, PARTITION):
             first = self.parser.CurrentByteIndex
-            self.spans[path] = (
-                first,
-                self.text.index(b">", first) + 1,
-            )  # where it ends if it is <partition/>
+            # where it ends if it is <partition/>
+            self.spans[path] = (first, self.text.index(b">", first) + 1)
 
     def end(self, _: str) -> None:
         path = "/".join(self.path)

@@ -253,9 +253,8 @@ class Systemd(Manager):
     def start(self, plan: Plan, domain: Domain) -> None:
         unit = self.vm_slice(domain)
         if unit is None:
-            if (
-                domain.id is not None
-            ):  # one of an earlier VM of that id and name would steer this one
+            # one of an earlier VM of that id and name would steer this one
+            if domain.id is not None:
                 plan.add(*self._remove_drop_in(self._drop_in(domain)))
             return
         record, old = self.records.of(domain)

@@ -1,4 +1,4 @@
-"""A whole host of the lab, seen from inside: its libvirtd is systemd's, and its VMs are machined's."""
+"""A whole host of the lab, seen from inside: systemd runs its libvirtd, machined its VMs."""
 
 from __future__ import annotations
 

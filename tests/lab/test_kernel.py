@@ -94,8 +94,8 @@ def test_a_cpu_of_the_vms_goes_and_comes_back(layout: str) -> None:
             assert Shown().pinned("db") == ("6", "2-6")
             message = not_started("late", vcpupin={0: "7"})
             assert (
-                "VM late is pinned to CPUs that are offline: vcpu0 to 7 (offline: 7): bring them online"
-                in message
+                "VM late is pinned to CPUs that are offline: vcpu0 to 7 (offline: 7): "
+                "bring them online" in message
             )
         shown = Shown()
         assert shown.fence["cpus"] == "2-7"
@@ -225,7 +225,10 @@ def test_memory_goes_and_comes_back(mend: str) -> None:
             assert gone > 200 * MIB
             assert Shown().fence["memory_limit"] == whole - gone
             assert findings() == {
-                FENCE: f"FAIL the memory limit of {parent} is 1.9 GiB ({whole} bytes) and should be {whole - gone}"
+                FENCE: (
+                    f"FAIL the memory limit of {parent} is 1.9 GiB ({whole} bytes) "
+                    f"and should be {whole - gone}"
+                )
             }
             mended()
             assert int(limit_of(parent)) == whole - gone
@@ -236,7 +239,7 @@ def test_memory_goes_and_comes_back(mend: str) -> None:
 
 @thorough
 def test_memory_goes_that_the_vms_have() -> None:
-    """A limit below what is used would kill one: the limit stays, and who wants it lower is told."""
+    """A limit below what is used would kill a VM: it stays, and who wants it lower is told."""
     configure(fenced(LAYOUT))
     web = start(
         "web", memory_mib=256, machine="pc", iothreads=0, devices=disk(IMAGES / "web", toucher(128))

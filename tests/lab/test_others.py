@@ -105,7 +105,10 @@ def test_exclusive_cpus_of_somebody_else_on_v1() -> None:
         for file in others:
             file.write_text("0-5")
         with cgroup(mine, {"cpuset.mems": "0", "cpuset.cpus": "6-7", "cpuset.cpu_exclusive": "1"}):
-            told = f"cannot give CPUs 6-7 to VMs: {mine} has them for itself alone (cpuset.cpu_exclusive)"
+            told = (
+                "cannot give CPUs 6-7 to VMs: "
+                f"{mine} has them for itself alone (cpuset.cpu_exclusive)"
+            )
             assert f"{told}: take them back from it" in not_started("web")
             assert findings()[START] == f"FAIL {told}"
             assert status()["taken"] == {str(mine): "6-7"}
@@ -158,12 +161,15 @@ def test_a_partition_takes_cpus_of_the_vms() -> None:
                 {str(other): "6-7"},
             )
             assert f"{other} has CPUs 6-7 for itself alone." in virt_cgroup("status")
-            assert (
-                findings()[FENCE]
-                == f"WARN {parent} may use CPUs 2-5 only, and not 6-7: {other} has 6-7 for itself alone"
+            assert findings()[FENCE] == (
+                f"WARN {parent} may use CPUs 2-5 only, and not 6-7: "
+                f"{other} has 6-7 for itself alone"
             )
             start("new")
-            told = f"VM late is pinned to CPUs 6-7 (vcpu0), which {other} has for itself alone: take them back from it"
+            told = (
+                f"VM late is pinned to CPUs 6-7 (vcpu0), which {other} has for itself alone: "
+                "take them back from it"
+            )
             assert told in not_started("late", vcpupin={0: "7"})
             assert (other / "cpuset.cpus.partition").read_text().strip() == "root"
         assert findings() == {}
@@ -255,9 +261,8 @@ def test_somebody_else_writes_the_vm_parent(mend: str, names: list[str]) -> None
     with nobody_is_killed(vm):
         for name in names:
             write, value, told = CHANGES[name]
-            if write is set_property and not (
-                slices and (V2 or "CPUs" not in name)
-            ):  # systemd knows no v1 cpuset
+            # systemd knows no v1 cpuset
+            if write is set_property and not (slices and (V2 or "CPUs" not in name)):
                 continue
             write(value)
             parent = cpu_files() if "CPUs" in name else parent_directory()

@@ -82,7 +82,7 @@ def test_host_wide_thread_sets() -> None:
 
 
 def test_without_libvirts_own_groups() -> None:
-    """cgroup_controllers = []: QEMU sits in the scope itself, and thread groups are ours to make."""
+    """cgroup_controllers = []: QEMU is in the scope itself; thread groups are ours to make."""
     file = Path("/etc/libvirt/qemu.conf")
     text = file.read_text()
     try:
@@ -212,7 +212,7 @@ def test_prepare_needs_no_bus() -> None:
 
 
 def test_a_bus_that_does_not_answer() -> None:
-    """At start the VM is refused in time, by us: libvirt would wait for machined on the same bus."""
+    """At start we refuse the VM in time: libvirt would wait for machined on the same bus."""
     seconds = hook_timeout(HANGING)
     configure(f"hook_timeout = {seconds}\n{fenced(LAYOUT)}")
     with stopped_bus():

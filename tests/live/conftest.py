@@ -46,9 +46,8 @@ def clean_up(daemon: Daemon) -> None:
         if not daemon.running:
             daemon.start()
         destroy_all_vms()
-    except (
-        subprocess.TimeoutExpired
-    ):  # a hook that hangs holds its VM's lock, and with it every listing
+    except subprocess.TimeoutExpired:
+        # a hook that hangs holds its VM's lock, and with it every listing
         daemon.kill()
         for pid in qemu_processes():
             os.kill(pid, signal.SIGKILL)

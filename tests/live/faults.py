@@ -39,7 +39,8 @@ def traced(operation: str, options: str) -> Iterator[None]:
     text = HOOK.read_text()
     assert f"\n{PYTHON} " in text
     STAND_IN.write_text(
-        f'#!/bin/sh\n[ "$5" = {operation} ] && exec strace -qq {options} {PYTHON} "$@"\nexec {PYTHON} "$@"\n'
+        f'#!/bin/sh\n[ "$5" = {operation} ] && exec strace -qq {options} {PYTHON} "$@"\n'
+        f'exec {PYTHON} "$@"\n'
     )
     STAND_IN.chmod(0o755)
     try:

@@ -43,9 +43,8 @@ def toucher(mib: int, rounds: bool = True) -> bytes:
         *(((b"\xeb\xe9", "jmp round"),) if rounds else STOP),
     )
     flat = double(0x0000FFFF)
-    gdt = (
-        bytes(8) + flat + b"\x00\x9a\xcf\x00" + flat + b"\x00\x92\xcf\x00"
-    )  # null, code and data: 4 GiB from 0
+    # null, code and data: 4 GiB from 0
+    gdt = bytes(8) + flat + b"\x00\x9a\xcf\x00" + flat + b"\x00\x92\xcf\x00"
     pointer = word(len(gdt) - 1) + double(ORIGIN + 0x90)
     return boot_sector({0: joined(enter), 0x20: joined(touch), 0x80: pointer, 0x90: gdt})
 

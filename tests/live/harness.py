@@ -178,9 +178,8 @@ def domain_xml(
 @dataclass(frozen=True)
 class Thread:
     comm: str
-    groups: dict[
-        str, str
-    ]  # hierarchy, as "cpuset" or "cpu,cpuacct" or "name=systemd"; cgroup2 is "unified"
+    # hierarchy, as "cpuset" or "cpu,cpuacct" or "name=systemd"; cgroup2 is "unified"
+    groups: dict[str, str]
     cpus_allowed: str
 
     def group(self, controller: str) -> str:

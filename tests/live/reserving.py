@@ -95,7 +95,7 @@ def allowed(name: str) -> set[str]:
 
 
 def assert_conform(*names: str) -> None:
-    """The VMs that run are NAMES, each of them is as configured, and so `apply` has nothing to do."""
+    """The VMs that run are NAMES, each as configured, and so `apply` has nothing to do."""
     found = domains()
     assert sorted(found) == sorted(names)
     problems = [f"{name}: {text}" for name, vm in found.items() for text in vm["problems"]]

@@ -151,8 +151,14 @@ def test_other_metadata_stays() -> None:
     "xml",
     [
         f"<metadata><s:any xmlns:s='{SETTINGS_URI}'><s:layout>flat</s:layout></s:any></metadata>",
-        f"<metadata xmlns:s='{SETTINGS_URI}'><s:settings><layout> flat </layout></s:settings></metadata>",
-        f"<metadata><settings xmlns='{SETTINGS_URI}'><!-- mine --><layout>flat</layout></settings></metadata>",
+        (
+            f"<metadata xmlns:s='{SETTINGS_URI}'><s:settings><layout> flat </layout></s:settings>"
+            "</metadata>"
+        ),
+        (
+            f"<metadata><settings xmlns='{SETTINGS_URI}'><!-- mine --><layout>flat</layout>"
+            "</settings></metadata>"
+        ),
     ],
 )
 def test_settings_written_by_hand(xml: str) -> None:
@@ -221,7 +227,8 @@ def test_a_warning_of_what_this_host_will_refuse(
         ),
         (
             "web --live",
-            "cannot read the metadata of VM web: Requested operation is not valid: domain is not running",
+            "cannot read the metadata of VM web: Requested operation is not valid: "
+            "domain is not running",
         ),
         (
             "web --set vcpu_cpus=1 --live --config",

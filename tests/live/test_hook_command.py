@@ -48,9 +48,8 @@ def installed(daemon: Daemon) -> Iterator[None]:
     daemon.restart()
     destroy_all_vms()
     wait_for(lambda: not qemu_processes(), "the VMs to end")
-    for directory in sorted(
-        all_cgroups(), reverse=True
-    ):  # of VMs that were moved, which nobody knows of any more
+    # of VMs that were moved, which nobody knows of any more
+    for directory in sorted(all_cgroups(), reverse=True):
         if "vms" in directory.parts:
             directory.rmdir()
 

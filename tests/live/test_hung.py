@@ -144,7 +144,7 @@ def test_slow_files(configure: Configure, operation: str) -> None:
 
 
 def test_threads_come_and_go(daemon: Daemon, configure: Configure, tmp_path: Path) -> None:
-    """I/O threads are added and removed, and vCPUs plugged, while the VM is placed again and again."""
+    """I/O threads come and go, and vCPUs are plugged, while the VM is placed again and again."""
     configure("cgroup_layout = 'native'\nemulator_cpus = '0'\niothread_cpus = '1'\n")
     vm = start_vm("web", xml=domain_xml("web", vcpus=4, current=1, iothreads=1, machine="q35"))
     for number in range(2, 12):

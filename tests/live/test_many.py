@@ -177,9 +177,8 @@ def test_many_at_once_and_a_daemon_that_is_killed(
         destroy_vm(name)
     for path in (STATE / "vms").iterdir():
         os.utime(path, (1, 1))
-    virt_cgroup(
-        "apply", "--parent"
-    )  # a daemon that was killed in the middle of a stop has forgotten that VM
+    # a daemon that was killed in the middle of a stop has forgotten that VM
+    virt_cgroup("apply", "--parent")
     start_vm("last")
     destroy_vm("last")
     remove_libvirts_own(left_since(before))

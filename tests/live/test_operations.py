@@ -1,4 +1,4 @@
-"""What the hook does at each operation of a real libvirtd, when all goes well and when it does not."""
+"""What the hook does at each operation of a real libvirtd, when all goes well and when not."""
 
 from __future__ import annotations
 
@@ -216,12 +216,8 @@ def test_host_wide_thread_sets(configure: Configure, layout: str) -> None:
     )
     vm = start_vm("web", xml=domain_xml("web", vcpus=2, iothreads=1, vcpupin={1: "0"}))
     allowed = {row["group"]: row["cpus"] for row in status("web")["threads"]}
-    assert allowed == {
-        "emulator": "0",
-        "vcpu0": "1",
-        "vcpu1": "0",
-        "iothread1": "0",
-    }  # vcpu1: its own pin wins
+    # vcpu1: its own pin wins
+    assert allowed == {"emulator": "0", "vcpu0": "1", "vcpu1": "0", "iothread1": "0"}
     assert vm.alive()
 
 
@@ -249,7 +245,7 @@ def test_many_at_once(configure: Configure) -> None:
 
 
 def test_fence_follows_the_configuration(configure: Configure) -> None:
-    """A changed reservation reaches the VM parent, and the VMs below it, when the next VM starts."""
+    """A changed reservation reaches the VM parent and the VMs below it when the next VM starts."""
     configure(FENCED.replace('reserved_host_cpus = "0"\n', ""))
     start_vm("old")
     assert status("old")["threads"][0]["cpus"] == ALL_CPUS

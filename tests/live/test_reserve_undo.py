@@ -1,4 +1,4 @@
-"""A change of `virt-cgroup reserve` that fails at any step, with VMs that run: nothing of it stays."""
+"""A change of `virt-cgroup reserve` fails at any step, with VMs running: nothing of it stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may do what: an ordinary user's libvirtd, what we keep and its modes, and what reaches a log."""
+"""Who may do what: an ordinary user's libvirtd, our files and their modes, what reaches a log."""
 
 from __future__ import annotations
 

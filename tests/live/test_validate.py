@@ -19,7 +19,10 @@ from .pace import patient, wait_for
 HOOK = Path("/etc/libvirt/hooks/qemu")
 DIRECTORY = Path("/etc/libvirt/hooks/qemu.d")
 PARENT = "/vms"
-FENCED = f'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\ncgroup_layout = "{PARENT}/$DRIVER-$NAME"\n'
+FENCED = (
+    'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\n'
+    f'cgroup_layout = "{PARENT}/$DRIVER-$NAME"\n'
+)
 COMMAND = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks"]
 
 

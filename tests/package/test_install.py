@@ -73,7 +73,8 @@ def fedora(machine: Machine, others: dict[str, Path]) -> Machine:
     """Debian's Python does not look where Fedora's does."""
     machine.run("/usr/bin/python3 -c 'import site; print(site.getsitepackages()[0])' >/tmp/site")
     machine.run(
-        "d=$(cat /tmp/site); mkdir -p $d; v=$(basename $(dirname $d)); echo /usr/lib/$v/site-packages >$d/fedora.pth"
+        "d=$(cat /tmp/site); mkdir -p $d; v=$(basename $(dirname $d)); "
+        "echo /usr/lib/$v/site-packages >$d/fedora.pth"
     )
     rpm(machine, "-i", others["needed"])
     return machine
@@ -168,7 +169,8 @@ def test_a_python_that_libvirtd_would_not_find_the_package_with(
 ) -> None:
     machine.outside("cp", wheel, machine.root / "tmp")
     machine.run(
-        "/usr/bin/python3 -m pip install --quiet --no-index --no-deps --target /opt/somewhere /tmp/*.whl"
+        "/usr/bin/python3 -m pip install --quiet --no-index --no-deps --target /opt/somewhere "
+        "/tmp/*.whl"
     )
     said = machine.run(
         "PYTHONPATH=/opt/somewhere /usr/bin/python3 -m libvirt_cgroup_hooks hook install",

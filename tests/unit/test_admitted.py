@@ -82,13 +82,8 @@ def test_nothing_is_written_where_nothing_changes(host: Kernel) -> None:
 
 def test_two_vms_in_one_plan(host: Kernel) -> None:
     admitted = Admitted(host)
-    for uuid, before, after in (
-        (A, 0, 5),
-        (B, 0, 7),
-        (A, 0, 6),
-        (C, 0, 1),
-        (C, 1, 0),
-    ):  # the plan's own word counts
+    # the plan's own word counts
+    for uuid, before, after in ((A, 0, 5), (B, 0, 7), (A, 0, 6), (C, 0, 1), (C, 1, 0)):
         steps = admitted.change(uuid, before, after, begin=True)
         run(host, planned(*steps, *saved(uuid, after)))
     assert total(host) == 13

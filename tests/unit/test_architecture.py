@@ -1,4 +1,4 @@
-"""Which module may use which, and what a run of the hook loads: both decide how fast a VM starts."""
+"""Which module may use which, and what the hook loads: both decide how fast a VM starts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ from .support.hosts import DATA, Kernel
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "libvirt_cgroup_hooks"
 PURE = (
-    "admission cgroups config cpuset domain errors fence kinds layout settings topology virconf managers.units"
+    "admission cgroups config cpuset domain errors fence kinds layout settings topology virconf "
+    "managers.units"
 ).split()
 EFFECTS = (
-    "bus cli conformance hook host kernel leave limits managers operations plan reserve snapshot state steps threads"
+    "bus cli conformance hook host kernel leave limits managers operations plan reserve snapshot "
+    "state steps threads"
 ).split()
-OUTSIDE = "asyncio io logging multiprocessing os pathlib shutil signal socket subprocess sys syslog tempfile threading time".split()
+OUTSIDE = (
+    "asyncio io logging multiprocessing os pathlib shutil signal socket subprocess sys syslog "
+    "tempfile threading time"
+).split()
 THIRD = {"configobj": "config", "validate": "config", "libvirt": "cli", "lxml": "cli"}
 
 
@@ -159,13 +164,16 @@ if operations.concerns(host, config, operation):
 print("\\n".join(sorted(set(sys.modules) - before)))
 """
 ALLOWED = set(
-    "__future__ _collections_abc _stat abc _abc fcntl genericpath os os.path posixpath pyexpat pyexpat.errors pyexpat.model "
-    "_signal stat time errno sys".split()
+    "__future__ _abc _collections_abc _signal _stat abc errno fcntl genericpath os os.path "
+    "posixpath pyexpat pyexpat.errors pyexpat.model stat sys time".split()
 )
-HEAVY = "argparse collections configobj ctypes dataclasses json libvirt logging lxml re subprocess syslog typing".split()
+HEAVY = (
+    "argparse collections configobj ctypes dataclasses json libvirt logging lxml re subprocess "
+    "syslog typing"
+).split()
 ALWAYS = (
-    "cgroups config cpuset domain errors fence hook host kinds layout limits managers operations plan settings "
-    "snapshot state steps topology"
+    "cgroups config cpuset domain errors fence hook host kinds layout limits managers operations "
+    "plan settings snapshot state steps topology"
 ).split()
 PLANNING = ["kernel", "kernel.tree", "managers.base"]
 CGROUPFS = [*ALWAYS, *PLANNING, "managers.cgroupfs"]

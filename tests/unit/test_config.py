@@ -14,8 +14,8 @@ from libvirt_cgroup_hooks.errors import Error, Refusal
 from .support.hosts import PAGE, UUID, configured, domain, topology
 
 KEYS = (
-    "reserved_host_cpus, reserved_host_mem, cgroup_layout, emulator_cpus, vcpu_cpus, iothread_cpus, "
-    "pin_conflict, memory_admission, hook_timeout, on_error"
+    "reserved_host_cpus, reserved_host_mem, cgroup_layout, emulator_cpus, vcpu_cpus, "
+    "iothread_cpus, pin_conflict, memory_admission, hook_timeout, on_error"
 )
 
 
@@ -49,7 +49,8 @@ KEYS = (
         ),
         (
             "reserved_host_mem = 4",
-            'reserved_host_mem = 4: an amount of memory needs a unit: write "4 GiB", "4 MiB" or "4%"',
+            "reserved_host_mem = 4: an amount of memory needs a unit: "
+            'write "4 GiB", "4 MiB" or "4%"',
         ),
         ("reserved_host_mem = '4'", 'reserved_host_mem = "4": an amount of memory needs a unit'),
         ("on_error = 'stop'", 'on_error = "stop": the value has to be "refuse" or "warn"'),
@@ -60,7 +61,8 @@ KEYS = (
         ),
         (
             "cgroup_layout = 'nest'",
-            'cgroup_layout = "nest": layout "nest" is neither a preset nor a path: use one of native,',
+            'cgroup_layout = "nest": layout "nest" is neither a preset nor a path: '
+            "use one of native,",
         ),
         (
             "memory_admission = 1",
@@ -91,8 +93,10 @@ def test_no_limit_of_memory_without_a_parent(layout: str, order: int) -> None:
         config.parse("\n".join(lines))
     line = lines.index("reserved_host_mem = '1 GiB'") + 1
     assert str(error.value) == (
-        f'{PATH}:{line}: reserved_host_mem = "1 GiB": with cgroup_layout = "{layout}" no cgroup holds the VMs and nothing '
-        'else, which could carry the limit: use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"'
+        f'{PATH}:{line}: reserved_host_mem = "1 GiB": '
+        f'with cgroup_layout = "{layout}" no cgroup holds the VMs and nothing else, '
+        "which could carry the limit: "
+        'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"'
     )
 
 
@@ -171,11 +175,8 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
             '"0-7": reserving CPUs 0-7 leaves none for VMs (online: 0-7): reserve fewer CPUs',
         ),
         ("smt", "reserved_host_cpus = 8", "8: reserving CPUs 0-7 leaves none for VMs"),
-        (
-            "smt",
-            "reserved_host_cpus = 7",
-            "7: reserving CPUs 0-7 leaves none for VMs",
-        ),  # the cores are whole
+        # the cores are whole
+        ("smt", "reserved_host_cpus = 7", "7: reserving CPUs 0-7 leaves none for VMs"),
         ("smt", "reserved_host_cpus = 9", "9: the host has 8 CPUs: reserve fewer"),
         (
             "v1",
@@ -186,7 +187,8 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
             "smt",
             "reserved_host_mem = '64 GiB'",
             '"64 GiB": reserving 64 GiB leaves no memory for VMs '
-            "(31.3 GiB in all, 0 bytes in hugepage pools): reserve less, or make the hugepage pools smaller",
+            "(31.3 GiB in all, 0 bytes in hugepage pools): "
+            "reserve less, or make the hugepage pools smaller",
         ),
         (
             "smt",
@@ -196,7 +198,8 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
         (
             "numa",
             "reserved_host_mem = '90%'",
-            '"90%": reserving 56.5 GiB leaves no memory for VMs (62.8 GiB in all, 10 GiB in hugepage pools)',
+            '"90%": reserving 56.5 GiB leaves no memory for VMs '
+            "(62.8 GiB in all, 10 GiB in hugepage pools)",
         ),
         (
             "smt",
@@ -233,7 +236,10 @@ def test_whether_anything_is_enforced(text: str, enforces: bool) -> None:
 
 
 def test_a_resolved_configuration_survives_its_canonical_text() -> None:
-    text = "reserved_host_cpus = 2\nreserved_host_mem = '5 %'\ncgroup_layout = '/vms/$NAME'\nhook_timeout = 3\nvcpu_cpus='1-7'"
+    text = (
+        "reserved_host_cpus = 2\nreserved_host_mem = '5 %'\ncgroup_layout = '/vms/$NAME'\n"
+        "hook_timeout = 3\nvcpu_cpus='1-7'"
+    )
     first = configured(text, "smt")
     assert Config(first.values).values == first.values
     assert first.values["reserved_host_cpus"] == "0,4"
@@ -336,7 +342,8 @@ def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
         (
             "",
             {"layout": "flat\nroot"},
-            r'layout = "flat\nroot" in its metadata: layout "flat\nroot" is neither a preset nor a path',
+            r'layout = "flat\nroot" in its metadata: '
+            r'layout "flat\nroot" is neither a preset nor a path',
         ),
         (
             "",
@@ -348,12 +355,14 @@ def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
         (
             "reserved_host_cpus = '0-1'",
             {"emulator_cpus": "0"},
-            'emulator_cpus = "0" in its metadata: the host keeps all of these CPUs (reserved_host_cpus 0-1)',
+            'emulator_cpus = "0" in its metadata: '
+            "the host keeps all of these CPUs (reserved_host_cpus 0-1)",
         ),
         (
             "reserved_host_mem = '1 GiB'",
             {"layout": "root"},
-            'layout = "root" in its metadata: it has no VM parent, so the VM would be outside the limit that '
+            'layout = "root" in its metadata: '
+            "it has no VM parent, so the VM would be outside the limit that "
             "reserved_host_mem sets",
         ),
     ],

@@ -113,7 +113,8 @@ def test_status() -> None:
             {"emulator": "0-1", "vcpu0": "0-1", "iothread1": "0-1", "iothread2": "0-1"},
         ),
         (
-            "<vcpu cpuset='0-1'>2</vcpu><cputune><vcpupin vcpu='1' cpuset='3'/><emulatorpin cpuset='2'/></cputune>",
+            "<vcpu cpuset='0-1'>2</vcpu><cputune><vcpupin vcpu='1' cpuset='3'/>"
+            "<emulatorpin cpuset='2'/></cputune>",
             {"emulator": "2", "vcpu0": "0-1", "vcpu1": "3"},
         ),
         ("<vcpu>1</vcpu><cputune><vcpupin vcpu='5' cpuset='3'/></cputune>", {"vcpu5": "3"}),
@@ -133,13 +134,15 @@ def test_pins(inner: str, pins: dict[str, str]) -> None:
         ("<iothreads>0</iothreads>", []),
         ("<iothreads>3</iothreads>", [1, 2, 3]),
         (
-            "<iothreads>2</iothreads><iothreadids><iothread id='5'/><iothread id='9'/></iothreadids>",
+            "<iothreads>2</iothreads><iothreadids><iothread id='5'/><iothread id='9'/>"
+            "</iothreadids>",
             [5, 9],
         ),
         ("<iothreads>3</iothreads><iothreadids><iothread id='2'/></iothreadids>", [1, 2, 3]),
         ("<iothreads>3</iothreads><iothreadids><iothread id='7'/></iothreadids>", [1, 2, 7]),
         (
-            "<iothreadids><iothread id='1'/><iothread id='4'/></iothreadids><iothreads>4</iothreads>",
+            "<iothreadids><iothread id='1'/><iothread id='4'/></iothreadids>"
+            "<iothreads>4</iothreads>",
             [1, 2, 3, 4],
         ),
         ("<iothreadids><iothread id='4'/></iothreadids>", [4]),
@@ -279,7 +282,8 @@ def test_bad_cpus(inner: str) -> None:
     [
         (
             b"",
-            "is not well-formed (no element found: line 1, column 0): check it with virt-xml-validate",
+            "is not well-formed (no element found: line 1, column 0): "
+            "check it with virt-xml-validate",
         ),
         (b"qemu", "is not well-formed (syntax error: line 1, column 0)"),
         (b"<domain>", "is not well-formed (no element found"),
@@ -333,17 +337,22 @@ BILLION_LAUGHS = (
         "<!DOCTYPE domain SYSTEM 'file:///etc/passwd'><domain><name>a</name></domain>",
         "<!DOCTYPE domain SYSTEM 'http://192.0.2.1/a.dtd'><domain><name>a</name></domain>",
         "<!DOCTYPE domain [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><domain><name>&x;</name></domain>",
-        "<!DOCTYPE domain [<!ENTITY % x SYSTEM 'file:///etc/passwd'> %x;]><domain><name>a</name></domain>",
-        f"<!DOCTYPE domain [<!ENTITY x '{'x' * 100_000}'>]><domain><name>{'&x;' * 10_000}</name></domain>",
+        (
+            "<!DOCTYPE domain [<!ENTITY % x SYSTEM 'file:///etc/passwd'> %x;]>"
+            "<domain><name>a</name></domain>"
+        ),
+        (
+            f"<!DOCTYPE domain [<!ENTITY x '{'x' * 100_000}'>]>"
+            f"<domain><name>{'&x;' * 10_000}</name></domain>"
+        ),
         BILLION_LAUGHS,
     ],
 )
 def test_no_document_type_and_so_no_entities(xml: str) -> None:
     with pytest.raises(Error) as error:
         parse(xml.encode())
-    assert (
-        str(error.value)
-        == "the domain XML has a document type declaration: libvirt writes none; entities are not read"
+    assert str(error.value) == (
+        "the domain XML has a document type declaration: libvirt writes none; entities are not read"
     )
 
 
@@ -408,27 +417,32 @@ OWN = "<p:settings><p:layout>flat</p:layout></p:settings>"
         (f"<metadata>{OWN.replace('>', f' {OURS}>', 1)}</metadata>", {"layout": "flat"}),
         (f"<metadata {OURS}>{OWN}</metadata>", {"layout": "flat"}),  # libvirt writes so too
         (
-            f"<metadata><settings xmlns='{SETTINGS_URI}'><layout>flat</layout></settings></metadata>",
+            f"<metadata><settings xmlns='{SETTINGS_URI}'><layout>flat</layout></settings>"
+            "</metadata>",
             {"layout": "flat"},
         ),
         (
-            f"<metadata xmlns='{SETTINGS_URI}'><settings><layout>flat</layout></settings></metadata>",
+            f"<metadata xmlns='{SETTINGS_URI}'><settings><layout>flat</layout></settings>"
+            "</metadata>",
             {"layout": "flat"},
         ),
         (f"<metadata><p:any {OURS}><layout>flat</layout></p:any></metadata>", {"layout": "flat"}),
         (
-            f"<metadata><p:settings {OURS}><q:layout xmlns:q='{SETTINGS_URI}'>flat</q:layout></p:settings></metadata>",
+            f"<metadata><p:settings {OURS}><q:layout xmlns:q='{SETTINGS_URI}'>flat</q:layout>"
+            "</p:settings></metadata>",
             {"layout": "flat"},
         ),
         (
-            f"<metadata><a:b xmlns:a='x'><foo:c/></a:b>{OWN.replace('>', f' {OURS}>', 1)}</metadata>",
+            "<metadata><a:b xmlns:a='x'><foo:c/></a:b>"
+            f"{OWN.replace('>', f' {OURS}>', 1)}</metadata>",
             {"layout": "flat"},
         ),
         # Others' elements, whatever they are called.
         ("<metadata><settings><layout>flat</layout></settings></metadata>", {}),
         ("<metadata><p:settings><p:layout>flat</p:layout></p:settings></metadata>", {}),
         (
-            "<metadata><p:settings xmlns:p='urn:other'><p:layout>flat</p:layout></p:settings></metadata>",
+            "<metadata><p:settings xmlns:p='urn:other'><p:layout>flat</p:layout></p:settings>"
+            "</metadata>",
             {},
         ),
         (
@@ -436,16 +450,19 @@ OWN = "<p:settings><p:layout>flat</p:layout></p:settings>"
             {},
         ),
         (
-            f"<metadata><p:a {OURS}/><p:settings xmlns:p='x'><p:layout>flat</p:layout></p:settings></metadata>",
+            f"<metadata><p:a {OURS}/><p:settings xmlns:p='x'><p:layout>flat</p:layout></p:settings>"
+            "</metadata>",
             {},
         ),
         (
-            f"<metadata><settings xmlns='{SETTINGS_URI}'><layout xmlns='x'>flat</layout></settings></metadata>",
+            f"<metadata><settings xmlns='{SETTINGS_URI}'><layout xmlns='x'>flat</layout></settings>"
+            "</metadata>",
             {"layout": "flat"},
         ),
         (f"<metadata><a xmlns='x'>{OWN.replace('>', f' {OURS}>', 1)}</a></metadata>", {}),
         (
-            f"<metadata><p:settings {OURS}><p:a><p:layout>flat</p:layout></p:a></p:settings></metadata>",
+            f"<metadata><p:settings {OURS}><p:a><p:layout>flat</p:layout></p:a></p:settings>"
+            "</metadata>",
             {"a": ""},
         ),
         (f"<devices><p:settings {OURS}><p:layout>flat</p:layout></p:settings></devices>", {}),
@@ -455,7 +472,10 @@ OWN = "<p:settings><p:layout>flat</p:layout></p:settings>"
 def test_settings_in_the_metadata(xml: str, settings: dict[str, str]) -> None:
     made = domain(inner=xml)
     assert made.settings == settings
-    status = f"<domstatus pid='1'><domain {OURS}><name>vm</name><metadata>{OWN}</metadata></domain></domstatus>"
+    status = (
+        f"<domstatus pid='1'><domain {OURS}><name>vm</name><metadata>{OWN}</metadata></domain>"
+        "</domstatus>"
+    )
     assert parse(status.encode()).settings == {"layout": "flat"}
 
 

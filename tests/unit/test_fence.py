@@ -34,12 +34,8 @@ def fence_of(text: str, name: str) -> Fence:
         ("smt", "reserved_host_mem = 'auto'", None, 32787480 * 1024 * 19 // 20 // PAGE * PAGE),
         ("smt", "reserved_host_mem = '10%'", None, 32787480 * 1024 * 9 // 10 // PAGE * PAGE),
         ("smt", "reserved_host_mem = '1 B'", None, 32787480 * 1024 - PAGE),
-        (
-            "numa",
-            "reserved_host_mem = '4 GiB'",
-            None,
-            (65842104 - 10485760) * 1024 - 4 * GIB,
-        ),  # less the hugepages
+        # less the hugepages
+        ("numa", "reserved_host_mem = '4 GiB'", None, (65842104 - 10485760) * 1024 - 4 * GIB),
         (
             "numa",
             "reserved_host_cpus = 2\nreserved_host_mem = '4 GiB'",
@@ -127,16 +123,16 @@ TWO_CELLS = (
             1024 + 2 + 6 * 8 + 64,
         ),
         ("<memory unit='GiB'>1</memory><vcpu current='1'>4</vcpu>", 1024 + 2 + 4 * 8 + 64),
+        # the pool has it
+        ("<memory unit='GiB'>1</memory><memoryBacking><hugepages/></memoryBacking>", 2 + 8 + 64),
         (
-            "<memory unit='GiB'>1</memory><memoryBacking><hugepages/></memoryBacking>",
-            2 + 8 + 64,
-        ),  # the pool has it
-        (
-            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M' nodeset='1'/></hugepages></memoryBacking>",
+            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M' nodeset='1'/>"
+            "</hugepages></memoryBacking>",
             768 + 74,
         ),
         (
-            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M'/></hugepages></memoryBacking>",
+            f"{TWO_CELLS}<memoryBacking><hugepages><page size='2' unit='M'/></hugepages>"
+            "</memoryBacking>",
             74,
         ),
         ("", 8 + 64),
@@ -158,12 +154,16 @@ def test_admission(others: int, fits: bool) -> None:
     with pytest.raises(Refusal) as error:
         check_memory(made, others * 2**20, limit)
     assert str(error.value) == (
-        r"VM we\nb needs 585 MiB including QEMU's overhead; running VMs already account for 1.0 GiB "
-        "of the 1.6 GiB available to VMs: stop another VM, give this one less memory, or set memory_admission = 0"
+        r"VM we\nb needs 585 MiB including QEMU's overhead; "
+        "running VMs already account for 1.0 GiB of the 1.6 GiB available to VMs: "
+        "stop another VM, give this one less memory, or set memory_admission = 0"
     )
 
 
-TUNE = "<cputune><vcpupin vcpu='0' cpuset='0-1'/><vcpupin vcpu='1' cpuset='2'/><emulatorpin cpuset='0'/></cputune>"
+TUNE = (
+    "<cputune><vcpupin vcpu='0' cpuset='0-1'/><vcpupin vcpu='1' cpuset='2'/>"
+    "<emulatorpin cpuset='0'/></cputune>"
+)
 
 
 @pytest.mark.parametrize(

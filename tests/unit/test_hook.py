@@ -163,9 +163,8 @@ def test_the_hook_makes_the_steps_that_the_command_shows(
     plan.run(shown)
     assert shown.written == done.written
     own = {f"run/libvirt-cgroup-hooks/{name}" for name in ("config", "lock", "lock.turn")}
-    assert {
-        path: text for path, text in done.snapshot().items() if path not in own
-    } == shown.snapshot()
+    rest = {path: text for path, text in done.snapshot().items() if path not in own}
+    assert rest == shown.snapshot()
 
 
 @pytest.mark.parametrize("operation", hook.OPERATIONS)
@@ -204,7 +203,10 @@ def test_a_bad_configuration(
 ) -> None:
     made = _Run(Kernel(tmp_path, "v1", "reserved_host_cpus = '99'\n"), "vm", operation)
     assert made.guarded() == status
-    message = '/etc/libvirt/cgroup-hooks.conf:1: reserved_host_cpus = "99": this host has no CPU 99: its CPUs are 0-1'
+    message = (
+        '/etc/libvirt/cgroup-hooks.conf:1: reserved_host_cpus = "99": this host has no CPU 99: '
+        "its CPUs are 0-1"
+    )
     err = capfd.readouterr().err
     assert (err, made.warnings) == (
         (f"libvirt-cgroup-hooks: {message}\n", []) if status else ("", [message])

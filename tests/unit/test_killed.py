@@ -100,9 +100,8 @@ class Script:
     def ends(self, vm: Domain) -> None:
         self.host.end_vm(vm)
         if isinstance(self.host, Machined):
-            for (
-                hierarchy
-            ) in self.host.hierarchies:  # systemd removes the scope, and an empty slice in time
+            # systemd removes the scope, and an empty slice in time
+            for hierarchy in self.host.hierarchies:
                 RemoveCgroup(hierarchy.directory(self.scopes)).run(self.host)
 
     def age(self) -> None:

@@ -89,7 +89,8 @@ def test_the_first_directory_of_the_vms_own(text: str, top: str) -> None:
     [
         (
             "",
-            'layout "" is neither a preset nor a path: use one of native, legacy, nested, flat, root, uuid, or begin with /',
+            'layout "" is neither a preset nor a path: '
+            "use one of native, legacy, nested, flat, root, uuid, or begin with /",
         ),
         ("Native", 'layout "Native" is neither a preset nor a path'),
         ("vms/$NAME", 'layout "vms/$NAME" is neither a preset nor a path'),
@@ -98,7 +99,8 @@ def test_the_first_directory_of_the_vms_own(text: str, top: str) -> None:
         ("$NAME", 'layout "$NAME" is neither a preset nor a path'),
         (
             "/vms/$VM",
-            'layout "/vms/$VM" has an unknown variable: the variables are $LIBVIRTD, $DRIVER, $NAME, $UUID, $ID',
+            'layout "/vms/$VM" has an unknown variable: '
+            "the variables are $LIBVIRTD, $DRIVER, $NAME, $UUID, $ID",
         ),
         ("/vms/$NAMEX", 'layout "/vms/$NAMEX" has an unknown variable'),
         ("/vms/$NA$DRIVERME-$UUID", 'layout "/vms/$NA$DRIVERME-$UUID" has an unknown variable'),
@@ -110,12 +112,14 @@ def test_the_first_directory_of_the_vms_own(text: str, top: str) -> None:
         ("/vms/$DRIVER", 'layout "/vms/$DRIVER" is the same for all VMs'),
         (
             "/vms/$LIBVIRTD/$NAME",
-            'layout "/vms/$LIBVIRTD/$NAME" has $LIBVIRTD inside: $LIBVIRTD can only be the beginning',
+            'layout "/vms/$LIBVIRTD/$NAME" has $LIBVIRTD inside: '
+            "$LIBVIRTD can only be the beginning",
         ),
         ("$LIBVIRTD/$LIBVIRTD/$NAME", 'layout "$LIBVIRTD/$LIBVIRTD/$NAME" has $LIBVIRTD inside'),
         (
             "/vms//$NAME",
-            'layout "/vms//$NAME" has an empty or impossible component: write it without "//", "." and ".."',
+            'layout "/vms//$NAME" has an empty or impossible component: '
+            'write it without "//", "." and ".."',
         ),
         ("/vms/$NAME/", 'layout "/vms/$NAME/" has an empty or impossible component'),
         ("//$NAME", 'layout "//$NAME" has an empty or impossible component'),

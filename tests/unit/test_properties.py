@@ -24,13 +24,14 @@ from .support import inputs
 from .support.hosts import DATA, UUID
 
 FINDINGS = DATA / "findings"
+# no time limit and no memory of earlier runs: a test that depends on neither
 BOUNDED = settings(
     max_examples=150,
     deadline=None,
     database=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
-)  # no time limit and no memory of earlier runs: a test that depends on neither
+)
 
 NASTY = [
     "..",
@@ -154,7 +155,9 @@ configuration = st.lists(
     max_size=6,
 ).map(lambda parts: utf8("".join(text + end for text, end in parts)))
 
-ATTRIBUTES = "id pid current placement cpuset vcpu iothread unit enabled type vram heads mode nodeset".split()
+ATTRIBUTES = (
+    "id pid current placement cpuset vcpu iothread unit enabled type vram heads mode nodeset"
+).split()
 LEAVES = [
     "name",
     "uuid",
@@ -214,7 +217,8 @@ status_xml = st.tuples(
     st.sampled_from(NUMBERS), st.sampled_from(NUMBERS), st.sampled_from(NUMBERS), plain_domain
 ).map(
     lambda drawn: utf8(
-        f"<domstatus pid='{drawn[0]}'><vcpus><vcpu id='{drawn[1]}' pid='{drawn[2]}'/></vcpus>{drawn[3]}</domstatus>"
+        f"<domstatus pid='{drawn[0]}'><vcpus><vcpu id='{drawn[1]}' pid='{drawn[2]}'/></vcpus>"
+        f"{drawn[3]}</domstatus>"
     )
 )
 
@@ -327,7 +331,10 @@ def test_a_secret_is_never_told(text: str) -> None:
     message has them.
     """
     secret = "hunter2"  # noqa: S105
-    xml = f"<domain><name>vm</name><devices><graphics passwd='{secret}'/>{escape(text)}</devices><memory>{secret[:0]}x"
+    xml = (
+        f"<domain><name>vm</name><devices><graphics passwd='{secret}'/>{escape(text)}</devices>"
+        f"<memory>{secret[:0]}x"
+    )
     for data in (
         utf8(xml),
         utf8(xml + "</memory></domain>"),
@@ -357,7 +364,9 @@ def numbered(tag: str, count: int) -> str:
 
 EVERY_OTHER = ",".join(str(cpu) for cpu in range(0, LIMIT, 2))
 LARGE = {
-    "iothreads": f"<iothreads>65536</iothreads><iothreadids>{numbered('iothread', 60000)}</iothreadids>",
+    "iothreads": (
+        f"<iothreads>65536</iothreads><iothreadids>{numbered('iothread', 60000)}</iothreadids>"
+    ),
     "vcpus": f"<vcpus>{numbered('vcpu', 60000)}</vcpus>",
     "pins": f"<vcpu cpuset='{EVERY_OTHER}'>65536</vcpu><iothreads>65536</iothreads>",
     "list": f"<cputune><emulatorpin cpuset='{'0,' * 500000}0'/></cputune>",

@@ -98,9 +98,8 @@ def test_one_change_after_another(host: Kernel, kind: str) -> None:
     change(host, "live", cpus="0-1").run()
     change(host, "live", mem="1 GiB").run()
     assert set(snapshot.Live(host).changes) == {"reserved_host_cpus", "reserved_host_mem"}
-    change(
-        host, "live config", cpus="0-2"
-    ).run()  # the file and what is in force agree on CPUs again
+    # the file and what is in force agree on CPUs again
+    change(host, "live config", cpus="0-2").run()
     assert set(snapshot.Live(host).changes) == {"reserved_host_mem"}
     assert (reserving.cpus(host), says(host, "limit")) == ("3", str(total(kind) - GIB))
     host.configure(conf(host).replace("512 MiB", "600 MiB"))  # the edit counts
@@ -173,7 +172,8 @@ def test_what_vms_may_come_to_use_is_told(tmp_path: Path, kind: str) -> None:
     made = change(host, "live", mem=f"{(total(kind) - 512 * MIB) // 1024} KiB")
     made.run()
     assert made.warnings == [
-        "the VMs that run may come to use 1.1 GiB, more than the 512 MiB left to them; the kernel kills one when they do"
+        "the VMs that run may come to use 1.1 GiB, more than the 512 MiB left to them; "
+        "the kernel kills one when they do"
     ]
     quiet = change(host, "live", mem="256 MiB")
     quiet.run()
@@ -190,7 +190,8 @@ def test_pins_outside(tmp_path: Path, kind: str) -> None:
         change(host, "live config", cpus="0-1").run()
     assert str(error.value) == (
         "cannot take CPUs from VMs that are pinned to them: vm (vcpu1 to 1 (reserved: 1)): "
-        "pin them within 2-3 with virsh vcpupin, emulatorpin or iothreadpin, stop them, or use --force"
+        "pin them within 2-3 with virsh vcpupin, emulatorpin or iothreadpin, "
+        "stop them, or use --force"
     )
     assert states(host) == before
 

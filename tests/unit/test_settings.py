@@ -182,8 +182,8 @@ def test_the_keys_of_the_table() -> None:
     assert (
         list(TABLE)
         == (
-            "reserved_host_cpus reserved_host_mem cgroup_layout emulator_cpus vcpu_cpus iothread_cpus "
-            "pin_conflict memory_admission hook_timeout on_error"
+            "reserved_host_cpus reserved_host_mem cgroup_layout emulator_cpus vcpu_cpus "
+            "iothread_cpus pin_conflict memory_admission hook_timeout on_error"
         ).split()
     )
     assert set(Config({}).values) == set(TABLE)

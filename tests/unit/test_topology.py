@@ -107,11 +107,8 @@ def test_what_cannot_be_read(files: dict[str, str], message: str) -> None:
     ("text", "total", "hugetlb"),
     [
         ("MemTotal:  1000 kB\n", 1000, 0),
-        (
-            "MemTotal:  1000 kB\nHugePages_Total:  2\nHugepagesize:  2048 kB\n",
-            1000,
-            4096,
-        ),  # before Linux 4.17
+        # before Linux 4.17
+        ("MemTotal:  1000 kB\nHugePages_Total:  2\nHugepagesize:  2048 kB\n", 1000, 4096),
         (
             "MemTotal:  1000 kB\nHugePages_Total:  2\nHugepagesize:  2048 kB\nHugetlb:  9000 kB\n",
             1000,

@@ -124,7 +124,8 @@ def test_files(text: str, expected: list[tuple[str, Value]]) -> None:
         (
             "a =",
             1,
-            'expected a value, found the end of the file: write a number, a "string" or a [ "list" ]',
+            "expected a value, found the end of the file: "
+            'write a number, a "string" or a [ "list" ]',
         ),
         ("a =\n1", 1, "expected a value, found the end of the line"),
         ("a = # why", 1, 'expected a value, found "# why"'),
@@ -143,11 +144,8 @@ def test_files(text: str, expected: list[tuple[str, Value]]) -> None:
         ("a = 4 GiB", 1, 'unexpected "GiB" after the value'),
         ("a = 1 b = 2", 1, 'unexpected "b = 2" after the value'),
         ("a = 'x' 'y'", 1, "unexpected \"'y'\" after the value"),
-        (
-            'a = """"""',
-            1,
-            'unexpected """""" after the value',
-        ),  # 6 bytes to the end: not a long string
+        # 6 bytes to the end: not a long string
+        ('a = """"""', 1, 'unexpected """""" after the value'),
         # strings
         ('a = "x', 1, 'the string that begins here has no closing ": close it on the same line'),
         ('a = 1\nb = "x\ny"', 2, 'the string that begins here has no closing "'),

@@ -1,13 +1,16 @@
 #!/usr/bin/python3
-"""The lab host's remote control: runs inside the guest, answers on a virtio port. Works on Python
-3.9.
+"""The lab host's remote control: runs inside the guest, answers on a virtio port.
 
-Requests are JSON lines; a push is followed by its bytes. Answers are a JSON line with `kind` and `size`, then `size`
-bytes. One request at a time:
-  {"op": "hello", "time": seconds}              -> hello (boot id); sets the clock, which stood still in the snapshot
-  {"op": "push", "to": folder, "size": n}       -> exit; the bytes are a gzipped tar
-  {"op": "run", "command": [...], "cwd": folder, "timeout": seconds}   -> output..., exit
-  {"op": "shell", "rows": n, "columns": n}      -> output..., exit; takes {"input": base64} and {"rows", "columns"}
+Works on Python 3.9. Requests are JSON lines; a push is followed by its bytes. Answers are a JSON
+line with `kind` and `size`, then `size` bytes. One request at a time:
+  {"op": "hello", "time": seconds}
+    -> hello (boot id); sets the clock, which stood still in the snapshot
+  {"op": "push", "to": folder, "size": n}
+    -> exit; the bytes are a gzipped tar
+  {"op": "run", "command": [...], "cwd": folder, "timeout": seconds}
+    -> output..., exit
+  {"op": "shell", "rows": n, "columns": n}
+    -> output..., exit; takes {"input": base64} and {"rows", "columns"}
 """
 
 from __future__ import annotations
@@ -44,9 +47,8 @@ class Port:
     def receive(self) -> None:
         """Wait for more."""
         chunk = os.read(self.fd, BLOCK)
-        if (
-            not chunk
-        ):  # nobody holds the other end: the snapshot is being taken, or not yet picked up
+        if not chunk:
+            # nobody holds the other end: the snapshot is being taken, or not yet picked up
             time.sleep(0.1)
         self._pending += chunk
 

@@ -79,9 +79,6 @@ def _find(check: Check, subject: Subject) -> list[Problem]:
         return (list(check.find(subject)) or [Problem(PASS, "")]) if check.when(subject) else []
     except Error as error:
         return [Problem(WARN, f"cannot be checked: {error.message}", error.hint)]
-    except (
-        OSError,
-        ValueError,
-        IndexError,
-    ) as error:  # a file of the kernel's that says what no kernel should
+    except (OSError, ValueError, IndexError) as error:
+        # a file of the kernel's that says what no kernel should
         return [Problem(WARN, f"cannot be checked: {error}")]

@@ -37,13 +37,8 @@ CONFINED = tuple(
     for name in ("libvirtd", "virtqemud")
     for prefix in ("", "/usr/sbin/")
 )
-ALLOWED = (
-    "/etc/libvirt/hooks/",
-    "/bin/",
-    "/sbin/",
-    "/usr/bin/",
-    "/usr/sbin/",
-)  # what these profiles let it run
+# what these profiles let it run
+ALLOWED = ("/etc/libvirt/hooks/", "/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/")
 
 
 class Script(NamedTuple):

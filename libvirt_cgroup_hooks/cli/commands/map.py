@@ -66,9 +66,8 @@ def _write(path: str, picture: str) -> None:
     try:
         target = Path(os.path.realpath(path))  # a symbolic link stays one
         if target.exists() and not target.is_file():
-            target.write_text(
-                picture, encoding="ascii"
-            )  # a pipe or device, which must not be replaced
+            # a pipe or device, which must not be replaced
+            target.write_text(picture, encoding="ascii")
         else:
             _replace(target, picture)
     except OSError as error:

@@ -281,9 +281,8 @@ def shown(name: str, encoding: str = "utf-8") -> str:
     ENCODING has.
     """
     composed = unicodedata.normalize("NFC", printable(name))
-    plain = "".join(
-        c for c in composed if not "\ufe00" <= c <= "\ufe0f"
-    )  # variation selectors: terminals differ
+    # variation selectors: terminals differ
+    plain = "".join(c for c in composed if not "\ufe00" <= c <= "\ufe0f")
     return plain.encode(encoding, "backslashreplace").decode(encoding)
 
 

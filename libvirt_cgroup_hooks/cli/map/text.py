@@ -40,11 +40,8 @@ COLOURS = {  # codes of ISO 6429; whatever they say the characters say too
     Mark.TRESPASS: "1;31",
 }
 NODE_GAP = " | "
-NAME_LEAST, NAME_CUT, NAME_MOST = (
-    8,
-    16,
-    24,
-)  # columns: of "isolated", beside a node that has to be cut, of any name
+# columns: of "isolated", beside a node that has to be cut, of any name
+NAME_LEAST, NAME_CUT, NAME_MOST = 8, 16, 24
 GROUP_MOST = 14
 
 

@@ -225,7 +225,8 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             each(lambda h: effective(h, "0"), lambda h: partition(h, "1-3")),
             FENCE,
             FAIL,
-            f"{CG}/vms may use CPUs 0, which the host keeps, and not 1-3: {CG}/mine has 1-3 for itself alone",
+            f"{CG}/vms may use CPUs 0, which the host keeps, and not 1-3: "
+            f"{CG}/mine has 1-3 for itself alone",
             "take them back from it, or reserve them",
         ),
         (
@@ -306,7 +307,8 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             ),
             CPUS,
             WARN,
-            "CPUs 2-3 of vcpu_cpus are isolated (isolcpus): the kernel does not spread threads over them",
+            "CPUs 2-3 of vcpu_cpus are isolated (isolcpus): "
+            "the kernel does not spread threads over them",
             "pin each thread",
         ),
         (
@@ -523,16 +525,12 @@ def test_what_is_wrong_is_told(
         (APPARMOR, each(lambda h: apparmor(h, enabled="N"), link)),
         (OUTSIDE, lambda h: process(h, "/vms/x")),
         (OUTSIDE, lambda h: process(h, "/vms")),
-        (
-            OUTSIDE,
-            lambda h: process(h, "/machine/qemu-9-new.libvirt-qemu/emulator"),
-        ),  # libvirt is just starting it
+        # libvirt is just starting it
+        (OUTSIDE, lambda h: process(h, "/machine/qemu-9-new.libvirt-qemu/emulator")),
         (OUTSIDE, lambda h: process(h, "/../other-container/x")),
         (OUTSIDE, lambda h: process(h, comm="qemu-ga")),
-        (
-            OUTSIDE,
-            lambda h: h.put("/proc/4300000/comm", "qemu-system-x86"),
-        ),  # it has ended meanwhile
+        # it has ended meanwhile
+        (OUTSIDE, lambda h: h.put("/proc/4300000/comm", "qemu-system-x86")),
         (
             CPUS,
             each(

@@ -150,10 +150,8 @@ def test_controllers_v2(command: Command, machined: Machined) -> None:
     found = shown(command, "--root", machined.root, "host")
     assert found["manager"] == "systemd"
     assert set(found["controllers"]) == {"cpu", "cpuacct", "cpuset", "devices", "io", "memory"}
-    place = {
-        "mount": "/sys/fs/cgroup",
-        "placement": "/system.slice",
-    }  # cut at /libvirt, as libvirt does
+    # cut at /libvirt, as libvirt does
+    place = {"mount": "/sys/fs/cgroup", "placement": "/system.slice"}
     assert found["unified"] == place
     assert all(value == {"version": 2, **place} for value in found["controllers"].values())
 
@@ -260,7 +258,8 @@ def test_plan_reads_standard_input(
     [
         (
             b"",
-            "the domain XML is not well-formed (no element found: line 1, column 0): check it with virt-xml-validate",
+            "the domain XML is not well-formed (no element found: line 1, column 0): "
+            "check it with virt-xml-validate",
         ),
         (
             b"<domain>",
@@ -368,9 +367,8 @@ def test_what_cannot_be_enforced(command: Command, host: Kernel) -> None:
     host.put("/sys/fs/cgroup/cgroup.controllers", "cpu memory")
     status, out, err = command("--root", host.root, "plan", "prepare", PLAIN)
     assert (status, out) == (1, "")
-    assert (
-        err
-        == "error: cannot keep CPUs for the host: there is no cpuset controller: mount or enable it\n"
+    assert err == (
+        "error: cannot keep CPUs for the host: there is no cpuset controller: mount or enable it\n"
     )
 
 

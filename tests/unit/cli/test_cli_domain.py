@@ -27,10 +27,8 @@ ALL = {
     [
         ("--current --live", "Options --current and --live are mutually exclusive"),
         ("--config --current", "Options --current and --config are mutually exclusive"),
-        (
-            "--live --config",
-            "Options --live and --config are mutually exclusive",
-        ),  # nothing is changed: which to show?
+        # nothing is changed: which to show?
+        ("--live --config", "Options --live and --config are mutually exclusive"),
         (
             "--set vcpu_cpus=1 --live --config --current",
             "Options --current and --live are mutually exclusive",
@@ -88,7 +86,8 @@ ALL = {
         ("--unset x --unset x", "x is changed twice"),
         (
             "--partition machine",
-            'partition "machine" is not an absolute path: begin it with /, as in /machine/production',
+            'partition "machine" is not an absolute path: '
+            "begin it with /, as in /machine/production",
         ),
         ("--partition=", 'partition "" is not an absolute path'),
         ("--root /nowhere", "libvirt cannot be asked below --root: leave --root away"),
@@ -274,7 +273,10 @@ def test_changes_that_cannot_be(
 
 HEAD = "<domain type='kvm'>\n  <name>ü</name>\n  <!-- <partition>/no</partition> -->\n"
 OTHERS = "  <os>\n    <type>hvm</type>\n  </os>\n"
-OTHERS += "  <metadata>\n    <a:resource xmlns:a='x'><partition>/no</partition></a:resource>\n  </metadata>\n"
+OTHERS += (
+    "  <metadata>\n    <a:resource xmlns:a='x'><partition>/no</partition></a:resource>\n"
+    "  </metadata>\n"
+)
 TAIL = "</domain>\n"
 APPID = "    <fibrechannel appid='x>y'/>\n"
 

@@ -141,7 +141,8 @@ def test_a_vm_elsewhere_does_not_conform(command: Command, machined: Machined) -
     vm = shown(command, "--root", machined.root, "status")["domains"][0]
     assert vm["conforms"] is False
     assert vm["problems"][0] == (
-        f"thread {PID} (emulator): it is in cgroup /machine.slice/{SCOPE}/libvirt/emulator, not in /vms.slice/{SCOPE}"
+        f"thread {PID} (emulator): it is in cgroup /machine.slice/{SCOPE}/libvirt/emulator, "
+        f"not in /vms.slice/{SCOPE}"
     )
 
 

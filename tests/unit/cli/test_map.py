@@ -196,9 +196,8 @@ def test_a_group_is_left_out_where_it_may_not_run(command: Command, tmp_path: Pa
 def test_wrapping(tmp_path: Path, columns: int, nodes: list[str]) -> None:
     large(tmp_path, 1)
     lines = drawn(tmp_path, columns).splitlines()
-    assert [
-        " ".join(line.replace("|", "").split()) for line in lines if re.match(r" +node", line)
-    ] == nodes
+    headings = [line.replace("|", "") for line in lines if re.match(r" +node", line)]
+    assert [" ".join(line.split()) for line in headings] == nodes
     assert columns < 40 or max(len(line) for line in lines if line.startswith(" web")) <= columns
 
 

@@ -182,6 +182,7 @@ def test_a_path_that_cannot_be_written(
     assert command(BUSY, "--svg", f"{tmp_path}/{path}") == (
         1,
         "",
-        f"error: cannot write {shown}: {message}: name a file in a directory that you may write to\n",
+        f"error: cannot write {shown}: {message}: "
+        "name a file in a directory that you may write to\n",
     )
     assert os.listdir(tmp_path) == ["file"]

@@ -190,9 +190,9 @@ def test_a_package_that_the_hook_does_not_find(running: Running) -> None:
     running.python = "No module named 'configobj'"
     result, message, remedy = found(running)[PROGRAM][0]
     assert (result, remedy) == (FAIL, "install the package and configobj for that Python")
-    assert (
-        message
-        == "/usr/bin/python3, which runs the hook, does not have what it needs (No module named 'configobj')"
+    assert message == (
+        "/usr/bin/python3, which runs the hook, "
+        "does not have what it needs (No module named 'configobj')"
     )
 
 
@@ -310,9 +310,8 @@ def test_json(command: Command, host: Kernel) -> None:
         "message": f"neither {HOOK} nor {HOOK_D} is the hook of this package",
         "remedy": "run virt-cgroup hook install",
     } in rows
-    assert [
-        row["check"] for row in json.loads("\n".join(answer(command, host, "--json", "-q")[1]))
-    ] == [THE_HOOK]
+    quiet = json.loads("\n".join(answer(command, host, "--json", "-q")[1]))
+    assert [row["check"] for row in quiet] == [THE_HOOK]
 
 
 def test_colour_is_for_terminals(

@@ -110,7 +110,8 @@ def test_exclusive_cpus_on_v1(tmp_path: Path, kind: str) -> None:
     with pytest.raises(Error) as error:
         do(host, "prepare", domain())
     assert str(error.value) == (
-        f"cannot give CPUs 2-3 to VMs: {CG}/cpuset/mine has them for itself alone (cpuset.cpu_exclusive): "
+        f"cannot give CPUs 2-3 to VMs: {CG}/cpuset/mine has them for itself alone "
+        "(cpuset.cpu_exclusive): "
         "take them back from it, or reserve them"
     )
     host.configure(CONF.replace('"0"', '"0,2-3"').replace("'0'", "'0,2-3'"))

@@ -1,4 +1,4 @@
-"""Lowering a memory limit: the limit follows the use, on v1 and v2, written by us and by systemd."""
+"""Lowering a memory limit: it follows the use, on v1 and v2, written by us and by systemd."""
 
 from __future__ import annotations
 
@@ -87,12 +87,8 @@ def v2(host: Kernel, used: int, high: str = "max") -> V2:
     ("used", "high", "limit", "steps"),
     [
         (0, "max", 4 * GIB, []),
-        (
-            3 * GIB,
-            "max",
-            5 * GIB,
-            [f"memory.max {5 * GIB}"],
-        ),  # a grow is one write, whatever is in use
+        # a grow is one write, whatever is in use
+        (3 * GIB, "max", 5 * GIB, [f"memory.max {5 * GIB}"]),
         (0, "max", GIB, [f"memory.max {GIB}"]),
         (GIB // 2, "max", GIB, [f"memory.max {GIB}"]),
         (GIB // 2 + 1, "max", GIB, [f"memory.high {HIGH}", f"memory.max {GIB}", "memory.high max"]),
@@ -154,8 +150,8 @@ def test_more_in_use_is_refused_before_anything_is_written(host: Kernel) -> None
         with pytest.raises(Error) as error:
             refused()
         assert str(error.value) == (
-            f"cannot limit {CG}/vms to 1 GiB of memory: 1.0 GiB are in use: stop VMs or reserve less; "
-            "a lower limit would kill one"
+            f"cannot limit {CG}/vms to 1 GiB of memory: 1.0 GiB are in use: "
+            "stop VMs or reserve less; a lower limit would kill one"
         )
 
 

@@ -79,10 +79,8 @@ def test_a_newborn_follows(tmp_path: Path, before: str, after: str) -> None:
     for read, made in MOMENTS:
         host = busy(tmp_path / f"{read}-{made}", before, read, made)
         change(host, after).run(host)
-        follows = all_cpus(host) == {after} or (before, after) == (
-            "1",
-            "0-1",
-        )  # one that has less may stay
+        # one that has less may stay
+        follows = all_cpus(host) == {after} or (before, after) == ("1", "0-1")
         assert follows, (read, made)
         seen += host.exists(f"{TOP}/new")
     assert seen > 5

@@ -179,10 +179,8 @@ def test_a_level_above_that_has_lost_cpus(v1: Kernel) -> None:
 def test_a_parent_of_several_levels(v1: Kernel) -> None:
     v1.configure("reserved_host_cpus = '0'\ncgroup_layout = '/a/b/$NAME'")
     do(v1, "prepare", vm())
-    assert (cpus(v1, "cpuset/a"), cpus(v1, "cpuset/a/b")) == (
-        "0-1",
-        "1",
-    )  # the fence is on the parent alone
+    # the fence is on the parent alone
+    assert (cpus(v1, "cpuset/a"), cpus(v1, "cpuset/a/b")) == ("0-1", "1")
 
 
 @pytest.mark.parametrize(
@@ -191,11 +189,8 @@ def test_a_parent_of_several_levels(v1: Kernel) -> None:
         ("v1", "/", "/qemu"),
         ("v1", "/a/daemon", "/a/daemon/qemu"),
         ("v2", "/", "/qemu"),
-        (
-            "v2",
-            "/a/daemon",
-            "/a/qemu",
-        ),  # the daemon's own has processes, so it can have no children there
+        # the daemon's own has processes, so it can have no children there
+        ("v2", "/a/daemon", "/a/qemu"),
     ],
 )
 def test_where_the_daemon_is(tmp_path: Path, name: str, at: str, parent: str) -> None:
@@ -225,10 +220,9 @@ def test_a_limit_below_what_is_in_use_is_refused(host: Kernel) -> None:
     with pytest.raises(Error) as error:
         do(host, "prepare", vm())
     directory = usage.rpartition("/")[0]
-    assert f"cannot limit {directory} to " in str(error.value)
-    assert ": 1.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one" in str(
-        error.value
-    )
+    message = str(error.value)
+    assert f"cannot limit {directory} to " in message
+    assert ": 1.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one" in message
     assert host.snapshot() == before
 
 
@@ -275,7 +269,10 @@ def test_a_pin_to_offline_cpus_is_no_conflict_with_the_host(host: Kernel, confli
         assert not made.warnings
     with pytest.raises(
         Refusal,
-        match=r"pinned to CPUs that are offline: vcpu0 to 3 \(offline: 3\): bring them online, or pin",
+        match=(
+            r"pinned to CPUs that are offline: vcpu0 to 3 \(offline: 3\): "
+            "bring them online, or pin"
+        ),
     ):
         plan(host, "prepare", whole)
 
@@ -313,8 +310,9 @@ def test_a_cgroup_with_processes_of_its_own_cannot_hold_vms_on_v2(v2: Kernel) ->
     with pytest.raises(Error) as error:
         plan(v2, "prepare", vm())
     assert str(error.value) == (
-        f"cannot make cgroups for VMs below {CG}/vms: it has processes of its own, and the kernel then enables no "
-        "cpu/cpuset/io/memory/pids below it: choose a cgroup_layout elsewhere, such as /vms/$DRIVER-$NAME"
+        f"cannot make cgroups for VMs below {CG}/vms: it has processes of its own, "
+        "and the kernel then enables no cpu/cpuset/io/memory/pids below it: "
+        "choose a cgroup_layout elsewhere, such as /vms/$DRIVER-$NAME"
     )
 
 

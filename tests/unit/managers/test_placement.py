@@ -160,12 +160,8 @@ def test_pins_hold_and_lie_within_the_fence(v2: Kernel) -> None:
     subject = v2.start_vm(vm(inner=inner), inner)
     do(v2, "started", subject)
     groups = {group: cpus(v2, f"vms/qemu-vm/{group}") for group in GROUPS}
-    assert groups == {
-        "emulator": "1",
-        "vcpu0": "2-3",
-        "vcpu1": "3",
-        "iothread1": "",
-    }  # "" is all that the VM has
+    # "" is all that the VM has
+    assert groups == {"emulator": "1", "vcpu0": "2-3", "vcpu1": "3", "iothread1": ""}
     assert str(v2.affinity(4200111)) == "3"
 
 
@@ -281,7 +277,8 @@ def test_a_failure_at_the_last_step_puts_everything_back(tmp_path: Path, name: s
         run(host, made)
     assert host.snapshot() == before
     assert made.warnings == [
-        "could not undo (set the CPUs of thread 4200111 to 1): cannot set the CPUs of thread 4200111: Invalid argument"
+        "could not undo (set the CPUs of thread 4200111 to 1): "
+        "cannot set the CPUs of thread 4200111: Invalid argument"
     ]
 
 

@@ -136,9 +136,8 @@ def test_the_bus_is_asked_only_for_what_the_kernel_does_not_say(
     v2: Machined, cpus: str, memory: str, needed: list[str]
 ) -> None:
     v2.slice("vms.slice", cpus, memory)
-    v2.put(
-        "/run/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "AllowedCPUs=1-3"
-    )  # the kernel's word counts
+    # the kernel's word counts
+    v2.put("/run/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "AllowedCPUs=1-3")
     assert calls(v2, vm()) == ([" ".join(["vms.slice", *needed])] if needed else [])
 
 
@@ -336,9 +335,8 @@ def test_what_an_earlier_run_left_goes_once(host: Machined) -> None:
     layout(host, "/vms/$UUID", CPUS)
     started(host, vm(number=2))
     old = f"{UNITS}/machine-qemu\\x2d2\\x2dvm.scope.d"
-    assert [
-        line for line in lines(host, "prepare", vm()) if "systemctl" in line or UNITS in line
-    ] == [
+    planned = lines(host, "prepare", vm())
+    assert [line for line in planned if "systemctl" in line or UNITS in line] == [
         f"remove {old}/{DROP_IN}",
         f"remove {old} if it is empty",
         f"systemctl stop --no-block vms-{U}.slice",

@@ -324,7 +324,10 @@ class Kernel(Host):
             )
             self.place(helper, helper, {h.key: base for h in self.hierarchies if not splits(h)})
         name = escape(vm.name)
-        text = f"<domain type='qemu' id='{number}'><name>{name}</name><uuid>{vm.uuid}</uuid>{inner}</domain>"
+        text = (
+            f"<domain type='qemu' id='{number}'><name>{name}</name>"
+            f"<uuid>{vm.uuid}</uuid>{inner}</domain>"
+        )
         vcpus = "".join(f"<vcpu id='{n}' pid='{pid + 10 + n}'/>" for n in vm.online_vcpus())
         status = f"<domstatus state='running' pid='{pid}'><vcpus>{vcpus}</vcpus>{text}</domstatus>"
         self.put(f"/run/libvirt/qemu/{vm.name}.xml", status)

@@ -125,9 +125,8 @@ def domain_xml(data: bytes) -> None:
     with told():
         found = domain.parse(data)
         asked_of(found)
-        layout = LAYOUTS[
-            zlib.crc32(data) % len(LAYOUTS)
-        ]  # one for each input: many inputs see them all
+        # one for each input: many inputs see them all
+        layout = LAYOUTS[zlib.crc32(data) % len(LAYOUTS)]
         for host in (
             Texts({}, HYBRID),
             Texts({}, UNIFIED),

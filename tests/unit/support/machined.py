@@ -52,9 +52,8 @@ class Machined(Kernel):
         keys = [hierarchy.key for hierarchy in self.hierarchies] + (
             ["name=systemd"] if self.version == 1 else []
         )
-        lines = [
-            f"{n}:{key}:{'/' if key == 'cpuset' else path}" for n, key in enumerate(keys)
-        ]  # systemd has no v1 cpuset
+        # systemd has no v1 cpuset
+        lines = [f"{n}:{key}:{'/' if key == 'cpuset' else path}" for n, key in enumerate(keys)]
         self.put("/proc/self/cgroup", "\n".join(lines))
 
     # systemd
@@ -143,7 +142,10 @@ class Machined(Kernel):
             )
         for helper in range(PID + 50, PID + 50 + helpers):
             self.start_thread(helper, helper, "swtpm", {h.key: base for h in self.hierarchies})
-        text = f"<domain type='qemu' id='3'><name>{escape(vm.name)}</name><uuid>{vm.uuid}</uuid>{inner}</domain>"
+        text = (
+            f"<domain type='qemu' id='3'><name>{escape(vm.name)}</name>"
+            f"<uuid>{vm.uuid}</uuid>{inner}</domain>"
+        )
         vcpus = "".join(f"<vcpu id='{n}' pid='{PID + 10 + n}'/>" for n in vm.online_vcpus())
         self.put(
             f"/run/libvirt/qemu/{vm.name}.xml",

@@ -11,9 +11,8 @@ from libvirt_cgroup_hooks.cpuset import CpuSet
 from .hosts import DATA, UUID
 
 BUSY = str(DATA / "hosts/busy")  # a host with VMs that run, which is in the README too
-LARGE = [
-    [f"{cpu},{cpu + 32}" for cpu in range(first, first + 16)] for first in (0, 16)
-]  # 2 nodes, 64 CPUs, SMT
+# 2 nodes, 64 CPUs, SMT
+LARGE = [[f"{cpu},{cpu + 32}" for cpu in range(first, first + 16)] for first in (0, 16)]
 
 
 class Made:
@@ -60,9 +59,15 @@ class Made:
             if group.startswith("vcpu"):
                 vcpus += f"<vcpu id='{group[4:]}' pid='{pid + number}'/>"
         count = sum(group.startswith("vcpu") for group in groups)
-        inner = f"<name>{escape(name)}</name><uuid>{UUID[:-2]}{self.vms:02}</uuid><vcpu>{count}</vcpu>{inner}"
+        inner = (
+            f"<name>{escape(name)}</name><uuid>{UUID[:-2]}{self.vms:02}</uuid>"
+            f"<vcpu>{count}</vcpu>{inner}"
+        )
         domain = f"<domain type='kvm' id='{self.vms}'>{inner}</domain>"
-        status = f"<domstatus state='running' pid='{pid}'>\n<vcpus>{vcpus}</vcpus>\n{domain}\n</domstatus>"
+        status = (
+            f"<domstatus state='running' pid='{pid}'>\n<vcpus>{vcpus}</vcpus>\n{domain}\n"
+            "</domstatus>"
+        )
         self.put(f"run/libvirt/qemu/{name}.xml", status)
 
     def put(self, path: str, text: str) -> None:
