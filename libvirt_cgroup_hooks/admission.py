@@ -41,7 +41,7 @@ class Cpus:
 
 
 def check_pins(domain: Domain, cpus: CpuSet, pin_conflict: str) -> list[str]:
-    """The warnings about DOMAIN's pins to CPUs outside CPUS. Raises Refusal as PIN_CONFLICT says."""
+    """Warnings about DOMAIN's pins to CPUs outside CPUS. Raises Refusal as PIN_CONFLICT says."""
     outside = pins_outside(domain, cpus)
     if not outside:
         return []
@@ -83,6 +83,12 @@ def pins_outside(domain: Domain, cpus: CpuSet) -> list[str]:
     return _told(domain, outside, "reserved")
 
 
+def pins_to(domain: Domain, cpus: CpuSet) -> list[str]:
+    """The first pins of DOMAIN to some of CPUS, which are to be reserved."""
+    taken = {group: pin & cpus for group, pin in domain.pins().items() if pin & cpus}
+    return _told(domain, taken, "reserved")
+
+
 def _check_online(domain: Domain, cpus: Cpus) -> None:
     """A CPU that is offline is neither in the fence nor reserved."""
     online = cpus.fence | cpus.reserved
@@ -109,7 +115,7 @@ def _check_taken(domain: Domain, cpus: Cpus) -> None:
         if groups:
             raise Refusal(
                 f"VM {printable(domain.name)} is pinned to CPUs {taken} "
-                f"({', '.join(groups[:SHOWN])}), which {printable(directory)} has for itself alone",
+                f"({', '.join(groups[:SHOWN])}), of which {printable(directory)} has exclusive use",
                 f"take them back from it, or pin it within {cpus.fence - taken}",
             )
 

@@ -99,32 +99,37 @@ class Config:
         """
         if not domain.settings:
             return self
+        values, bad = self.laid_over(domain.settings, present)
+        if bad:
+            raise _refusal(domain, bad)
+        return Config(values)
+
+    def laid_over(
+        self, own: dict[str, str], present: CpuSet | None
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """The values of this with the settings OWN of a VM, and by key what is wrong with those."""
         values = dict(self.values)
         bad: dict[str, str] = {}
-        for name, value in domain.settings.items():
+        for name, value in own.items():
             try:
                 key, values[key] = settings.read_of_vm(name, value)
                 self._check_of_vm(key, values[key], present)
             except Error as error:
                 bad[name] = error.message
-        if bad:
-            raise _refusal(domain, bad)
-        return Config(values)
+        return values, bad
 
     def _check_of_vm(self, key: str, value: str, present: CpuSet | None) -> None:
         if key == "cgroup_layout":
             layout = Layout(value)
             if self.reserved_host_mem and not layout.native and layout.parent is None:
-                raise Error(
-                    "it has no VM parent, so the VM would be outside the limit that reserved_host_mem sets"
-                )
+                raise Error("the VM would be outside the limit that reserved_host_mem sets")
             return
         cpus = CpuSet.parse(value)
         if present is not None and not cpus <= present:
             raise Error(f"this host has no CPU {cpus - present} (its CPUs are {present})")
         if self.reserved_host_cpus and cpus <= self.reserved_host_cpus:
             raise Error(
-                f"the host keeps all of these CPUs (reserved_host_cpus {self.reserved_host_cpus})"
+                f"all of these CPUs are reserved (reserved_host_cpus {self.reserved_host_cpus})"
             )
 
 
@@ -135,8 +140,17 @@ def _refusal(domain: Domain, bad: dict[str, str]) -> Refusal:
     options = printable(" ".join(f"--unset {name}" for name in bad))
     return Refusal(
         f"VM {printable(domain.name)} has {setting} in its metadata: {message}",
-        f"change it, or remove it: virt-cgroup domain {domain.handle} {options}",
+        f"change it, or remove it: virt-cgroup domain {domain.handle} {options} --config",
     )
+
+
+class Invalid(Error):
+    """A setting that cannot be right: KEY, and the MESSAGE without where it was given."""
+
+    def __init__(self, key: str, given: str, message: str, hint: str) -> None:
+        super().__init__(f"{given}: {message}", hint)
+        self.key = key
+        self.reason = message
 
 
 class Parsed:
@@ -164,7 +178,22 @@ class Parsed:
         text = (
             f'"{printable(shown[:200])}"' if isinstance(shown, str) else printable(str(shown)[:200])
         )
-        return Error(f"{self.where[key]}: {key} = {text}: {message}", hint)
+        return Invalid(key, f"{self.where[key]}: {key} = {text}", message, hint)
+
+
+def on_error_of(text: str) -> str:
+    """What TEXT says of on_error in a line of its own, whatever is wrong with the other lines."""
+    from . import virconf
+
+    on_error = settings.named("on_error")
+    for line in text.splitlines():
+        try:
+            for statement in virconf.parse(line, PATH):
+                if statement.key == on_error.key:
+                    return on_error.read(statement.value)
+        except Error:
+            continue
+    return on_error.default
 
 
 def inert(text: str) -> bool:
@@ -192,7 +221,9 @@ def parse(text: str, path: str = PATH, changes: Changes | None = None) -> Parsed
         key, where = statement.key, f"{path}:{statement.line}"
         if key in parsed.given:
             first = parsed.where[key].rpartition(":")[2]
-            parsed.warnings.append(f"{where}: {key} is set in line {first} already, which counts")
+            parsed.warnings.append(
+                f"{where}: {key} is already set in line {first}; that value is used"
+            )
             continue
         parsed.where[key] = where
         parsed.given[key] = statement.value
@@ -220,7 +251,9 @@ def resolve(parsed: Parsed, topology: Topology, page_size: int) -> Config:
         count = int(cpus[len("count ") :])
         if count > len(topology.online):
             raise parsed.error(
-                "reserved_host_cpus", f"the host has {len(topology.online)} CPUs", "reserve fewer"
+                "reserved_host_cpus",
+                f"the host has only {len(topology.online)} CPUs",
+                "reserve fewer CPUs",
             )
         values["reserved_host_cpus"] = str(topology.take(count))
     elif cpus == "auto":
@@ -247,9 +280,7 @@ def resolve(parsed: Parsed, topology: Topology, page_size: int) -> Config:
             and cpus_of_class
             and cpus_of_class <= config.reserved_host_cpus
         ):
-            raise parsed.error(
-                key, f"the host keeps all of these CPUs; VMs may use {left}", "name CPUs of the VMs"
-            )
+            raise parsed.error(key, "all of these CPUs are reserved", f"VMs may use {left}")
     return config
 
 
@@ -269,10 +300,10 @@ def _check_together(parsed: Parsed) -> None:
     if values.get("reserved_host_mem") and not layout.native and layout.parent is None:
         raise parsed.error(
             "reserved_host_mem",
-            f'with cgroup_layout = "{layout.preset}" no cgroup holds the VMs and nothing else, which could carry the limit',
+            f'cgroup_layout = "{layout.preset}" has no cgroup that holds only VMs, to be limited',
             'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"',
         )
     if values.get("memory_admission") == "1" and not values.get("reserved_host_mem"):
         raise parsed.error(
-            "memory_admission", "there is no limit to admit VMs to", "set reserved_host_mem too"
+            "memory_admission", "it needs a memory limit", "set reserved_host_mem, too"
         )

@@ -35,7 +35,8 @@ PIN = {
     "emulatorpin": ("emulator", ""),
 }
 CPUTUNE_VALUES = frozenset(
-    "shares period quota global_period global_quota emulator_period emulator_quota iothread_period iothread_quota".split()
+    "shares period quota global_period global_quota emulator_period emulator_quota "
+    "iothread_period iothread_quota".split()
 )
 
 
@@ -163,7 +164,7 @@ def parse(xml: bytes) -> Domain:
     if len(xml) > LIMIT:
         raise Error(
             f"the domain XML is larger than {LIMIT >> 20} MiB ({len(xml)} bytes)",
-            "libvirt itself takes no more",
+            "libvirt itself accepts no more",
         )
     reader = _Reader()
     try:
@@ -202,8 +203,8 @@ class _Reader:
         self.path.append(element)
         if len(self.path) > DEPTH:
             raise Error(
-                f"the domain XML has more than {DEPTH} elements in one another",
-                "libvirt itself takes no more",
+                f"the domain XML has elements nested more than {DEPTH} deep",
+                "libvirt itself accepts no more",
             )
         self.text.clear()
         self.attributes = attributes
@@ -378,6 +379,6 @@ def _checked(domain: Domain) -> Domain:
     if max(domain.max_vcpus, domain.vcpus, domain.iothreads, *domain.iothread_ids, 0) > 65536:
         raise Error(
             "the domain XML asks for more than 65536 vCPUs or I/O threads",
-            "libvirt itself takes no more",
+            "libvirt itself accepts no more",
         )
     return domain

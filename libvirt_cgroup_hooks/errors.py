@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The one exception that is meant for the user, and the way that text and sizes are shown to them."""
+"""The one exception that is meant for the user, and how text and sizes are shown to them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Error(Exception):
 
 
 class Refusal(Error):
-    """The VM asks for what the configuration forbids; not a failure, so `on_error` does not apply."""
+    """The VM asks for what the configuration forbids: no failure, so `on_error` does not apply."""
 
 
 def printable(text: str) -> str:

@@ -87,7 +87,7 @@ class _Run:
         host = self.host
         # cleaning up goes by what was recorded, whatever the configuration says now
         if self.operation in ENFORCE:
-            self.config = snapshot.load(host, self.warnings)
+            self.config = self.configuration()
             self.set_deadline()
         xml = _standard_input()
         # the VM has settings of its own
@@ -109,6 +109,16 @@ class _Run:
             or not self.work(domain, shared=True)
         ):
             self.work(domain)
+
+    def configuration(self) -> Config:
+        """Raises Error for a file with a mistake, for which its own on_error counts."""
+        try:
+            return snapshot.load(self.host, self.warnings)
+        except Error:
+            from .config import on_error_of
+
+            self.config.on_error = on_error_of(self.host.read_optional(PATH) or "")
+            raise
 
     def work(self, domain: Domain, shared: bool = False) -> bool:
         """False where SHARED is not enough: hooks of other VMs may be at work then, and what VMs
@@ -158,8 +168,8 @@ class _Run:
 
     def alarm(self, *_: object) -> None:
         error = Error(
-            f"not done within hook_timeout = {self.config.hook_timeout} seconds",
-            "see what the host is busy with",
+            f"timed out after {self.config.hook_timeout} seconds (hook_timeout)",
+            "find out what keeps the host busy, or raise hook_timeout",
         )
         if self.late:  # even undoing took too long
             self.host.end_child()

@@ -24,6 +24,7 @@ ABSENT = (2, 3, 19, 20, 95)  # ENOENT, ESRCH, ENODEV, ENOTDIR, EOPNOTSUPP
 NEW = ".new"  # ends the name of a file that is being written
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 BUS = "/run/dbus/system_bus_socket"
+DENIED = (1, 13)  # EPERM, EACCES
 ESRCH, EAGAIN, EBUSY, ENOTEMPTY = 3, 11, 16, 39
 
 
@@ -31,7 +32,8 @@ class Refused(Error):
     """The kernel refused: `errno` says how."""
 
     def __init__(self, attempt: str, error: OSError) -> None:
-        super().__init__(f"cannot {attempt}: {error.strerror}")
+        denied = error.errno in DENIED and os.geteuid() != 0
+        super().__init__(f"cannot {attempt}: {error.strerror}", "run as root" if denied else "")
         self.errno = error.errno
 
 

@@ -34,7 +34,7 @@ class Kind:
         self.unit_property = unit_property
 
     def parse(self, text: str) -> Value:
-        """From the text of the kernel, of systemd or of the state file. Raises ValueError, Error."""
+        """From text of the kernel, of systemd or of the state file. Raises ValueError, Error."""
         text = text.strip()
         if text in NO_LIMIT or int(text) > UNLIMITED:
             return None

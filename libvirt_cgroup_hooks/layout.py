@@ -107,7 +107,8 @@ def _components(template: str) -> list[str]:
     components = template.split("/")[1:]
     if not any(variable in template for variable in OF_THE_VM):
         raise Error(
-            f'layout "{shown}" is the same for all VMs', "name the VM by $NAME, $UUID or $ID"
+            f'layout "{shown}" contains no $NAME, $UUID or $ID, so all VMs would share one cgroup',
+            "add one of them",
         )
     if any("$LIBVIRTD" in component for component in components):
         raise Error(f'layout "{shown}" has $LIBVIRTD inside', "$LIBVIRTD can only be the beginning")
@@ -131,7 +132,7 @@ def _variables(template: str) -> list[str]:
 def _rendered(component: str, domain: Domain) -> str:
     if "$ID" in component and domain.id is None:
         raise Error(
-            f"VM {printable(domain.name)} has no id yet, which its cgroup is named by",
+            f"VM {printable(domain.name)} has no id yet, and its cgroup's name needs one",
             "use $UUID or $NAME in the layout",
         )
     # The name goes in last, so that a VM named "$ID" stays what it is.
@@ -169,7 +170,7 @@ def escaped(component: str) -> str:
 
 CONTROLLER_PREFIXES = frozenset(
     (
-        "blkio cgroup cpu cpuacct cpuset debug devices dmem freezer hugetlb io irq memory misc net_cls net_prio "
-        "perf_event pids rdma"
+        "blkio cgroup cpu cpuacct cpuset debug devices dmem freezer hugetlb io irq memory "
+        "misc net_cls net_prio perf_event pids rdma"
     ).split()
 )

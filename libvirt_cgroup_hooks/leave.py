@@ -33,7 +33,7 @@ def leave(host: Host) -> list[str]:
     done = ["lifted the limits of the VM parent"] if limited and not errors else []
     if errors:
         told = "; ".join([*done, *(str(error) for error in errors)])
-        raise Error(told, "everything else was removed; a reboot removes this too")
+        raise Error(told, "everything else was removed; a reboot removes this, too")
     return [*done, f"removed {state.DIRECTORY}"]
 
 

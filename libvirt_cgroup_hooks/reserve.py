@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 
 from . import conformance, limits, managers, operations, settings, snapshot, state, threads, virconf
-from .admission import pins_outside
-from .config import PATH, parse
+from .admission import pins_outside, pins_to
+from .config import PATH, Config, parse
 from .errors import Error, printable, size
 from .kernel.lowering import lowers
 from .plan import Plan, run_settled
@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .config import Changes, Config
+    from .config import Changes
     from .cpuset import CpuSet
     from .domain import Domain
     from .host import Host
@@ -145,22 +145,30 @@ class Change:
     def _check(self, manager: Manager, running: list[Domain]) -> None:
         fence = manager.fence
         if fence.cpus is not None and not self.force:
-            _check_pins(manager.pinnable(fence.cpus), running)
+            _check_pins(self._before() - manager.pinnable(fence.cpus), fence.cpus, running)
         if fence.memory is not None:
             for directory, tree in conformance.memory_parents(manager).items():
                 used = tree.memory_in_use(directory)
                 if lowers(tree, directory, fence.memory) and used > fence.memory:
                     raise Error(
-                        f"cannot lower the memory of all VMs to {size(fence.memory)}: {size(used)} are in use"
-                        f"{_largest(manager, running)}",
-                        "stop VMs or take memory from them, reserve less, or use --wait to reclaim what can be had",
+                        f"cannot lower the VMs' memory limit to {size(fence.memory)}: "
+                        f"{size(used)} are in use{_largest(manager, running)}",
+                        "stop or shrink VMs, reserve less, or use --wait to reclaim memory first",
                     )
             may_take = sum(domain.host_memory() for domain in running)
             if may_take > fence.memory:
                 self.warnings.append(
-                    f"the VMs that run may come to use {size(may_take)}, more than the {size(fence.memory)} left to them; "
-                    "the kernel kills one when they do"
+                    f"running VMs may come to use {size(may_take)}, more than their new limit of "
+                    f"{size(fence.memory)}; the kernel would then kill one of them"
                 )
+
+    def _before(self) -> CpuSet:
+        """The CPUs that VMs have before the change, offline ones included."""
+        try:
+            manager = self._choose(snapshot.load(self.host, []))
+        except Error:  # of what the change may be about to fix
+            manager = self._choose(Config({}))
+        return manager.present() - manager.kept
 
     # --wait
 
@@ -192,9 +200,10 @@ class Change:
             used = self._used(manager)
             if time.monotonic() > deadline:
                 raise Error(
-                    f"after {wait:g} seconds the VMs still use {size(used)}, and {size(limit)} was to be their limit"
+                    f"after {wait:g} seconds the VMs still use {size(used)}; "
+                    f"the new limit is {size(limit)}"
                     f"{_largest(manager, threads.running(self.host))}",
-                    "the limits are what they were; stop VMs or take memory from them, or wait longer",
+                    "no limit was changed; stop or shrink VMs, or wait longer",
                 )
             if progress:
                 progress(used, limit)
@@ -226,16 +235,18 @@ def canonical(key: str, value: Value) -> str:
     return settings.named(key).read(value)
 
 
-def _check_pins(cpus: CpuSet, running: list[Domain]) -> None:
-    pinned = [
-        f"{printable(domain.name)} ({', '.join(found)})"
-        for domain in running
-        if (found := pins_outside(domain, cpus))
-    ]
+def _check_pins(taken: CpuSet, left: CpuSet, running: list[Domain]) -> None:
+    """What was taken before, by force perhaps, is not asked for again."""
+    pinned: list[str] = []
+    for domain in running:
+        pins = pins_to(domain, taken)
+        if pins:
+            pinned.append(f"{printable(domain.name)} ({', '.join(pins)})")
     if pinned:
         raise Error(
             f"cannot take CPUs from VMs that are pinned to them: {'; '.join(pinned)}",
-            f"pin them within {cpus} with virsh vcpupin, emulatorpin or iothreadpin, stop them, or use --force",
+            f"pin them within {left} (virsh vcpupin, emulatorpin, iothreadpin), stop them, or use "
+            "--force",
         )
 
 

@@ -119,7 +119,7 @@ def one_of(*words: str) -> Callable[[Value], str]:
         if value not in words:
             raise Error(
                 "the value has to be " + " or ".join(f'"{word}"' for word in words),
-                "put it in quotes",
+                "" if isinstance(value, str) else "put it in quotes",
             )
         return str(value)
 
@@ -132,10 +132,10 @@ TABLE = (
         reserved_cpus,
         "",
         '"0-1"',
-        "CPUs that the host keeps for itself: no VM runs on them.\n"
+        "CPUs that the host keeps for itself: VMs cannot run on them.\n"
         'A list in quotes ("0-1,^3" as for vcpupin), a count without quotes, or "auto".\n'
         "A count takes whole cores with their SMT siblings, lowest first, spread\n"
-        'evenly over the NUMA nodes. "auto" is one core in 32, at least one.\n'
+        'evenly over the NUMA nodes. "auto" reserves one core per 32, at least one.\n'
         "Not set: VMs may use every CPU.",
     ),
     Setting(
@@ -188,31 +188,34 @@ TABLE = (
         one_of("refuse", "warn"),
         "refuse",
         '"refuse"',
-        "What happens to a VM whose XML pins it to CPUs that the host keeps:\n"
-        '"refuse" says so and does not start it, "warn" logs it and lets libvirt try.',
+        'What to do with a VM whose XML pins it to reserved CPUs: "refuse" does not\n'
+        'start it and says why; "warn" logs it. A pin then holds on the CPUs that are\n'
+        "left of it; where none is left, libvirt fails to start the VM.",
     ),
     Setting(
         "memory_admission",
         flag,
         "0",
         "0",
-        "1 refuses to start a VM whose memory no longer fits beside that of the\nrunning VMs. It needs reserved_host_mem.",
+        "1 refuses to start a VM whose memory does not fit beside that of the VMs that\n"
+        "are already running. It needs reserved_host_mem.",
     ),
     Setting(
         "hook_timeout",
         seconds,
         "10",
         "10",
-        "Seconds that one run of the hook may take; libvirt itself waits for ever.",
+        "Seconds that one run of the hook may take; libvirt itself has no timeout.",
     ),
     Setting(
         "on_error",
         one_of("refuse", "warn"),
         "refuse",
         '"refuse"',
-        "What happens to a VM that starts while the reservation or its place cannot\n"
-        'be enforced: "refuse" does not start it, "warn" logs it and goes on.\n'
-        "A VM that runs is never stopped.",
+        "What to do when a VM starts and the reservation or the VM's place cannot be\n"
+        'enforced: "refuse" does not start the VM, "warn" logs the reason and starts it\n'
+        "without. This holds for mistakes in this file, too. A running VM is never\n"
+        "stopped.",
     ),
 )
 
@@ -241,6 +244,11 @@ def sample() -> str:
         "# Configuration of libvirt-cgroup-hooks: what the host keeps for itself, and\n"
         "# where VMs are placed. The syntax is that of qemu.conf. With every setting\n"
         "# commented out, the hook changes nothing at all.\n"
+        "#\n"
+        "# An edit takes effect, for running VMs too, when the next VM starts. Check it\n"
+        "# with virt-cgroup validate: after a mistake in this file no VM starts, unless\n"
+        '# on_error is "warn", and the error names the file, line and fix. Running VMs\n'
+        "# are not affected.\n"
     )
     parts = [head]
     for setting in TABLE:

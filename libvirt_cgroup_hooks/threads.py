@@ -6,6 +6,7 @@ from __future__ import annotations
 from . import domain as domains
 from .cgroups import placements
 from .cpuset import CpuSet
+from .errors import Error, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +59,16 @@ def running(host: Host) -> list[Domain]:
     return sorted(found, key=lambda domain: domain.id or 0)
 
 
+def named(found: list[Domain], wanted: str) -> Domain:
+    """The one of FOUND with that name, id or UUID. Raises Error."""
+    for domain in found:
+        if wanted in (domain.name, domain.uuid, str(domain.id)):
+            return domain
+    raise Error(
+        f"no VM '{printable(wanted)}' is running", "give the name, id or UUID that virsh list shows"
+    )
+
+
 def threads(host: Host, running: Domain) -> list[Thread]:
     """Every thread of RUNNING (from `status`), its main thread first. Threads that end meanwhile
     are left out.
@@ -90,7 +101,7 @@ def groups_of(found: list[Thread]) -> list[str]:
 
 
 def cpus_allowed(host: Host, running: Domain, thread: Thread) -> CpuSet:
-    """Where the kernel lets THREAD run: its affinity within its cpuset. Empty where it has ended."""
+    """Where the kernel lets THREAD run: its affinity within its cpuset. Empty if it has ended."""
     status = host.read_optional(f"/proc/{running.pid}/task/{thread.tid}/status") or ""
     allowed = [
         line.partition(":")[2]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a host is made of: CPUs, cores, NUMA nodes, memory; read from the texts of /proc and /sys."""
+"""What a host is made of: CPUs, cores, NUMA nodes, memory; read from texts of /proc and /sys."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class _Parser:
                 self.comment()
             else:
                 found.append(self.statement())
-                self.separator()
+                self.separator(found[-1])
 
     def statement(self) -> Statement:
         start, line = self.at, self.line()
@@ -122,7 +122,7 @@ class _Parser:
         value = self.value()
         return Statement(key, value, line, start, self.at)
 
-    def separator(self) -> None:
+    def separator(self, before: Statement) -> None:
         self.skip(BLANK)
         if self.peek() == "#":
             self.comment()
@@ -131,8 +131,16 @@ class _Parser:
         elif self.peek() and self.peek() not in EOL:
             raise self.error(
                 f"unexpected {self.shown()} after the value",
-                'one statement a line, or ";" between them',
+                self._remedy(before),
             )
+
+    def _remedy(self, before: Statement) -> str:
+        """0-1 without quotes is a number, and then what nobody expects."""
+        line = self.text[before.start :].splitlines()[0]
+        value = line.partition("=")[2].partition("#")[0].strip()
+        if isinstance(before.value, int) and " " not in value:
+            return f'put it in quotes: "{printable(value[:30])}"'
+        return 'write one setting per line, or ";" between two'
 
     def name(self) -> str:
         start = self.at

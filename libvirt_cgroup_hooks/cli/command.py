@@ -13,10 +13,10 @@ Command = Callable[[argparse.Namespace, Host], int]
 
 
 def add(
-    commands: Any, name: str, run: Command, summary: str, example: str
+    commands: Any, name: str, run: Command, summary: str, example: str, root: bool = True
 ) -> argparse.ArgumentParser:
     """A command's own parser, with the options that all commands have. RUN gets the arguments and
-    the host.
+    the host; ROOT: which may be a copy of one.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -25,7 +25,8 @@ def add(
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_root(parser)
+    if root:
+        add_root(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
@@ -36,5 +37,5 @@ def add_root(parser: argparse.ArgumentParser) -> None:
         "--root",
         metavar="DIR",
         default=argparse.SUPPRESS,
-        help="read the host's files (proc, sys, etc, run) below DIR: a copy of another host",
+        help="read a copy of another host's files (proc, sys, etc, run) in DIR",
     )

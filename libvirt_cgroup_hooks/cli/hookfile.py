@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import shlex
 
+from ..host import Host, Refused
+
 HOOK = "/etc/libvirt/hooks/qemu"
 DIRECTORY = "/etc/libvirt/hooks/qemu.d"  # libvirt 6.5 and later runs what is in it after HOOK
 HOOK_D = f"{DIRECTORY}/50-cgroup-hooks"  # where another program owns HOOK
@@ -17,6 +19,17 @@ TEST = "[ -x "  # begins the line that names it
 def ours(text: str) -> bool:
     """Whether a hook with TEXT runs this package."""
     return any(mark in text for mark in MARKS)
+
+
+def is_installed(host: Host) -> bool:
+    """Whether a file that libvirt may run for HOST runs this package."""
+    for path in (HOOK, HOOK_D):
+        try:
+            if ours(host.read_optional(path) or ""):
+                return True
+        except Refused:  # a directory, or not ours to read
+            continue
+    return False
 
 
 def shipped_file(text: str) -> bool:

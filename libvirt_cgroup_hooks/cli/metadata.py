@@ -27,7 +27,7 @@ def read(xml: str) -> dict[str, str]:
         holder = etree.fromstring(xml.encode(), parser)
     except etree.XMLSyntaxError as error:
         message = f"cannot read the settings in the VM's metadata: {printable(str(error))}"
-        raise Error(message, "mend it with virsh edit") from None
+        raise Error(message, "fix it with virsh edit") from None
     found: dict[str, str] = {}
     for element in holder:
         add_setting(

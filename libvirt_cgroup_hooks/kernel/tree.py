@@ -69,7 +69,7 @@ class Tree:
         )
 
     def systemd_sets(self, kind: Kind) -> bool:
-        """Whether systemd keeps a limit of KIND in this hierarchy, so that others may not write it."""
+        """Whether systemd keeps limits of KIND in this hierarchy, so that others must not write."""
         raise NotImplementedError
 
     @property
@@ -99,7 +99,7 @@ class Tree:
         raise NotImplementedError
 
     def make_threads(self, path: str, groups: dict[str, CpuSet | None]) -> list[Step]:
-        """The thread GROUPS below the VM cgroup PATH, with their CPUs (None: all that the VM has)."""
+        """The thread GROUPS below the VM cgroup PATH, with their CPUs (None: all of the VM's)."""
         raise NotImplementedError
 
     def nest(self, path: str, processes: list[int]) -> tuple[str, list[Step]]:

@@ -189,7 +189,8 @@ class V1(Tree):
                 continue
             if not self.forced:
                 raise Error(
-                    f"cannot set the CPUs of {printable(directory)} to {wanted}: {printable(path)} is limited to {cpus}",
+                    f"cannot set the CPUs of {printable(directory)} to {wanted}: "
+                    f"{printable(path)} is limited to {cpus}",
                     "stop the VM that it belongs to, or pin it to other CPUs, first",
                 )
             after[path] = after[parent(path)]
@@ -208,8 +209,8 @@ class V1(Tree):
         for other, taken in self.taken(directory).items() if self.has_cpus else ():
             if taken & cpus:
                 raise Error(
-                    f"cannot give CPUs {taken & cpus} to VMs: {printable(other)} has them for "
-                    "itself alone (cpuset.cpu_exclusive)",
+                    f"cannot give CPUs {taken & cpus} to VMs: {printable(other)} has "
+                    "exclusive use of them (cpuset.cpu_exclusive)",
                     "take them back from it, or reserve them",
                 )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is asked of every manager: where a VM is, how it gets there, and how a limit is set there."""
+"""What every manager is asked: where a VM is, how it gets there, and how a limit is set there."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class Manager:
     # where things are
 
     def parent_paths(self) -> dict[Tree, str]:
-        """The VM parent's cgroup in each tree that can limit it; none where there is no VM parent."""
+        """The VM parent's cgroup in each tree that can limit it; none without a VM parent."""
         raise NotImplementedError
 
     def place_of(self, domain: Domain, tree: Tree, thread: Thread) -> str | None:

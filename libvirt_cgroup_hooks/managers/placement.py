@@ -138,7 +138,7 @@ def _set_groups(
     vm_threads: list[Thread],
     homes: dict[int, str],
 ) -> None:
-    """The CPUs of each thread group whose place (HOMES, by thread id) is one of libvirt's making."""
+    """The CPUs of each thread group whose place (HOMES, by thread id) libvirt has made."""
     pins = domain.pins()
     places = {thread.group: homes[thread.tid] for thread in reversed(vm_threads)}
     for group, cpus in manager.allowed(domain, groups_of(vm_threads)).items():

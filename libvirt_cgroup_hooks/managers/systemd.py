@@ -54,7 +54,7 @@ class Systemd(Manager):
         return units.slice_of(self.daemon.get("name=systemd") or self.daemon.get("", ""))
 
     def parent_slice(self) -> str | None:
-        """The VM parent; None where VMs share a slice with other services, or hang below the root."""
+        """The VM parent; None where VMs share a slice with services, or hang below the root."""
         if self.layout.native:
             return MACHINE
         return units.slice_unit(self.layout.own, self.base) if self.layout.parent else None
@@ -114,7 +114,7 @@ class Systemd(Manager):
     def _scope(self, domain: Domain) -> str:
         if domain.id is None:
             raise Error(
-                f"VM {printable(domain.name)} has no id yet, which its scope is named by",
+                f"VM {printable(domain.name)} has no id yet, and its scope's name needs one",
                 "start it first",
             )
         return units.scope_unit(domain.name, domain.id)
@@ -318,7 +318,8 @@ class Systemd(Manager):
         actual = self._systemd_path(vm_threads[0])
         if not self.layout.native and not _within(actual, expected):
             plan.warnings.append(
-                f"systemd has put the VM in {printable(actual)}, not in {expected}; restart it to move it"
+                f"systemd has put the VM in {printable(actual)}, not in {expected}; "
+                "shut it down and start it again to move it"
             )
         elif self.parent_slice() is None:
             self._fence_scope(plan, domain, expected)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Names of systemd units and the cgroups they have: pure text, by the rules of systemd and libvirt."""
+"""Names of systemd units, and their cgroups: pure text, by the rules of systemd and libvirt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def slice_unit(components: list[str], below: str = ROOT) -> str:
 
 
 def slice_path(unit: str) -> str:
-    """The cgroup of a slice: vms-prod.slice is in /vms.slice/vms-prod.slice; the root slice is /."""
+    """The cgroup of a slice: that of vms-prod.slice is /vms.slice/vms-prod.slice."""
     if unit == ROOT:
         return "/"
     names = unit.removesuffix(".slice").split("-")

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.settings import Setting
 
-LENS = r"""(* /etc/libvirt/cgroup-hooks.conf; made from the settings table, see packaging/generate *)
+LENS = r"""(* /etc/libvirt/cgroup-hooks.conf; made from the settings, see packaging/generate *)
 module Libvirt_cgroup_hooks =
   autoload xfm
 
@@ -30,10 +30,11 @@ module Libvirt_cgroup_hooks =
   let words = square quote (store not_digits) quote
   let digits = store /"[0-9]+"|'[0-9]+'/
 
-  let trailing = [ label "#comment" . del /[ \t]*#[ \t]*/ " # " . store /[^ \t\r\n]([^\r\n]*[^ \t\r\n])?/ ]
+  let prose = store /[^ \t\r\n]([^\r\n]*[^ \t\r\n])?/
+  let trailing = [ label "#comment" . del /[ \t]*#[ \t]*/ " # " . prose ]
   let value (keys:regexp) (body:lens) = [ indent . key keys . equals . body . trailing? . eol ]
 
-  let comment = [ label "#comment" . del /[ \t]*#[ \t]*/ "# " . store /[^ \t\r\n]([^\r\n]*[^ \t\r\n])?/ . eol ]
+  let comment = [ label "#comment" . del /[ \t]*#[ \t]*/ "# " . prose . eol ]
   let empty = [ del /[ \t]*#?[ \t]*\r?\n/ "\n" ]
 
 @ENTRIES@
@@ -84,6 +85,7 @@ def test(table: Iterable[Setting], sample: str) -> str:
     for setting in table:
         active = active.replace(f"#{setting.key} = ", f"{setting.key} = ")
     keys = "|".join(setting.key for setting in table)
+    changed = _written("reserved_host_cpus", "0-1", True) + _written("hook_timeout", "5", False)
     return (
         "(* made from the sample file, see packaging/generate *)\n"
         "module Test_libvirt_cgroup_hooks =\n"
@@ -93,7 +95,7 @@ def test(table: Iterable[Setting], sample: str) -> str:
         f"  test Libvirt_cgroup_hooks.lns get active = {_tree(active, keys)}\n\n"
         "  test Libvirt_cgroup_hooks.lns put sample after\n"
         '    set "reserved_host_cpus" "0-1"; set "hook_timeout" "5" =\n'
-        f"    {_quoted(sample + _written('reserved_host_cpus', '0-1', True) + _written('hook_timeout', '5', False))}\n"
+        f"    {_quoted(sample + changed)}\n"
     )
 
 

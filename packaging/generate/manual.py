@@ -18,14 +18,21 @@ from libvirt_cgroup_hooks.settings import Setting
 
 NAME = "keep CPUs and memory for the host, and see where its VMs are"
 ABOUT = """\
-virt-cgroup shows and changes what a virtualization host keeps for itself, and where the cgroups of its VMs are. What
-it keeps is said in cgroup-hooks.conf(5); a libvirt hook enforces that when VMs start.
+virt-cgroup shows and changes the reservation of a virtualization host, which is the CPUs and the
+memory that the host keeps for itself, and shows where the cgroups of its VMs are. It is
+configured in cgroup-hooks.conf(5); a libvirt hook enforces it when VMs start.
 
-The hook limits the VM parent, the one cgroup that holds all VMs. With nothing configured it changes nothing at all."""
+The hook limits the VM parent, the one cgroup that holds all VMs: they cannot leave the CPUs that
+are left to them. If VMs together exceed their memory limit, the kernel reclaims their memory and
+then kills one of them, not the host's services. With nothing configured, the hook does nothing.
+
+Other words: a layout says where the cgroup of each VM is. The thread groups of a VM are emulator,
+vcpuN and iothreadN, as in libvirt. The manager of cgroups is systemd where systemd-machined is
+there, and cgroupfs where nobody manages them and the hook writes them itself."""
 EVERYWHERE = ("help", "root")  # options that are explained once
 STATUS = (
     ("0", "Done."),
-    ("1", "It could not be done; standard error says why and what to do."),
+    ("1", "It failed; standard error says why and what to do."),
     ("2", "Wrong usage."),
 )
 FILES = (
@@ -33,7 +40,7 @@ FILES = (
     ("/etc/libvirt/hooks/qemu", "The hook that libvirtd runs."),
     (
         "/etc/libvirt/hooks/qemu.d/50-cgroup-hooks",
-        "The same, where another program has the former.",
+        "The same, where another program owns the former.",
     ),
     (
         "/run/libvirt-cgroup-hooks",
@@ -41,10 +48,13 @@ FILES = (
     ),
 )
 SETTINGS_ABOUT = """\
-One line a setting, key = value, in the syntax of libvirt's qemu.conf; # begins a comment. A setting that is not there,
-or is commented out, has its default. A change is in effect from the next VM that starts, for all VMs that run;
-virt-cgroup apply --parent makes it so at once. What cannot be right is refused, naming file, line, key, value and
-remedy."""
+One setting per line, key = value, in the syntax of libvirt's qemu.conf; # begins a comment. A
+setting that is missing or commented out has its default.
+
+An edit takes effect, for running VMs too, when the next VM starts, or at once with virt-cgroup
+apply --all. Invalid settings are rejected; the error names the file, line and fix. After a mistake
+in this file no VM starts, unless on_error is "warn"; running VMs are not affected. Check an edit
+with virt-cgroup validate."""
 
 
 def program(parser: argparse.ArgumentParser, date: str, version: str) -> str:
@@ -89,7 +99,7 @@ class _Page:
     def __init__(self, title: str, section: int, date: str, version: str) -> None:
         head = f'.TH {_escaped(title)} {section} {date} "libvirt\\-cgroup\\-hooks {version}"'
         self.lines = [
-            '.\\" Made from the settings table and the help of the commands; see packaging/generate.',
+            ".\\\" Made from the settings table and the commands' help; see packaging/generate.",
             head,
             ".nh",
         ]

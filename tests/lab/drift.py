@@ -18,10 +18,10 @@ from .host import V2, directory, status, xml
 
 LAYOUT = "/vms/$NAME"
 PINS = {0: "6-7", 1: "7"}
-START = "for what would keep every VM from starting"
-FENCE = "for the fence in effect on the VM parent"
-SPECIAL = "for CPUs that are offline or isolated"
-CONFORM = "for VMs that do not conform"
+START = "that VMs can start"
+FENCE = "the limits of the VM parent"
+SPECIAL = "for offline and isolated CPUs"
+CONFORM = "that VMs match the configuration"
 only_v1 = pytest.mark.skipif(V2, reason="cgroup v1 is not used here")
 only_v2 = pytest.mark.skipif(not V2, reason="cgroup v2 is not used here")
 thorough = pytest.mark.thorough

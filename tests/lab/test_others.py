@@ -107,7 +107,7 @@ def test_exclusive_cpus_of_somebody_else_on_v1() -> None:
         with cgroup(mine, {"cpuset.mems": "0", "cpuset.cpus": "6-7", "cpuset.cpu_exclusive": "1"}):
             told = (
                 "cannot give CPUs 6-7 to VMs: "
-                f"{mine} has them for itself alone (cpuset.cpu_exclusive)"
+                f"{mine} has exclusive use of them (cpuset.cpu_exclusive)"
             )
             assert f"{told}: take them back from it" in not_started("web")
             assert findings()[START] == f"FAIL {told}"
@@ -160,14 +160,14 @@ def test_a_partition_takes_cpus_of_the_vms() -> None:
                 "2-5",
                 {str(other): "6-7"},
             )
-            assert f"{other} has CPUs 6-7 for itself alone." in virt_cgroup("status")
+            assert f"{other} has exclusive use of CPUs 6-7." in virt_cgroup("status")
             assert findings()[FENCE] == (
                 f"WARN {parent} may use CPUs 2-5 only, and not 6-7: "
-                f"{other} has 6-7 for itself alone"
+                f"{other} has exclusive use of 6-7"
             )
             start("new")
             told = (
-                f"VM late is pinned to CPUs 6-7 (vcpu0), which {other} has for itself alone: "
+                f"VM late is pinned to CPUs 6-7 (vcpu0), of which {other} has exclusive use: "
                 "take them back from it"
             )
             assert told in not_started("late", vcpupin={0: "7"})
@@ -227,7 +227,7 @@ def set_property(assignment: str) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[str], None], str, str]] = {
-    "more CPUs": (write_cpus, "0-7", "FAIL {parent} may use CPUs 0-7, of which the host keeps 0-1"),
+    "more CPUs": (write_cpus, "0-7", "FAIL {parent} may use CPUs 0-7, including reserved CPUs 0-1"),
     "fewer CPUs": (write_cpus, "3-4", "WARN {parent} may use CPUs 3-4 only, and not 2,5-7"),
     "more memory": (write_memory, "2500M", "FAIL the memory limit of {parent} is 2.4 GiB"),
     "less memory": (write_memory, "1000M", "WARN the memory limit of {parent} is 1.0 GiB"),
@@ -235,7 +235,7 @@ CHANGES: dict[str, tuple[Callable[[str], None], str, str]] = {
     "AllowedCPUs=0-7": (
         set_property,
         "AllowedCPUs=0-7",
-        "FAIL {parent} may use CPUs 0-7, of which the host keeps 0-1",
+        "FAIL {parent} may use CPUs 0-7, including reserved CPUs 0-1",
     ),
     "AllowedCPUs=3-4": (
         set_property,

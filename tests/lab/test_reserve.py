@@ -100,7 +100,7 @@ def test_refused() -> None:
     wait_for_use(parent_directory(), 64)
     with nobody_is_killed(vm):
         message = refused("--memory", leaving(48 * MIB), "--cpus", "0-1")
-        assert "cannot lower the memory of all VMs to 48 MiB: " in message
+        assert "cannot lower the VMs' memory limit to 48 MiB: " in message
         assert "web has " in message
         assert "db (vcpu1 to 7 (reserved: 7))" in refused("--cpus", "7-7", "--live", "--config")
         assert "leaves none for VMs" in refused("--cpus", "0-7")
@@ -161,7 +161,7 @@ def test_wait_in_vain_and_interrupted() -> None:
     with nobody_is_killed(vm):
         message = refused(*arguments, "2")
         assert "after 2 seconds the VMs still use " in message
-        assert "48 MiB was to be their limit: web has " in message
+        assert "; the new limit is 48 MiB: web has " in message
         result = interrupted([*arguments, f"{patient():.0f}"], signal.SIGINT)
     assert (result.returncode, result.stdout) == (130, "")
     assert result.stderr.endswith("error: interrupted\n")
@@ -248,7 +248,7 @@ def test_force_shows_where_threads_end_up() -> None:
     configure(OPEN)
     vm = start("web", vcpupin={0: "0", 1: "7"}, iothreads=0)
     text = output("reserve", "--cpus", "7-7", "--live", "--force")
-    rows = text.partition("Pinned to CPUs that the host keeps:")[2].splitlines()[3:]
+    rows = text.partition("Pinned to reserved CPUs:")[2].splitlines()[3:]
     assert [row.split() for row in rows] == [["web", str(vm.vcpus[1]), "vcpu1", "7", "0-6"]]
     assert vm.alive()
     assert_conform("web")

@@ -186,7 +186,7 @@ def call_hook(name: str, operation: str, given: str) -> subprocess.CompletedProc
 
 
 def timed_out(seconds: int) -> str:
-    return f"not done within hook_timeout = {seconds} seconds"
+    return f"timed out after {seconds} seconds"
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from ..live.harness import domain_xml
 from ..live.pace import patient, wait_for
 from .host import HOOK, configure, fenced, run, start, virt_cgroup
 
-SEEN = "if the daemon has seen the hook"
-FENCE = "for the fence in effect on the VM parent"
-OUTSIDE = "for QEMU outside the VM parent"
+SEEN = "if the daemon knows the hook"
+FENCE = "the limits of the VM parent"
+OUTSIDE = "for QEMU that is not limited"
 USER = "joe"
 
 

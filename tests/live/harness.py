@@ -21,7 +21,7 @@ SOCKET = Path("/run/libvirt/libvirt-sock")
 PID_FILE = Path("/run/libvirtd.pid")
 ALL_CPUS = Path("/sys/devices/system/cpu/online").read_text().strip()
 LAST_CPU = ALL_CPUS.rpartition("-")[2]
-VM_CPUS = "1" if LAST_CPU == "1" else f"1-{LAST_CPU}"  # with CPU 0 kept for the host
+VM_CPUS = "1" if LAST_CPU == "1" else f"1-{LAST_CPU}"  # with CPU 0 reserved for the host
 STATE = Path("/run/libvirt-cgroup-hooks")
 LIVE = STATE / "live"
 STATUS_DIRECTORY = Path("/run/libvirt/qemu")

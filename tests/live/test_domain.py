@@ -179,7 +179,7 @@ def test_what_is_wrong_in_the_metadata() -> None:
     shown = command("web")
     message = (
         r'VM web has vcpu_cpus = "3\n4" in its metadata: "3\n4" is not a CPU list: '
-        "change it, or remove it: virt-cgroup domain web --unset vcpu_cpus --unset foo"
+        "change it, or remove it: virt-cgroup domain web --unset vcpu_cpus --unset foo --config"
     )
     assert (shown.returncode, shown.stderr) == (0, f"warning: {message}\n")
     assert "vcpu_cpus:      3\\n4\n" in shown.stdout and "foo:            2\n" in shown.stdout
@@ -193,21 +193,24 @@ def test_what_is_wrong_in_the_metadata() -> None:
     ("setting", "message"),
     [
         ("vcpu_cpus=8000", "this host has no CPU 8000 (its CPUs are "),
-        ("emulator_cpus=0", "the host keeps all of these CPUs (reserved_host_cpus 0)"),
+        ("emulator_cpus=0", "all of these CPUs are reserved (reserved_host_cpus 0)"),
         (
             "layout=root",
-            "it has no VM parent, so the VM would be outside the limit that reserved_host_mem sets",
+            "the VM would be outside the limit that reserved_host_mem sets",
         ),
     ],
 )
-def test_a_warning_of_what_this_host_will_refuse(
+def test_what_would_keep_the_vm_from_starting_is_set_by_force_only(
     configure: Configure, setting: str, message: str
 ) -> None:
     define()
     configure(
         'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\ncgroup_layout = "/vms/$NAME"\n'
     )
-    result = command("web", "--set", setting)
+    key, _, value = setting.partition("=")
+    assert refused("web", "--set", setting).startswith(f'cannot set {key} to "{value}": {message}')
+    assert metadata("config") == ""
+    result = command("web", "--set", setting, "--force")
     assert (result.returncode, result.stdout) == (0, "Metadata modified\n")
     assert result.stderr.startswith("warning: VM web has ") and message in result.stderr
 

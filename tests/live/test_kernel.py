@@ -21,8 +21,8 @@ V2 = cgroup_directory("cpu").joinpath("cgroup.controllers").exists()
 FENCED = 'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\ncgroup_layout = "{}"\n'
 PARENTS = {"/vms/$NAME": "/vms", "native": "/machine"}
 LAYOUTS = ["/vms/$NAME", pytest.param("native", marks=pytest.mark.thorough)]
-START = "for what would keep every VM from starting"
-FENCE = "for the fence in effect on the VM parent"
+START = "that VMs can start"
+FENCE = "the limits of the VM parent"
 
 
 def finding(title: str) -> str:
@@ -47,7 +47,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "more CPUs": (
         "cpuset",
         write_cpus,
-        f"FAIL {{}} may use CPUs {ALL_CPUS}, of which the host keeps 0",
+        f"FAIL {{}} may use CPUs {ALL_CPUS}, including reserved CPUs 0",
     ),
     "less memory": (
         "memory",
@@ -114,7 +114,7 @@ def test_a_v1_cpuset_of_somebody_else_in_the_vm_parent(configure: Configure, lay
             assert_same(everything(), before)
             assert finding(START).startswith(f"FAIL {told}")
             assert finding(FENCE).startswith(
-                f"FAIL {parent} may use CPUs {ALL_CPUS}, of which the host keeps 0"
+                f"FAIL {parent} may use CPUs {ALL_CPUS}, including reserved CPUs 0"
             )
     finally:
         other.rmdir()

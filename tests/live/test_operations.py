@@ -86,7 +86,7 @@ def refused(xml: str) -> str:
         ('\nreserved_host_mem = "9000 GiB"\n', "cgroup-hooks.conf:2: reserved_host_mem"),
         (
             'reserved_host_mem = "1 GiB"\ncgroup_layout = "root"\n',
-            "no cgroup holds the VMs and nothing else",
+            "no cgroup that holds only VMs",
         ),
         ('cgroup_layout = "/vms/$VM"\n', "unknown variable"),
     ],
@@ -349,7 +349,7 @@ def test_hook_timeout(configure: Configure) -> None:
             ),
             "the lock",
         )
-        told = f"not done within hook_timeout = {seconds} seconds"
+        told = f"timed out after {seconds} seconds"
         assert told in refused(domain_xml("late"))
         command = [HOOK, "web", "reconnect", "begin", "-"]
         xml = virsh("dumpxml", "web").stdout

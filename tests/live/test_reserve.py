@@ -156,7 +156,7 @@ def test_memory_in_use(configure: Configure, tmp_path: Path) -> None:
     wait_for_use(parent_directory(), 96 + 16)
     with nobody_is_killed(large):
         message = refused("--memory", leaving(64 * MIB), "--live")
-    assert "cannot lower the memory of all VMs to 64 MiB: 1" in message
+    assert "cannot lower the VMs' memory limit to 64 MiB: 1" in message
     assert message.index("large has 1") < message.index("small has ")
     assert "--wait" in message
 
@@ -209,7 +209,7 @@ def test_what_cannot_be(configure: Configure, arguments: list[str], message: str
 def test_memory_without_a_parent(configure: Configure) -> None:
     configure('cgroup_layout = "root"\n')
     start_vm("web")
-    assert "no cgroup holds the VMs and nothing else" in refused("--memory", "1 GiB", "--live")
+    assert "no cgroup that holds only VMs" in refused("--memory", "1 GiB", "--live")
 
 
 # several at once
@@ -265,7 +265,7 @@ def test_force_shows_where_threads_end_up(configure: Configure) -> None:
     vm = start_vm("web", xml=domain_xml("web", vcpus=2, vcpupin={0: "0", 1: LAST_CPU}))
     start_vm("other")
     text = virt_cgroup("reserve", "--cpus", RESERVE_LAST, "--live", "--force").stdout
-    rows = text.partition("Pinned to CPUs that the host keeps:")[2].splitlines()[3:]
+    rows = text.partition("Pinned to reserved CPUs:")[2].splitlines()[3:]
     assert [row.split() for row in rows] == [
         ["web", str(vm.vcpus[1]), "vcpu1", LAST_CPU, WITHOUT_LAST]
     ]

@@ -71,7 +71,7 @@ def test_wait_in_vain(configure: Configure, tmp_path: Path) -> None:
     with nobody_is_killed(vm):
         message = refused("--memory", leaving(64 * MIB), "--live", "--config", "--wait", "2")
     assert "after 2 seconds the VMs still use 1" in message
-    assert "64 MiB was to be their limit: web has 1" in message
+    assert "; the new limit is 64 MiB: web has 1" in message
     assert "reclaiming: 1" in message
 
 

@@ -45,7 +45,7 @@ def not_passed() -> dict[str, tuple[str, str]]:
     rows = json.loads(done.stdout)
     found = {row["check"]: (row["result"], f"{row['message']}: {row['remedy']}") for row in rows}
     assert (done.returncode == 1) == any(result == "FAIL" for result, _ in found.values())
-    machine = ("for hugepages that take the VMs' memory", "for CPUs that are offline or isolated")
+    machine = ("for memory left beside hugepages", "for offline and isolated CPUs")
     return {title: problem for title, problem in found.items() if title not in machine}
 
 
@@ -71,11 +71,11 @@ def test_all_is_well(web: None) -> None:
     assert not_passed() == {}
     done = validate()
     assert (
-        "  HOOK: Checking if the daemon has seen the hook                             : PASS"
+        "  HOOK: Checking if the daemon knows the hook                             : PASS"
         in done.stdout.splitlines()
     )
     assert (
-        "  HOOK: Checking if the hook finds its program                               : PASS"
+        "  HOOK: Checking if the hook finds this package                               : PASS"
         in done.stdout.splitlines()
     )
 
@@ -84,7 +84,7 @@ def test_before_the_first_vm(daemon: Daemon, configure: Configure) -> None:
     daemon.restart()
     configure(FENCED)
     assert {title: result for title, (result, _) in not_passed().items()} == {
-        "for the fence in effect on the VM parent": "NOTE"
+        "the limits of the VM parent": "NOTE"
     }
 
 
@@ -106,8 +106,8 @@ def test_the_hook_is_newer_than_the_daemon(web: None, daemon: Daemon) -> None:
     time.sleep(0.05)
     HOOK.write_bytes(HOOK.read_bytes())
     found = not_passed()
-    assert list(found) == ["if the daemon has seen the hook"]
-    assert found["if the daemon has seen the hook"][0] == "WARN"
+    assert list(found) == ["if the daemon knows the hook"]
+    assert found["if the daemon knows the hook"][0] == "WARN"
     time.sleep(0.05)
     daemon.restart()
     assert not_passed() == {}
@@ -126,8 +126,8 @@ def test_a_hook_that_is_put_beside_a_daemon_that_has_none_is_not_called(
     configure(FENCED)
     start_vm("web")
     found = not_passed()
-    assert found["if the daemon has seen the hook"][0] == "WARN"
-    assert found["for VMs that do not conform"][0] == "FAIL"
+    assert found["if the daemon knows the hook"][0] == "WARN"
+    assert found["that VMs match the configuration"][0] == "FAIL"
     daemon.restart()
     assert not_passed() == {}
 
@@ -164,9 +164,9 @@ def test_somebody_else_writes_the_fence(web: None) -> None:
     file = cgroup_directory("cpuset", PARENT) / "cpuset.cpus"
     assert file.read_text().strip() == VM_CPUS
     file.write_text(ALL_CPUS)
-    result, text = not_passed()["for the fence in effect on the VM parent"]
+    result, text = not_passed()["the limits of the VM parent"]
     assert result == "FAIL"
-    assert text.endswith("of which the host keeps 0: run virt-cgroup apply --parent")
+    assert text.endswith("including reserved CPUs 0: run virt-cgroup apply --parent")
     subprocess.run(
         [*COMMAND, "apply", "--parent"],
         check=True,
@@ -182,7 +182,7 @@ def test_somebody_else_lifts_the_memory_limit(web: None) -> None:
     (directory / ("memory.max" if v2 else "memory.limit_in_bytes")).write_text(
         "max" if v2 else "-1"
     )
-    result, text = not_passed()["for the fence in effect on the VM parent"]
+    result, text = not_passed()["the limits of the VM parent"]
     assert result == "FAIL"
     assert "has no memory limit" in text
     subprocess.run(
@@ -209,8 +209,8 @@ def test_qemu_that_nobody_fences(web: None) -> None:
     finally:
         process.kill()
         process.wait()
-    assert list(found) == ["for QEMU outside the VM parent"]
-    result, text = found["for QEMU outside the VM parent"]
+    assert list(found) == ["for QEMU that is not limited"]
+    result, text = found["for QEMU that is not limited"]
     assert result == "WARN"
     assert f"process {process.pid} (qemu-system-x86) of user 65534 is in /" in text
     assert not_passed() == {}

@@ -193,7 +193,7 @@ def test_beside_another_hook(host: Packaged) -> None:
     host.check(f"mkdir -p {HOOKS} && cat >{HOOKS}/qemu <<'END'\n{FOREIGN}END")
     host.check(f"chmod 755 {HOOKS}/qemu && systemctl reload libvirtd")
     said = host.install("1")
-    assert f"{HOOKS}/qemu is another's and is left alone" in said
+    assert f"{HOOKS}/qemu belongs to another program and is left alone" in said
     assert host.hooks() == ["./qemu", "./qemu.d/50-cgroup-hooks"]
     host.configure("/vms/$NAME")
     host.start("web")

@@ -117,7 +117,7 @@ def test_the_policy_goes_where_selinux_is(
 def test_the_rpm_beside_another_hook(fedora: Machine, rpms: dict[str, Path]) -> None:
     fedora.put(HOOK, FOREIGN, 0o755)
     said = rpm(fedora, "-i", rpms["first"])
-    assert f"{HOOK} is another's and is left alone" in said
+    assert f"{HOOK} belongs to another program and is left alone" in said
     assert fedora.hooks() == ["qemu", "qemu.d/50-cgroup-hooks"]
     rpm(fedora, "-e", "libvirt-cgroup-hooks")
     assert fedora.hooks() == ["qemu"]
@@ -177,6 +177,6 @@ def test_a_python_that_libvirtd_would_not_find_the_package_with(
         check=False,
     )
     assert said.startswith(
-        "error: /usr/bin/python3 does not find the package in the way that libvirtd will run it: "
+        "error: /usr/bin/python3 does not find the package when run as libvirtd runs it: "
     )
     assert machine.hooks() == []

@@ -66,7 +66,7 @@ KEYS = (
         ),
         (
             "memory_admission = 1",
-            "memory_admission = 1: there is no limit to admit VMs to: set reserved_host_mem too",
+            "memory_admission = 1: it needs a memory limit: set reserved_host_mem, too",
         ),
         (f"reserved_host_mem = '{'x' * 5000}'", f'reserved_host_mem = "{"x" * 200}": '),
         ("cgroup_layout = '\x1b[2J'", r'cgroup_layout = "\x1b[2J": layout "\x1b[2J" is neither'),
@@ -94,8 +94,7 @@ def test_no_limit_of_memory_without_a_parent(layout: str, order: int) -> None:
     line = lines.index("reserved_host_mem = '1 GiB'") + 1
     assert str(error.value) == (
         f'{PATH}:{line}: reserved_host_mem = "1 GiB": '
-        f'with cgroup_layout = "{layout}" no cgroup holds the VMs and nothing else, '
-        "which could carry the limit: "
+        f'cgroup_layout = "{layout}" has no cgroup that holds only VMs, to be limited: '
         'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"'
     )
 
@@ -127,8 +126,8 @@ def test_duplicates_warn_and_the_first_wins() -> None:
     )
     assert parsed.values == {"hook_timeout": "5", "on_error": "warn"}
     assert parsed.warnings == [
-        "conf:3: hook_timeout is set in line 1 already, which counts",
-        "conf:4: hook_timeout is set in line 1 already, which counts",
+        "conf:3: hook_timeout is already set in line 1; that value is used",
+        "conf:4: hook_timeout is already set in line 1; that value is used",
     ]
 
 
@@ -177,11 +176,11 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
         ("smt", "reserved_host_cpus = 8", "8: reserving CPUs 0-7 leaves none for VMs"),
         # the cores are whole
         ("smt", "reserved_host_cpus = 7", "7: reserving CPUs 0-7 leaves none for VMs"),
-        ("smt", "reserved_host_cpus = 9", "9: the host has 8 CPUs: reserve fewer"),
+        ("smt", "reserved_host_cpus = 9", "9: the host has only 8 CPUs: reserve fewer CPUs"),
         (
             "v1",
             "reserved_host_cpus = 18446744073709551615",
-            "18446744073709551615: the host has 2 CPUs",
+            "18446744073709551615: the host has only 2 CPUs",
         ),
         (
             "smt",
@@ -204,7 +203,7 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
         (
             "smt",
             "reserved_host_cpus = '0-3'\nemulator_cpus = '1-2'",
-            '"1-2": the host keeps all of these CPUs; VMs may use 4-7: name CPUs of the VMs',
+            '"1-2": all of these CPUs are reserved: VMs may use 4-7',
         ),
     ],
 )
@@ -356,13 +355,13 @@ def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
             "reserved_host_cpus = '0-1'",
             {"emulator_cpus": "0"},
             'emulator_cpus = "0" in its metadata: '
-            "the host keeps all of these CPUs (reserved_host_cpus 0-1)",
+            "all of these CPUs are reserved (reserved_host_cpus 0-1)",
         ),
         (
             "reserved_host_mem = '1 GiB'",
             {"layout": "root"},
             'layout = "root" in its metadata: '
-            "it has no VM parent, so the VM would be outside the limit that "
+            "the VM would be outside the limit that "
             "reserved_host_mem sets",
         ),
     ],
@@ -373,7 +372,7 @@ def test_settings_of_a_vm_that_cannot_be(text: str, settings: dict[str, str], me
         configured(text, "smt").for_domain(
             domain("web", settings=settings), topology("smt").present
         )
-    remedy = f"change it, or remove it: virt-cgroup domain web --unset {key}"
+    remedy = f"change it, or remove it: virt-cgroup domain web --unset {key} --config"
     assert str(error.value) == f"VM web has {message}: {remedy}"
 
 
@@ -383,7 +382,8 @@ def test_the_remedy_is_for_all_that_is_wrong() -> None:
         Config({}).for_domain(vm)
     assert str(error.value) == (
         'VM a b has foo = "1" in its metadata: there is no such setting: '
-        f"change it, or remove it: virt-cgroup domain {UUID} --unset foo --unset vcpu_cpus"
+        f"change it, or remove it: virt-cgroup domain {UUID} --unset foo --unset vcpu_cpus "
+        "--config"
     )
 
 

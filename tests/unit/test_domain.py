@@ -233,7 +233,7 @@ def test_encodings(encoding: str) -> None:
         ("<vcpu>99999999999999999999</vcpu>", 'has "99999999999999999999" as vcpu'),
         (
             "<vcpu>65537</vcpu>",
-            "asks for more than 65536 vCPUs or I/O threads: libvirt itself takes no more",
+            "asks for more than 65536 vCPUs or I/O threads: libvirt itself accepts no more",
         ),
         ("<iothreads>65537</iothreads>", "asks for more than 65536 vCPUs or I/O threads"),
         (
@@ -362,7 +362,7 @@ def test_five_megabytes() -> None:
         parse(xml)
     assert (
         str(error.value)
-        == f"the domain XML is larger than 4 MiB ({len(xml)} bytes): libvirt itself takes no more"
+        == f"the domain XML is larger than 4 MiB ({len(xml)} bytes): libvirt itself accepts no more"
     )
 
 
@@ -402,7 +402,7 @@ def test_elements_in_one_another(levels: int, read: bool) -> None:
         parse(xml)
     assert (
         str(error.value)
-        == "the domain XML has more than 256 elements in one another: libvirt itself takes no more"
+        == "the domain XML has elements nested more than 256 deep: libvirt itself accepts no more"
     )
 
 

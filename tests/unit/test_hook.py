@@ -85,6 +85,28 @@ def test_only_prepare_and_start_fail(
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ('on_error = "warn"\nreserved_host_cpus = 0-1\n', 0),
+        ("reserved_host_cpus = '99'\non_error = 'warn'\n", 0),
+        ("reserved_host_cpu = '0'\non_error = 'warn' # comment\n", 0),
+        ("reserved_host_cpus = 0-1\n", 1),
+        ("reserved_host_cpus = 0-1\n#on_error = 'warn'\n", 1),
+        ("reserved_host_cpus = 0-1\non_error = 'refuse'\non_error = 'warn'\n", 1),
+        ("reserved_host_cpus = '0'\non_error = 'wrong'\n", 1),
+    ],
+)
+def test_on_error_counts_for_a_file_with_a_mistake(
+    tmp_path: Path, text: str, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = _Run(Kernel(tmp_path, "v1", text), "web", "prepare")
+    with pytest.raises(Error) as error:
+        made.configuration()
+    assert made.failed(error.value) == status
+    assert bool(capfd.readouterr().err) == bool(status)
+
+
 def test_what_is_shown_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     run("prepare").failed(Error("a\nb\x1b[31m💩\udcff", "c\td"))
     assert capfd.readouterr().err == "libvirt-cgroup-hooks: a\\nb\\x1b[31m💩\\udcff: c\\td\n"
@@ -131,7 +153,7 @@ def test_the_deadline(clock: None) -> None:
     assert 14 < first <= 15  # the rest is for putting back what was there
     assert again == 5
     with pytest.raises(
-        Error, match=r"^not done within hook_timeout = 20 seconds: see what the host is busy with$"
+        Error, match=r"^timed out after 20 seconds \(hook_timeout\): find out what keeps the host"
     ):
         made.alarm()
 

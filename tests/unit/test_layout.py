@@ -108,8 +108,12 @@ def test_the_first_directory_of_the_vms_own(text: str, top: str) -> None:
         ("/vms/${NAME}", 'layout "/vms/${NAME}" has an unknown variable'),
         ("/vms/$$NAME", 'layout "/vms/$$NAME" has an unknown variable'),
         ("/vms/$NAME$", 'layout "/vms/$NAME$" has an unknown variable'),
-        ("/vms", 'layout "/vms" is the same for all VMs: name the VM by $NAME, $UUID or $ID'),
-        ("/vms/$DRIVER", 'layout "/vms/$DRIVER" is the same for all VMs'),
+        (
+            "/vms",
+            'layout "/vms" contains no $NAME, $UUID or $ID, '
+            "so all VMs would share one cgroup: add one of them",
+        ),
+        ("/vms/$DRIVER", 'layout "/vms/$DRIVER" contains no $NAME, $UUID or $ID, so all VMs'),
         (
             "/vms/$LIBVIRTD/$NAME",
             'layout "/vms/$LIBVIRTD/$NAME" has $LIBVIRTD inside: '
@@ -205,7 +209,8 @@ def test_a_component_has_at_most_255_bytes(text: str, name: str, fits: bool) -> 
 
 def test_an_id_that_is_not_known_yet() -> None:
     with pytest.raises(
-        Error, match=r"^VM a\\nb has no id yet, which its cgroup is named by: use \$UUID or \$NAME"
+        Error,
+        match=r"^VM a\\nb has no id yet, and its cgroup's name needs one: use \$UUID or \$NAME",
     ):
         Layout("/vms/$ID").vm_path(domain("a\nb"), "/")
 

@@ -138,7 +138,7 @@ def test_what_a_change_makes_impossible_names_the_change() -> None:
     with pytest.raises(Error) as error:
         config.parse("cgroup_layout = 'root'", CONF, {"reserved_host_mem": ("", str(GIB))})
     assert str(error.value).startswith(
-        f'virt-cgroup reserve --live: reserved_host_mem = "{GIB}": with cgroup_layout = "root"'
+        f'virt-cgroup reserve --live: reserved_host_mem = "{GIB}": cgroup_layout = "root"'
     )
 
 

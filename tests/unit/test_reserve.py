@@ -155,8 +155,8 @@ def test_memory_that_is_in_use(host: Kernel, kind: str) -> None:
     with pytest.raises(Error) as error:
         change(host, "live config", mem=f"{(total(kind) - limit) // 1024} KiB").run()
     assert str(error.value) == (
-        "cannot lower the memory of all VMs to 800 MiB: 900 MiB are in use: vm has 900 MiB: "
-        "stop VMs or take memory from them, reserve less, or use --wait to reclaim what can be had"
+        "cannot lower the VMs' memory limit to 800 MiB: 900 MiB are in use: vm has 900 MiB: "
+        "stop or shrink VMs, reserve less, or use --wait to reclaim memory first"
     )
     assert states(host) == before
 
@@ -172,8 +172,8 @@ def test_what_vms_may_come_to_use_is_told(tmp_path: Path, kind: str) -> None:
     made = change(host, "live", mem=f"{(total(kind) - 512 * MIB) // 1024} KiB")
     made.run()
     assert made.warnings == [
-        "the VMs that run may come to use 1.1 GiB, more than the 512 MiB left to them; "
-        "the kernel kills one when they do"
+        "running VMs may come to use 1.1 GiB, more than their new limit of 512 MiB; "
+        "the kernel would then kill one of them"
     ]
     quiet = change(host, "live", mem="256 MiB")
     quiet.run()
@@ -190,10 +190,19 @@ def test_pins_outside(tmp_path: Path, kind: str) -> None:
         change(host, "live config", cpus="0-1").run()
     assert str(error.value) == (
         "cannot take CPUs from VMs that are pinned to them: vm (vcpu1 to 1 (reserved: 1)): "
-        "pin them within 2-3 with virsh vcpupin, emulatorpin or iothreadpin, "
-        "stop them, or use --force"
+        "pin them within 2-3 (virsh vcpupin, emulatorpin, iothreadpin), stop them, or use --force"
     )
     assert states(host) == before
+
+
+def test_what_was_taken_by_force_is_not_asked_for_again(tmp_path: Path, kind: str) -> None:
+    host = reserving.running(tmp_path, kind, inner=PINNED)
+    Change(host, {"reserved_host_cpus": "0-1"}, live=True, config=False, force=True).run()
+    change(host, "live", mem="1 GiB").run()
+    change(host, "live", cpus="0-2").run()
+    change(host, "live", cpus="0").run()
+    with pytest.raises(Error, match="cannot take CPUs from VMs that are pinned to them"):
+        change(host, "live", cpus="0-1").run()
 
 
 def test_pins_outside_by_force(tmp_path: Path, kind: str) -> None:
@@ -232,9 +241,7 @@ def test_memory_in_a_layout_without_a_parent(tmp_path: Path, kind: str) -> None:
     host = reserving.made(tmp_path, kind, "cgroup_layout = 'root'\n")
     before = states(host)
     for how in ("live", "config"):
-        with pytest.raises(
-            Error, match='with cgroup_layout = "root" no cgroup holds the VMs and nothing else'
-        ):
+        with pytest.raises(Error, match='cgroup_layout = "root" has no cgroup that holds only VMs'):
             change(host, how, mem="1 GiB").run()
     assert states(host) == before
 

@@ -58,9 +58,9 @@ def test_what_cannot_be_reclaimed(host: Kernel) -> None:
     with pytest.raises(Error) as error:
         change(host, GIB).run(0.01)
     assert str(error.value) == (
-        "after 0.01 seconds the VMs still use 1.2 GiB, and 1 GiB was to be their limit: "
+        "after 0.01 seconds the VMs still use 1.2 GiB; the new limit is 1 GiB: "
         "vm has 1.2 GiB: "
-        "the limits are what they were; stop VMs or take memory from them, or wait longer"
+        "no limit was changed; stop or shrink VMs, or wait longer"
     )
     assert states(host) == before
 

@@ -116,7 +116,7 @@ def test_warnings_are_told_once(host: Kernel) -> None:
     warnings: list[str] = []
     for _ in range(2):
         snapshot.load(host, warnings, save=True)
-    assert warnings == [f"{CONF}:4: hook_timeout is set in line 2 already, which counts"]
+    assert warnings == [f"{CONF}:4: hook_timeout is already set in line 2; that value is used"]
 
 
 def test_a_bad_file_is_an_error_each_time_and_leaves_no_snapshot(host: Kernel) -> None:

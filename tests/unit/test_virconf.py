@@ -138,9 +138,10 @@ def test_files(text: str, expected: list[tuple[str, Value]]) -> None:
         (
             "a = 1.5",
             1,
-            'unexpected ".5" after the value: one statement a line, or ";" between them',
+            'unexpected ".5" after the value: put it in quotes: "1.5"',
         ),
         ("a = 0x10", 1, 'unexpected "x10" after the value'),
+        ("a = 0-1  # two", 1, 'unexpected "-1  # two" after the value: put it in quotes: "0-1"'),
         ("a = 4 GiB", 1, 'unexpected "GiB" after the value'),
         ("a = 1 b = 2", 1, 'unexpected "b = 2" after the value'),
         ("a = 'x' 'y'", 1, "unexpected \"'y'\" after the value"),

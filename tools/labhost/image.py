@@ -77,7 +77,7 @@ def install_programs() -> None:
 
 
 def build(wanted: Recipe) -> HostImage:
-    """The host of a recipe, made when it is not there yet."""
+    """The host of a recipe, made when it does not exist yet."""
     folder = lab_folder() / wanted.host_key
     if not folder.is_dir():
         with building_alone():

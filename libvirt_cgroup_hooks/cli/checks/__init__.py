@@ -36,33 +36,31 @@ class Check(NamedTuple):
 
 
 TABLE = (
-    Check("HOST", "for the right to read everything", host.rights, live),
-    Check("HOST", "for a configuration without errors", host.configuration),
+    Check("HOST", "for root privileges", host.rights, live),
+    Check("HOST", "the configuration", host.configuration),
     Check("HOST", "for the manager of cgroups", host.manager),
-    Check("HOST", "for the controllers that the reservation needs", host.controllers, configured),
-    Check(
-        "HOST", "for these controllers down to the VM parent", host.parent_controllers, configured
-    ),
-    Check("HOST", "for what would keep every VM from starting", host.first_start, configured),
-    Check("HOST", "for the fence in effect on the VM parent", host.fence_in_effect, configured),
-    Check("HOST", "for hugepages that take the VMs' memory", host.hugepages, configured),
-    Check("HOST", "for CPUs that are offline or isolated", host.special_cpus, configured),
+    Check("HOST", "for the cgroup controllers that the limits need", host.controllers, configured),
+    Check("HOST", "for these controllers on the VM parent", host.parent_controllers, configured),
+    Check("HOST", "that VMs can start", host.first_start, configured),
+    Check("HOST", "the limits of the VM parent", host.fence_in_effect, configured),
+    Check("HOST", "for memory left beside hugepages", host.hugepages, configured),
+    Check("HOST", "for offline and isolated CPUs", host.special_cpus, configured),
     Check("HOOK", "for the hook", hook.installed),
     Check("HOOK", "if the hook is executable", hook.executable, hook.known),
     Check(
         "HOOK",
-        "if the hook finds its program",
+        "if the hook finds this package",
         hook.program,
         lambda subject: live(subject) and hook.runs(subject),
     ),
-    Check("HOOK", "if the daemon has seen the hook", hook.seen, hook.runs),
+    Check("HOOK", "if the daemon knows the hook", hook.seen, hook.runs),
     Check("HOOK", "if daemons can read qemu.d", hook.directory),
     Check("HOOK", "for hooks of other programs", hook.others),
     Check("HOOK", "for leftovers in qemu.d", hook.leftovers),
     Check("HOOK", "for SELinux", hook.selinux),
     Check("HOOK", "for AppArmor", hook.apparmor),
-    Check("VM", "for QEMU outside the VM parent", vm.outside, configured),
-    Check("VM", "for VMs that do not conform", vm.conforming, configured),
+    Check("VM", "for QEMU that is not limited", vm.outside, configured),
+    Check("VM", "that VMs match the configuration", vm.conforming, configured),
 )
 
 

@@ -27,7 +27,8 @@ except ImportError as error:
 LEFT_BY_PACKAGES = "-dist -new -old -tmp -bak -remove -backup".split()
 LEFTOVERS = (
     *(f".{manager}{word}" for manager in ("dpkg", "ucf") for word in LEFT_BY_PACKAGES),
-    *".rpmnew .rpmsave .rpmorig .pacnew .pacsave .apk-new .bak .orig .old .save .swp .rej ~".split(),
+    *".rpmnew .rpmsave .rpmorig .pacnew .pacsave .apk-new".split(),
+    *".bak .orig .old .save .swp .rej ~".split(),
 )
 SELINUX = "/sys/fs/selinux"
 APPARMOR = "/sys/module/apparmor/parameters/enabled"
@@ -108,13 +109,13 @@ def installed(subject: Subject) -> Iterator[Problem]:
     if not mine:
         yield Problem(
             FAIL,
-            f"neither {HOOK} nor {HOOK_D} is the hook of this package",
+            f"neither {HOOK} nor {HOOK_D} is this package's hook",
             "run virt-cgroup hook install",
         )
     for script in [script for script in mine if script.executable][1:]:
         yield Problem(
             WARN,
-            f"{script.path} is the hook once more, and libvirt runs both",
+            f"{script.path} is the same hook again, and libvirt runs both",
             f"remove {script.path}",
         )
 
@@ -122,7 +123,11 @@ def installed(subject: Subject) -> Iterator[Problem]:
 def executable(subject: Subject) -> Iterator[Problem]:
     for script in _mine(subject):
         if not script.executable:
-            yield Problem(FAIL, f"libvirt passes over {script.path}", f"chmod 755 {script.path}")
+            yield Problem(
+                FAIL,
+                f"{script.path} is not executable, so libvirt ignores it",
+                f"chmod 755 {script.path}",
+            )
 
 
 def directory(subject: Subject) -> Iterator[Problem]:
@@ -137,7 +142,7 @@ def directory(subject: Subject) -> Iterator[Problem]:
         raise Refused(f"look at {DIRECTORY}", error) from None
     if not stat.S_ISDIR(mode):
         yield Problem(
-            FAIL, f"{DIRECTORY} is no directory, which makes every hook fail", f"remove {DIRECTORY}"
+            FAIL, f"{DIRECTORY} is not a directory, so every hook fails", f"remove {DIRECTORY}"
         )
     elif mode & 0o005 != 0o005:
         yield Problem(
@@ -152,7 +157,8 @@ def program(subject: Subject) -> Iterator[Problem]:
     try:
         subject.host.run([python, "-I", "-c", IMPORTS])
     except Error as error:
-        text = f"{printable(python)}, which runs the hook, does not have what it needs ({error.hint or error.message})"
+        reason = error.hint or error.message
+        text = f"{printable(python)} runs the hook and lacks what it needs ({reason})"
         yield Problem(FAIL, text, "install the package and configobj for that Python")
 
 
@@ -165,21 +171,19 @@ def seen(subject: Subject) -> Iterator[Problem]:
     name = subject.daemon_name
     if name is None:
         yield Problem(
-            NOTE, "neither libvirtd nor virtqemud runs", "it looks for hooks when it starts"
+            NOTE, "neither libvirtd nor virtqemud is running", "it looks for hooks when it starts"
         )
     elif changed > _looked(subject):
-        text = (
-            f"{path} was changed after {name} (process {subject.daemon}) has last looked for hooks"
-        )
+        text = f"{path} was changed after {name} (process {subject.daemon}) last looked for hooks"
         yield Problem(
             WARN,
-            f"{text}, so it may not know that there are any",
+            f"{text}, so it may not know the hook",
             f"reload {name}, or send it SIGHUP",
         )
 
 
 def _looked(subject: Subject) -> float:
-    """When the daemon started or was reloaded by systemd; a SIGHUP from elsewhere leaves no trace."""
+    """When the daemon started, or systemd reloaded it; other SIGHUPs leave no trace."""
     host, pid = subject.host, subject.daemon
     fields = host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     started = _booted(host) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
@@ -208,7 +212,7 @@ def others(subject: Subject) -> Iterator[Problem]:
         if script.executable and not script.ours and not script.leftover:
             yield Problem(
                 NOTE,
-                f"{script.path} is another program's, which libvirt runs too: where it fails, a VM does not start",
+                f"{script.path} belongs to another program; if it fails, VMs do not start",
             )
 
 
@@ -221,7 +225,7 @@ def leftovers(subject: Subject) -> Iterator[Problem]:
             yield Problem(
                 NOTE,
                 f"{script.path} is left over",
-                "it is not executable, so libvirt passes over it",
+                "it is not executable, so libvirt ignores it",
             )
 
 
@@ -233,7 +237,7 @@ def selinux(subject: Subject) -> Iterator[Problem]:
         text = "SELinux is enforcing, and its policy has no boolean virt_hooks_unconfined"
         yield Problem(NOTE, text, "see ausearch -m avc if VMs are not placed")
     elif boolean.split()[:1] != ["1"]:
-        text = "SELinux is enforcing, and may keep the hook from what it writes"
+        text = "SELinux is enforcing and may deny the hook what it writes"
         yield Problem(WARN, text, "run setsebool -P virt_hooks_unconfined on")
 
 
@@ -253,5 +257,8 @@ def apparmor(subject: Subject) -> Iterator[Problem]:
     elif any(line.strip() in CONFINED for line in profiles.splitlines()):
         for script in _mine(subject):
             if not script.target.startswith(ALLOWED):
-                text = f"{script.path} is a link to {script.target}, which AppArmor does not let libvirt run"
+                text = (
+                    f"AppArmor does not let libvirt run {script.target}, to which "
+                    f"{script.path} links"
+                )
                 yield Problem(FAIL, text, "install the file itself")

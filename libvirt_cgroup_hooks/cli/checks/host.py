@@ -26,7 +26,7 @@ CPU_SETS = ("emulator_cpus", "vcpu_cpus", "iothread_cpus")
 
 def rights(subject: Subject) -> Iterator[Problem]:
     if subject.host.real and os.geteuid() != 0:
-        yield Problem(WARN, "some of the files can be read by root only", "run as root")
+        yield Problem(WARN, "only root can read some of the files", "run as root")
 
 
 def configuration(subject: Subject) -> Iterator[Problem]:
@@ -36,7 +36,9 @@ def configuration(subject: Subject) -> Iterator[Problem]:
         yield Problem(WARN, warning)
     if subject.config is not None and not subject.config:
         yield Problem(
-            NOTE, "nothing is configured, so nothing is done", f"set what the host keeps in {PATH}"
+            NOTE,
+            "nothing is configured, so the hook does nothing",
+            f"set what the host keeps in {PATH}",
         )
 
 
@@ -44,7 +46,8 @@ def manager(subject: Subject) -> Iterator[Problem]:
     if managers.name(subject.host) == "cgroupfs" and subject.host.exists(managers.BOOTED):
         yield Problem(
             WARN,
-            "systemd owns the cgroups here, but there is no machined or no system bus, so libvirt makes VMs behind its back",
+            "systemd manages the cgroups here, but without systemd-machined or the system bus "
+            "libvirt creates those of VMs without telling it",
             "install systemd-container and restart libvirtd",
         )
 
@@ -83,8 +86,8 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
         if not subject.host.exists(directory):
             yield Problem(
                 NOTE,
-                f"{directory} is not there yet",
-                "it is made with its fence when the first VM starts",
+                f"{directory} does not exist yet",
+                "it is made, with its limits, when the first VM starts",
             )
             continue
         found = tree.in_effect(directory)
@@ -105,14 +108,14 @@ def _cpus(
     taken: dict[str, CpuSet],
 ) -> Iterator[Problem]:
     others = ", ".join(
-        f"{path} has {cpus} for itself alone" for path, cpus in taken.items() if cpus - actual
+        f"{path} has exclusive use of {cpus}" for path, cpus in taken.items() if cpus - actual
     )
     if not actual:
         yield _drift(subject, f"{directory} has no CPU limit, which should be {wanted}")
     elif others and not actual & wanted:
         yield Problem(
             FAIL,
-            f"{directory} may use CPUs {actual}, which the host keeps, and not {wanted}: {others}",
+            f"{directory} may use CPUs {actual}, which are reserved, and not {wanted}: {others}",
             RESERVE,
         )
     elif others and actual <= wanted:
@@ -123,7 +126,7 @@ def _cpus(
         )
     elif actual - wanted:
         yield _drift(
-            subject, f"{directory} may use CPUs {actual}, of which the host keeps {actual - wanted}"
+            subject, f"{directory} may use CPUs {actual}, including reserved CPUs {actual - wanted}"
         )
     elif wanted - actual:
         text = f"{directory} may use CPUs {actual} only, and not {wanted - actual}"
@@ -139,10 +142,11 @@ def _memory(subject: Subject, directory: str, actual: int | None, wanted: int) -
     elif actual > wanted:
         yield _drift(
             subject,
-            f"the memory limit of {directory} is {size(actual)} ({actual} bytes) and should be {wanted}",
+            f"the memory limit of {directory} is {size(actual)} ({actual} bytes) and should be "
+            f"{wanted}",
         )
     elif actual < wanted:
-        text = f"the memory limit of {directory} is {size(actual)} ({actual} bytes) and could be {wanted}"
+        text = f"the memory limit of {directory} is {actual} bytes and could be {wanted}"
         yield Problem(WARN, text, APPLY)
 
 
@@ -163,7 +167,7 @@ def hugepages(subject: Subject) -> Iterator[Problem]:
     text = f"hugepage pools hold {size(pools)}, which leaves {size(limit)} for VMs' other memory"
     if running > limit:
         remedy = "make the pools smaller, or give VMs hugepages"
-        yield Problem(WARN, f"{text}; the VMs that run may take {size(running)}", remedy)
+        yield Problem(WARN, f"{text}; running VMs may use {size(running)}", remedy)
     else:
         yield Problem(NOTE, text)
 
@@ -176,11 +180,14 @@ def special_cpus(subject: Subject) -> Iterator[Problem]:
         yield Problem(
             WARN,
             f"CPUs {reserved - topology.online} of reserved_host_cpus are offline",
-            "reserve others",
+            "reserve other CPUs",
         )
     if reserved & topology.isolated:
-        text = f"CPUs {reserved & topology.isolated} of reserved_host_cpus are isolated (isolcpus): the host does not use them"
-        yield Problem(WARN, text, "reserve others")
+        text = (
+            f"CPUs {reserved & topology.isolated} of reserved_host_cpus are isolated (isolcpus): "
+            "the host does not use them"
+        )
+        yield Problem(WARN, text, "reserve other CPUs")
     yield from _isolated(manager, topology)
 
 
@@ -193,7 +200,10 @@ def _isolated(manager: Manager, topology: Topology) -> Iterator[Problem]:
         cpus = CpuSet.parse(manager.config.values[key]) & topology.isolated
         named |= cpus
         if len(cpus) > 1:
-            text = f"CPUs {cpus} of {key} are isolated (isolcpus): the kernel does not spread threads over them"
+            text = (
+                f"CPUs {cpus} of {key} are isolated (isolcpus): "
+                "the kernel does not spread threads over them"
+            )
             yield Problem(WARN, text, "pin each thread in the VM's XML")
     rest = (manager.fence.cpus or CpuSet()) & topology.isolated - named
     if rest:

@@ -32,14 +32,14 @@ def outside(subject: Subject) -> Iterator[Problem]:
         if (place := _outside(subject.host, pid, parents))
     ]
     for pid, place in found[:SHOWN]:
-        text = f"process {pid} ({_comm(subject.host, pid)}) of user {_user(subject.host, pid)} is in {place}"
+        text = f"process {pid} ({_comm(subject.host, pid)}) of user {_user(subject.host, pid)}"
         yield Problem(
             WARN,
-            f"{text}, outside what VMs share",
-            "run it as a VM of qemu:///system, or count it to the host",
+            f"{text} is in {place}, outside the VM parent",
+            "run it as a VM of qemu:///system, or treat it as part of the host",
         )
     if len(found) > SHOWN:
-        yield Problem(WARN, f"{len(found) - SHOWN} more QEMU processes are outside what VMs share")
+        yield Problem(WARN, f"{len(found) - SHOWN} more QEMU processes are outside the VM parent")
 
 
 def _processes(host: Host) -> list[int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""virt-cgroup apply: bring the VM parent and running VMs to what is configured, as the hook does."""
+"""virt-cgroup apply: applies the configuration to the VM parent and running VMs, as the hook."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def add(commands: Any) -> None:
         commands,
         "apply",
         run,
-        "bring the VM parent and running VMs to what is configured",
+        "apply the configuration to the VM parent and running VMs",
         "virt-cgroup apply --all",
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--parent", action="store_true", help="the VM parent alone")
+    which.add_argument("--parent", action="store_true", help="only the VM parent")
     which.add_argument("--all", action="store_true", help="the VM parent and every running VM")
     which.add_argument(
         "domains", metavar="DOMAIN", nargs="*", default=[], help="a running VM's name, id or UUID"
@@ -36,13 +36,11 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
     if not host.real:
-        raise Error(
-            "nothing can be applied below --root", "virt-cgroup plan shows what would be done"
-        )
+        raise Error("apply cannot be used with --root", "virt-cgroup plan shows what would be done")
     warnings: list[str] = []
     config = snapshot.load(host, warnings)
     found = [] if arguments.parent else threads.running(host)
-    domains = found if arguments.all else [_find(found, name) for name in arguments.domains]
+    domains = found if arguments.all else [threads.named(found, name) for name in arguments.domains]
     steps = {"parent": _parent(host, config, warnings)}
     steps.update({domain.name: _domain(host, config, domain, warnings) for domain in domains})
     for warning in warnings:
@@ -51,19 +49,9 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         print_json(steps)
     else:
         for name, lines in steps.items():
-            print(
-                f"{printable(name)}: {len(lines)} steps" + "".join(f"\n  {line}" for line in lines)
-            )
+            title = "VM parent" if name == "parent" else f"VM {printable(name)}"
+            print("\n  ".join([f"{title}:", *lines]) if lines else f"{title}: nothing to do")
     return 0
-
-
-def _find(running: list[Domain], wanted: str) -> Domain:
-    for domain in running:
-        if wanted in (domain.name, domain.uuid, str(domain.id)):
-            return domain
-    raise Error(
-        f"no VM '{printable(wanted)}' is running", "give the name, id or UUID that virsh list shows"
-    )
 
 
 def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:

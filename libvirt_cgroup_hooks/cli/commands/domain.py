@@ -29,8 +29,9 @@ def add(commands: Any) -> None:
         commands,
         "domain",
         run,
-        "show or change the settings that a VM has of its own",
+        "show or change the settings of one VM",
         "virt-cgroup domain web --set vcpu_cpus=4-7 --set 'layout=/vms/$NAME' --config",
+        root=False,
     )
     parser.add_argument("domain", metavar="DOMAIN", help="the VM's name, id or UUID")
     keys = ", ".join(OF_VM)
@@ -42,7 +43,7 @@ def add(commands: Any) -> None:
         metavar="KEY",
         action="append",
         default=[],
-        help="remove a setting: the host's counts",
+        help="remove a setting; the host's applies again",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -51,21 +52,24 @@ def add(commands: Any) -> None:
     which.add_argument(
         "--no-partition", action="store_true", help="remove <partition> from the persistent XML"
     )
-    parser.add_argument("--live", action="store_true", help="of the running VM")
+    parser.add_argument("--live", action="store_true", help="change the running VM")
     parser.add_argument(
-        "--config", action="store_true", help="of the persistent XML, from the next start on"
+        "--config", action="store_true", help="change the persistent XML, for the next start"
     )
     parser.add_argument(
         "--current",
         action="store_true",
-        help="whichever of the two the VM's state suggests; the default",
+        help="running VM: --live; otherwise --config (the default)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="also what would keep the VM from starting here"
     )
     add_connect(parser)
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
     if not host.real:
-        raise Error("libvirt cannot be asked below --root", "leave --root away")
+        raise Error("domain cannot be used with --root", "it asks libvirt, which a copy has not")
     _check_options(arguments)
     if arguments.partition is not None or arguments.no_partition:
         return _change_partition(arguments)
@@ -75,10 +79,12 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         domain = _domain(vm)
         areas = _areas(arguments, vm)
         found = {area: _read(vm, domain, flag) for area, flag in areas.items()}
+        local = not urlsplit(opened.getURI()).hostname
         if changes:
             found = {area: changed(domain, settings, changes) for area, settings in found.items()}
+            if local and not arguments.force:
+                _check(host, changes)
             _write(vm, domain, {area: (flag, found[area]) for area, flag in areas.items()})
-        local = not urlsplit(opened.getURI()).hostname
     _warn(host if local else None, domain, found)
     _print(arguments, domain, found, bool(changes))
     return 0
@@ -142,6 +148,19 @@ def changed(domain: Domain, settings: Settings, changes: dict[str, str | None]) 
     return {key: read_of_vm(key, value)[1] for key, value in domain.settings.items()}
 
 
+def _check(host: Host, changes: dict[str, str | None]) -> None:
+    """Raises Error for what would keep the VM from starting on HOST."""
+    wanted = {key: value for key, value in changes.items() if value is not None}
+    if not wanted:
+        return
+    present = Topology.read(host.read_optional).present
+    for key, reason in snapshot.load(host, []).laid_over(wanted, present)[1].items():
+        raise Error(
+            f'cannot set {key} to "{printable(wanted[key])}": {reason}',
+            "--force sets it all the same; the VM does not start on this host then",
+        )
+
+
 def _domain(vm: Any) -> Domain:
     domain = Domain()
     domain.name, domain.uuid = vm.name(), vm.UUIDString()
@@ -196,7 +215,7 @@ def _write(vm: Any, domain: Domain, wanted: dict[str, tuple[int, Settings]]) -> 
 
 
 def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None:
-    """Tells what would be refused when the VM starts; on another HOST only what would be so on any."""
+    """Tells what would keep the VM from starting; HOST is None where that is another."""
     warnings: list[str] = []
     for settings in found.values():
         domain.settings = settings
@@ -225,7 +244,8 @@ def _print(
         print_pairs([(key, settings.get(key, "-")) for key in dict.fromkeys([*OF_VM, *settings])])
     if written and "live" in found:
         print(
-            f"note: virt-cgroup apply {domain.handle} puts this in effect; with machined, a layout is from the next start on",
+            f"note: virt-cgroup apply {domain.handle} applies this now; "
+            "with machined, a new layout takes effect at the next start",
             file=sys.stderr,
         )
 
@@ -253,6 +273,7 @@ def _change_partition(arguments: argparse.Namespace) -> int:
         )
     else:
         print(
-            f"Domain '{printable(domain.name)}' XML configuration {'edited' if new != old else 'not changed'}."
+            f"Domain '{printable(domain.name)}' XML configuration "
+            f"{'edited' if new != old else 'not changed'}."
         )
     return 0

@@ -37,10 +37,12 @@ def add(commands: Any) -> None:
     )
     parser.description = (
         "Install, remove or show the file that libvirtd runs.\n\n"
-        f"  install  as {HOOK}, or where that is another's as\n           {HOOK_D};\n"
-        "           has libvirtd look for it, by SIGHUP\n"
-        "  remove   also opens the fence and forgets what was kept in /run;\n           VMs run on where they are\n"
-        "  status   where it is, and with which Python it runs"
+        f"  install  as {HOOK} or, if another program owns that file,\n"
+        f"           {HOOK_D};\n"
+        "           then sends libvirtd SIGHUP so that it finds the hook\n"
+        "  remove   also lifts the limits and removes what is kept in /run;\n"
+        "           VMs keep running where they are\n"
+        "  status   where it is, and which Python runs it"
     )
     parser.add_argument("action", metavar="ACTION", choices=ACTIONS, help=", ".join(ACTIONS))
 
@@ -51,8 +53,8 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         return 0
     if not host.real:
         raise Error(
-            f"cannot {arguments.action} the hook below --root",
-            "virt-cgroup hook status looks there",
+            f"hook {arguments.action} cannot be used with --root",
+            "virt-cgroup hook status can",
         )
     if arguments.action == "remove":
         done = remove(host)
@@ -75,13 +77,15 @@ def install(host: Host, python: str) -> list[str]:
     """Puts the hook in its place, to be run by PYTHON; what was done. Raises Error."""
     text = shipped().replace(PYTHON, shlex.quote(python))
     if _foreign(host, HOOK) and ours(_read(host, HOOK)):
-        return [f"{HOOK} is another's and runs the hook itself"]
+        return [f"{HOOK} belongs to another program, which already runs this hook"]
     place, other = (HOOK_D, HOOK) if _foreign(host, HOOK) else (HOOK, HOOK_D)
     if _foreign(host, place):
-        raise Error(f"{place} is there and is not ours", "move it to another name")
+        raise Error(
+            f"{place} exists but was not installed by this package", "rename it, and run this again"
+        )
     if _text(host, place) == text and _text(host, other) is None:
         return [f"{place} is in place"]
-    done = [f"{HOOK} is another's and is left alone"] if place == HOOK_D else []
+    done = [f"{HOOK} belongs to another program and is left alone"] if place == HOOK_D else []
     done += _saved(host, place, text)
     _make_directories(host, place)
     host.replace(place, text, 0o755)
@@ -104,7 +108,7 @@ def check(host: Host, python: str) -> None:
     except Error as error:
         reason = (error.hint or error.message).split("\\n")[-1]  # the last line of what it printed
         raise Error(
-            f"{printable(python)} does not find the package in the way that libvirtd will run it: {reason}",
+            f"{printable(python)} does not find the package when run as libvirtd runs it: {reason}",
             "install the package as root for that Python, or in a virtual environment",
         ) from None
 
@@ -146,7 +150,7 @@ def _reload(host: Host) -> list[str]:
         if name in DAEMONS and _catches_sighup(host, pid):
             os.kill(int(pid), signal.SIGHUP)
             done.append(f"reloaded {name}")
-    return done or ["libvirtd does not run: it finds the hook when it starts"]
+    return done or ["libvirtd is not running; it finds the hook when it starts"]
 
 
 def _catches_sighup(host: Host, pid: str) -> bool:
@@ -229,6 +233,6 @@ def _show(host: Host, as_json: bool) -> None:
                 "Python",
                 found["python"] or ("unknown: the file was edited" if found["edited"] else "-"),
             ),
-            ("Another's", found["other"] or "none"),
+            ("Other hooks", found["other"] or "none"),
         ]
     )

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
         commands,
         "map",
         run,
-        "draw the host: NUMA nodes, cores and CPUs, and where the VMs' threads may run and are pinned",
+        "draw the host: NUMA nodes, cores and CPUs, and where VMs may run and are pinned",
         "virt-cgroup map; virt-cgroup map --svg host.svg",
     )
     parser.add_argument(
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
     if arguments.svg is not None and arguments.json:
-        raise Error("--svg and --json are two forms of one answer", "give one of them")
+        raise Error("Options --svg and --json are mutually exclusive")
     warnings: list[str] = []
     found = model.read(host, snapshot.load(host, warnings))
     for warning in warnings:

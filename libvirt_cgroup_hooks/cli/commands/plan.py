@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
         commands,
         "plan",
         run,
-        "show the steps that the hook would run for a VM, and run none",
+        "show the steps that the hook would run for a VM, without running them",
         "virsh dumpxml web | virt-cgroup plan prepare -",
     )
     parser.add_argument(
@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         print(f"warning: {printable(warning)}", file=sys.stderr)
     if arguments.json:
         print_json(_json(plan, domain))
-    elif plan.steps:
-        print(plan)
+    else:
+        print(plan if plan.steps else "Nothing to do.")
     return 0
 
 

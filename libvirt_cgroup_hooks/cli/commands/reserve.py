@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ... import conformance, managers, settings, snapshot, threads
-from ...config import PATH, Config, inert
+from ...config import PATH, Config, Invalid, inert
 from ...cpuset import CpuSet
 from ...errors import Error, printable, size
 from ...fence import reserved_memory
@@ -20,6 +20,7 @@ from ...plan import Plan
 from ...reserve import KEYS, Change, outside
 from ...topology import Topology
 from ..command import add as add_command
+from ..hookfile import is_installed
 from ..output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -30,13 +31,16 @@ WAIT = 60  # seconds
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HELP = """\
 A bare number of CPUs is a count, which takes whole cores; CPU 4 alone is 4-4. "auto" is as in
-cgroup-hooks.conf, "none" reserves nothing. With no value the reservation is shown, and what is in effect.
-
-  --config   change the configuration file; what runs follows when the next VM starts, or by apply
-  --live     change the VM parent and the VMs that run, until the next boot
-  --current  the same as --live, and what is done without any of the three
+cgroup-hooks.conf, "none" reserves nothing. Without --cpus and --memory the reservation is shown: as
+it is in the file, as it is required now, and as the kernel enforces it.
 
 Both --live and --config may be given. A change that fails half-way is undone."""
+REMEDY = {
+    "cpus": "give a list such as 0-1, a count, auto or none (CPU 0 alone is 0-0)",
+    "memory": "give a size such as '4 GiB', a share such as 10%, auto or none",
+}
+LIVE = "change the limits now, for running VMs too, until the next boot"
+CONFIG = "change the configuration file; running VMs follow when the next VM starts, or after apply"
 
 
 def add(commands: Any) -> None:
@@ -52,20 +56,21 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--memory", metavar="SIZE|PERCENT|auto|none", help="memory that the host keeps"
     )
-    for name in ("live", "config", "current"):
-        parser.add_argument(f"--{name}", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--live", action="store_true", help=LIVE)
+    parser.add_argument("--config", action="store_true", help=CONFIG)
+    parser.add_argument("--current", action="store_true", help="same as --live (the default)")
     parser.add_argument(
         "--wait",
         metavar="SECONDS",
         type=_seconds,
         nargs="?",
         const=WAIT,
-        help=f"reclaim memory that VMs have too much of, for at most that long ({WAIT})",
+        help=f"first reclaim VM memory, for up to SECONDS (default {WAIT})",
     )
     parser.add_argument(
         "--force", action="store_true", help="also take CPUs that running VMs are pinned to"
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="tell each step")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print each step")
 
 
 def _seconds(text: str) -> float:
@@ -90,7 +95,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     if not wanted:
         return _show(arguments, host)
     if not host.real:
-        raise Error("nothing can be changed below --root", "copy the file that you want to change")
+        raise Error("--cpus and --memory cannot be used with --root", "edit the file in that copy")
     change = Change(
         host, wanted, arguments.live or not arguments.config, arguments.config, arguments.force
     )
@@ -99,11 +104,22 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     progress = _Progress()
     try:
         plan = change.run(arguments.wait or 0, progress)
+    except Invalid as error:
+        raise _as_given(arguments, error) from None
     finally:
         progress.end()
         for warning in change.warnings:
             print(f"warning: {printable(warning)}", file=sys.stderr)
     return _tell(arguments, host, change, plan)
+
+
+def _as_given(arguments: argparse.Namespace, error: Invalid) -> Error:
+    """In terms of the option that the user gave."""
+    for name, key in KEYS.items():
+        text = getattr(arguments, name)
+        if key == error.key and text is not None:
+            return Error(f"--{name} {printable(text)}: {error.reason}", error.hint)
+    return error
 
 
 def _interrupt(*_: object) -> None:
@@ -127,17 +143,14 @@ def _check(arguments: argparse.Namespace, changes: bool) -> None:
 
 def _value(name: str, text: str) -> Value | None:
     """As the configuration file has it. Raises Error."""
-    value: Value = (
-        int(text)
-        if name == "cpus" and text.isascii() and text.isdigit() and len(text) < 6
-        else text
-    )
     if text == "none":
         return None
+    is_count = name == "cpus" and text.isascii() and text.isdigit() and len(text) < 6
+    value: Value = int(text) if is_count else text
     try:
         settings.named(KEYS[name]).read(value)
     except Error as error:
-        raise Error(f"--{name} {printable(text)}: {error.message}", error.hint) from None
+        raise Error(f"--{name} {printable(text)}: {error.message}", REMEDY[name]) from None
     return value
 
 
@@ -179,9 +192,9 @@ def _tell(arguments: argparse.Namespace, host: Host, change: Change, plan: Plan)
             print(step)
         writes = sum(step.writes_cgroup for step in plan.steps)
         print(f"{len(plan.steps)} steps, {writes} of them writes to cgroups\n")
-    _print(arguments, report)
+    _print(arguments, host, report)
     if forced:
-        print("\nPinned to CPUs that the host keeps:")
+        print("\nPinned to reserved CPUs:")
         print_table(
             ("VM", "Thread", "Group", "Pinned to", "CPUs"),
             [tuple(map(str, row.values())) for row in forced],
@@ -217,7 +230,7 @@ def _show(arguments: argparse.Namespace, host: Host) -> int:
     if arguments.json:
         print_json(report)
     else:
-        _print(arguments, report)
+        _print(arguments, host, report)
     return 0
 
 
@@ -269,6 +282,9 @@ def _in_effect(parent: InEffect, topology: Topology) -> dict[str, Any]:
     }
 
 
+FILE, REQUIRED, KERNEL = "In the file", "Required now", "In the kernel"
+LATER = "In effect when the next VM starts, or now with: virt-cgroup apply --all"
+NO_HOOK = "no hook is installed, so VMs that start are not limited: run virt-cgroup hook install"
 ROWS = {
     "Reserved CPUs": "reserved_cpus",
     "Reserved memory": "reserved_memory",
@@ -277,24 +293,28 @@ ROWS = {
 }
 
 
-def _print(arguments: argparse.Namespace, report: dict[str, Any]) -> None:
-    columns = {"Configured": "configured", "Live": "live", "In effect": "in_effect"}
+def _print(arguments: argparse.Namespace, host: Host, report: dict[str, Any]) -> None:
+    columns = {FILE: "configured", REQUIRED: "live", KERNEL: "in_effect"}
     if arguments.config and not arguments.live:
-        del columns["Live"], columns["In effect"]
+        del columns[REQUIRED], columns[KERNEL]
     elif (arguments.live or arguments.current) and not arguments.config:
-        del columns["Configured"]
+        del columns[FILE]
     rows = [
         (title, *(_shown(report[column][key]) for column in columns.values()))
         for title, key in ROWS.items()
     ]
     print_table(("", *columns), rows)
-    if "In effect" in columns:
+    if KERNEL in columns:
         used = report["memory_current"]
         print(
-            f"\nVM parent: {printable(report['parent'] or 'none: each VM carries the CPU fence')}",
+            f"\nVM parent: {printable(report['parent'] or 'none: each VM has the CPU limit')}",
             end="",
         )
         print("" if used is None else f", {size(used)} of memory in use")
+    if report["configured"] != report["live"] and FILE in columns:
+        print(f"\n{LATER}")
+    if any(report["live"].values()) and not is_installed(host):
+        print(f"warning: {NO_HOOK}", file=sys.stderr)
 
 
 def _shown(value: str | int | None) -> str:

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from ... import conformance, managers, snapshot, threads
+from ...domain import Domain
 from ...errors import printable, size
 from ...fence import reserved_memory
 from ...host import Host
@@ -25,8 +26,10 @@ def add(commands: Any) -> None:
         commands,
         "status",
         run,
-        "show the reservation and the place of every running VM",
-        "virt-cgroup status --json",
+        "show the reservation and every running VM, or the threads of one",
+        "virt-cgroup status web",
+    ).add_argument(
+        "domains", metavar="DOMAIN", nargs="*", help="running VMs (name, id or UUID): their threads"
     )
 
 
@@ -36,15 +39,18 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     manager = managers.choose(host, config, managers.daemon(host))
     for warning in warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)
-    report = _report(host, manager)
+    domains = threads.running(host)
+    if arguments.domains:
+        domains = [threads.named(domains, name) for name in arguments.domains]
+    report = _report(host, manager, domains)
     if arguments.json:
         print_json(report)
     else:
-        _print(report)
+        _print(report, with_threads=bool(arguments.domains))
     return 0
 
 
-def _report(host: Host, manager: Manager) -> dict[str, Any]:
+def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, Any]:
     config, fence = manager.config, manager.fence
     parent = conformance.parent(manager)
     memory = Memory.parse(host.read("/proc/meminfo"))
@@ -65,11 +71,11 @@ def _report(host: Host, manager: Manager) -> dict[str, Any]:
             "memory_current": parent.memory_current,
         },
         "taken": {path: str(cpus) for path, cpus in conformance.taken(manager).items()},
-        "domains": [describe(host, manager, domain) for domain in threads.running(host)],
+        "domains": [describe(host, manager, domain) for domain in domains],
     }
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: dict[str, Any], with_threads: bool) -> None:
     reservation, fence, parent = report["reservation"], report["fence"], report["parent"]
     print_pairs(
         [
@@ -77,39 +83,46 @@ def _print(report: dict[str, Any]) -> None:
             ("Layout", report["layout"]),
             (
                 "Reserved",
-                f"CPUs {reservation['cpus'] or 'none'}, memory {_size(reservation['memory'], 'none')}",
+                f"CPUs {reservation['cpus'] or 'none'}, memory "
+                f"{_size(reservation['memory'], 'none')}",
             ),
-            ("VM parent", parent["path"] or "none: each VM carries the CPU fence"),
-            ("CPUs", f"{parent['cpus'] or '-'} in effect, {fence['cpus'] or 'no limit'} wanted"),
-            ("Memory", _memory(parent, fence)),
+            ("VM parent", parent["path"] or "none: each VM has the CPU limit"),
+            ("VM CPUs", f"{parent['cpus'] or '-'} (configured {fence['cpus'] or 'no limit'})"),
+            ("VM memory", _memory(parent, fence)),
         ]
     )
     for path, cpus in report["taken"].items():
-        print(f"\n{printable(path)} has CPUs {cpus} for itself alone.")
+        print(f"\n{printable(path)} has exclusive use of CPUs {cpus}.")
     if parent["path"] and parent["cpus"] is None and parent["memory_current"] is None:
-        print("\nThe VM parent is made when the first VM starts.")
+        print("\nThe VM parent is created when the first VM starts.")
     print()
     rows = [
         (
             str(vm["id"] or "-"),
             vm["name"],
             vm["layout"],
-            vm["cgroup"] or "-",
+            _below(vm["cgroup"] or "-", parent["path"]),
             "yes" if vm["conforms"] else "no",
         )
         for vm in report["domains"]
     ]
     print_table(("Id", "Name", "Layout", "Cgroup", "Conforms"), rows)
     for vm in report["domains"]:
-        _print_threads(vm)
+        if with_threads:
+            _print_threads(vm)
+        elif vm["problems"]:
+            more = len(vm["problems"]) - 1
+            told = f" (and {more} more: virt-cgroup status {vm['name']})" if more else ""
+            print(f"\nproblem: {printable(vm['name'])}: {printable(vm['problems'][0] + told)}")
     for note in dict.fromkeys(note for vm in report["domains"] for note in vm["notes"]):
         print(f"\nnote: {note}")
 
 
 def _print_threads(vm: dict[str, Any]) -> None:
     print(f"\n{printable(vm['name'])}:")
+    top = vm["cgroup"] or ""
     rows = [
-        (str(row["tid"]), row["comm"], row["group"], row["cpus"], row["cgroup"])
+        (str(row["tid"]), row["comm"], row["group"], row["cpus"], _below(row["cgroup"], top))
         for row in vm["threads"]
     ]
     print_table(("Thread", "Comm", "Group", "CPUs", "Cgroup"), rows)
@@ -117,10 +130,15 @@ def _print_threads(vm: dict[str, Any]) -> None:
         print(f"problem: {printable(problem)}")
 
 
+def _below(path: str, top: str | None) -> str:
+    """PATH as it is seen from TOP, where it is below it."""
+    return path.removeprefix(f"{top}/") if top else path
+
+
 def _memory(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     limit = _size(parent["memory_limit"], "no limit")
     wanted = _size(fence["memory_limit"], "no limit")
-    return f"{limit} in effect, {wanted} wanted, {_size(parent['memory_current'], '-')} in use"
+    return f"{limit} (configured {wanted}), {_size(parent['memory_current'], '-')} in use"
 
 
 def _size(amount: int | None, otherwise: str) -> str:

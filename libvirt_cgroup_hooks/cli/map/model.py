@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the picture shows, and how its cells and rows are put together: the same for text and SVG."""
+"""What the picture shows, and how its cells and rows are made: the same for text and SVG."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ class Row:
 class Mark(enum.Enum):
     """What a cell says: its character on the terminal, and the meaning."""
 
-    HOST = "H", "kept for the host"
-    OURS = "-", "kept for the host, so not for this VM"
+    HOST = "H", "reserved for the host"
+    OURS = "-", "reserved, so not for this VM"
     ISOLATED = "i", "isolated from the scheduler"
     OFFLINE = "/", "offline"
     PINNED = "#", "pinned here"
     ALLOWED = "o", "may run here"
     NEITHER = ".", "may not run here"
     MISSED = "x", "pinned here, but may not run here"
-    TRESPASS = "!", "may run here, though it is kept for the host"
+    TRESPASS = "!", "may run here, though reserved for the host"
 
     def __init__(self, symbol: str, meaning: str) -> None:
         self.symbol = symbol

@@ -59,6 +59,7 @@ class _Picture:
         self.used: set[Mark] = set()  # for the legend
         self.siblings = any(len(core) > 1 for node in found.nodes for core in node.cores)
         self.core_gap = " "
+        self.cpu_gap = ""  # between the siblings of a core
         self._measure()
 
     def _measure(self) -> None:
@@ -68,18 +69,27 @@ class _Picture:
         left = self.columns - self.group_width - len("   ")
         if not self.siblings and max(map(self.node_width, self.found.nodes)) > left - NAME_LEAST:
             self.core_gap = ""
+        if self.siblings:  # apart where there is room, so that 0 and 4 are not read as 04
+            self.core_gap, self.cpu_gap = "  ", " "
+            if self.block_width(self.found.nodes) > left - NAME_LEAST:
+                self.core_gap, self.cpu_gap = " ", ""
         widest = max(map(self.node_width, self.found.nodes))
         longest = max(NAME_LEAST, *map(width, self.names), 0)
         self.name_width = min(longest, left - widest if left - widest >= NAME_LEAST else NAME_CUT)
         self.room = left - self.name_width
 
     def node_width(self, node: Node) -> int:
-        return max(
-            sum(map(len, node.cores)) + len(self.core_gap) * (len(node.cores) - 1), len(title(node))
-        )
+        return max(self.cells_width(node), len(title(node)))
+
+    def cells_width(self, node: Node) -> int:
+        within = sum(len(core) + len(self.cpu_gap) * (len(core) - 1) for core in node.cores)
+        return within + len(self.core_gap) * (len(node.cores) - 1)
 
     def fits(self, nodes: Sequence[Node]) -> bool:
-        return sum(map(self.node_width, nodes)) + len(NODE_GAP) * (len(nodes) - 1) <= self.room
+        return self.block_width(nodes) <= self.room
+
+    def block_width(self, nodes: Sequence[Node]) -> int:
+        return sum(map(self.node_width, nodes)) + len(NODE_GAP) * (len(nodes) - 1)
 
     # lines
 
@@ -89,8 +99,7 @@ class _Picture:
             lines += ["", *self.block(nodes)]
         if not self.found.vms:
             lines += ["", "No VM is running."]
-        legend = self.legend()
-        return [*lines, "", *legend] if legend else lines
+        return [*lines, "", *self.legend()]
 
     def block(self, nodes: list[Node]) -> list[str]:
         cpus = union(node.cpus for node in nodes)
@@ -124,13 +133,10 @@ class _Picture:
         return f" {start} {NODE_GAP.join(parts)}".rstrip()
 
     def cells(self, node: Node, cell: Cell) -> str:
-        cores = ["".join(self.character(cell(cpu)) for cpu in core) for core in node.cores]
-        missing = (
-            self.node_width(node)
-            - sum(map(len, node.cores))
-            - len(self.core_gap) * (len(node.cores) - 1)
-        )
-        return self.core_gap.join(cores) + " " * missing
+        cores = [
+            self.cpu_gap.join(self.character(cell(cpu)) for cpu in core) for core in node.cores
+        ]
+        return self.core_gap.join(cores) + " " * (self.node_width(node) - self.cells_width(node))
 
     def character(self, what: str | Mark) -> str:
         if isinstance(what, str):
@@ -153,12 +159,12 @@ class _Picture:
             else:
                 lines[-1] += "  " + entry
             end += len(f" {what.symbol} {what.meaning}") + (len("  ") if end else 0)
+        columns = " A column is a CPU"
         if max(self.found.online | self.found.offline) > 9:
-            lines.append(
-                " CPU numbers read downwards"
-                + ("; the siblings of a core stand together." if self.siblings else ".")
-            )
-        return lines
+            columns += ", its number reads downwards"
+        if self.siblings:
+            columns += "; siblings stand together"
+        return [*lines, f"{columns}."]
 
 
 def _digit(place: int) -> Cell:

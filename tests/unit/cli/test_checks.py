@@ -109,10 +109,8 @@ def pools(host: Kernel, kib: int) -> None:
 
 
 CPU = "/sys/devices/system/cpu"
-IN_SLICE = (
-    "process 4300000 (qemu-system-x86) of user 1000 is in /user.slice, outside what VMs share"
-)
-AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
+IN_SLICE = "process 4300000 (qemu-system-x86) of user 1000 is in /user.slice, outside the VM parent"
+AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +127,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             lambda h: h.configure(CONF + "reserved_host_cpus = 1"),
             CONFIGURATION,
             WARN,
-            ":4: reserved_host_cpus is set in line 1 already",
+            ":4: reserved_host_cpus is already set in line 1",
             "",
         ),
         (
@@ -143,7 +141,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             lambda h: h.put(f"{managers.BOOTED}/x", ""),
             MANAGER,
             WARN,
-            "no machined or no system bus",
+            "without systemd-machined or the system bus",
             "install systemd-container",
         ),
         (
@@ -188,7 +186,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             lambda h: effective(h, "0-3"),
             FENCE,
             FAIL,
-            f"{CG}/vms may use CPUs 0-3, of which the host keeps 0",
+            f"{CG}/vms may use CPUs 0-3, including reserved CPUs 0",
             APPLY,
         ),
         (
@@ -218,29 +216,29 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             each(lambda h: effective(h, "1"), lambda h: partition(h, "2-3")),
             FENCE,
             WARN,
-            f"{CG}/vms may use CPUs 1 only, and not 2-3: {CG}/mine has 2-3 for itself alone",
+            f"{CG}/vms may use CPUs 1 only, and not 2-3: {CG}/mine has exclusive use of 2-3",
             "take them back from it, or reserve them",
         ),
         (
             each(lambda h: effective(h, "0"), lambda h: partition(h, "1-3")),
             FENCE,
             FAIL,
-            f"{CG}/vms may use CPUs 0, which the host keeps, and not 1-3: "
-            f"{CG}/mine has 1-3 for itself alone",
+            f"{CG}/vms may use CPUs 0, which are reserved, and not 1-3: "
+            f"{CG}/mine has exclusive use of 1-3",
             "take them back from it, or reserve them",
         ),
         (
             each(lambda h: effective(h, "0-3"), lambda h: partition(h, "2-3")),
             FENCE,
             FAIL,
-            f"{CG}/vms may use CPUs 0-3, of which the host keeps 0",
+            f"{CG}/vms may use CPUs 0-3, including reserved CPUs 0",
             APPLY,
         ),
         (
             each(lambda h: effective(h, "0-3"), no_vm),
             FENCE,
             NOTE,
-            "of which the host keeps 0",
+            "including reserved CPUs 0",
             "the next VM that starts sets it, or virt-cgroup apply --parent",
         ),
         (
@@ -283,7 +281,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             lambda h: pools(h, 7600000),
             HUGEPAGES,
             WARN,
-            "the VMs that run may take 72 MiB",
+            "running VMs may use 72 MiB",
             "make the pools smaller",
         ),
         (
@@ -291,7 +289,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             CPUS,
             WARN,
             "CPUs 0 of reserved_host_cpus are isolated",
-            "reserve others",
+            "reserve other CPUs",
         ),
         (
             lambda h: h.put(f"{CPU}/isolated", "3"),
@@ -319,13 +317,13 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             CPUS,
             WARN,
             "CPUs 4 of reserved_host_cpus are offline",
-            "reserve others",
+            "reserve other CPUs",
         ),
         (
             no_hook,
             THE_HOOK,
             FAIL,
-            f"neither {HOOK} nor {HOOK_D} is the hook of this package",
+            f"neither {HOOK} nor {HOOK_D} is this package's hook",
             "run virt-cgroup hook install",
         ),
         (
@@ -335,19 +333,19 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             f"neither {HOOK} nor",
             "run virt-cgroup hook install",
         ),
-        (both, THE_HOOK, WARN, f"{HOOK_D} is the hook once more", f"remove {HOOK_D}"),
+        (both, THE_HOOK, WARN, f"{HOOK_D} is the same hook again", f"remove {HOOK_D}"),
         (
             lambda h: install(h, mode=0o644),
             EXECUTABLE,
             FAIL,
-            f"libvirt passes over {HOOK}",
+            f"{HOOK} is not executable, so libvirt ignores it",
             f"chmod 755 {HOOK}",
         ),
         (
             lambda h: install(h, changed=STARTED + 1),
             SEEN,
             WARN,
-            f"{HOOK} was changed after libvirtd (process {DAEMON}) has last looked for hooks",
+            f"{HOOK} was changed after libvirtd (process {DAEMON}) last looked for hooks",
             "reload libvirtd",
         ),
         (
@@ -368,14 +366,14 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             lambda h: h.remove("/run/libvirtd.pid"),
             SEEN,
             NOTE,
-            "neither libvirtd nor virtqemud runs",
+            "neither libvirtd nor virtqemud is running",
             "it looks for hooks when",
         ),
         (
             lambda h: start_daemon(h, "bash"),
             SEEN,
             NOTE,
-            "neither libvirtd nor virtqemud runs",
+            "neither libvirtd nor virtqemud is running",
             "it looks for hooks when",
         ),
         (
@@ -389,21 +387,21 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             lambda h: h.put(DIRECTORY, ""),
             READABLE,
             FAIL,
-            f"{DIRECTORY} is no directory",
+            f"{DIRECTORY} is not a directory",
             f"remove {DIRECTORY}",
         ),
         (
             lambda h: install(h, f"{DIRECTORY}/10-x", FOREIGN),
             OTHERS,
             NOTE,
-            f"{DIRECTORY}/10-x is another program's",
+            f"{DIRECTORY}/10-x belongs to another program",
             "",
         ),
         (
             each(both, lambda h: install(h, HOOK, FOREIGN)),
             OTHERS,
             NOTE,
-            f"{HOOK} is another program's",
+            f"{HOOK} belongs to another program",
             "",
         ),
         (
@@ -424,14 +422,14 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             selinux,
             SELINUX,
             WARN,
-            "SELinux is enforcing, and may keep the hook",
+            "SELinux is enforcing and may deny the hook",
             "run setsebool -P virt_hooks_unconfined on",
         ),
         (
             lambda h: selinux(h, boolean="0 1"),
             SELINUX,
             WARN,
-            "SELinux is enforcing, and may keep the hook",
+            "SELinux is enforcing and may deny the hook",
             "run setsebool",
         ),
         (
@@ -445,7 +443,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             each(apparmor, link),
             APPARMOR,
             FAIL,
-            f"{HOOK} is a link to /usr/lib/hooks/qemu, which AppArmor does not let libvirt run",
+            f"AppArmor does not let libvirt run /usr/lib/hooks/qemu, to which {HOOK} links",
             "install the file itself",
         ),
         (
@@ -460,7 +458,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or count it to the host"
             lambda h: process(h, "/vmsx"),
             OUTSIDE,
             WARN,
-            "is in /vmsx, outside what VMs share",
+            "is in /vmsx, outside the VM parent",
             AS_SYSTEM,
         ),
         (
@@ -575,7 +573,7 @@ def test_many_processes_are_counted(host: Kernel) -> None:
         process(host, pid=pid)
     problems = not_passed(host)[OUTSIDE]
     assert len(problems) == 11
-    assert problems[-1] == (WARN, "2 more QEMU processes are outside what VMs share", "")
+    assert problems[-1] == (WARN, "2 more QEMU processes are outside the VM parent", "")
 
 
 def test_a_process_where_each_vm_carries_the_fence(host: Kernel) -> None:

@@ -199,7 +199,11 @@ def test_a_copy_that_has_cgroup_files_only(command: Command, tmp_path: Path) -> 
     "operation", ["prepare", "start", "started", "stopped", "release", "reconnect", "migrate"]
 )
 def test_nothing_configured_needs_no_step(command: Command, name: str, operation: str) -> None:
-    assert command("--root", recorded(name).root, "plan", operation, PLAIN) == (0, "", "")
+    assert command("--root", recorded(name).root, "plan", operation, PLAIN) == (
+        0,
+        "Nothing to do.\n",
+        "",
+    )
     assert shown(command, "--root", recorded(name).root, "plan", operation, PLAIN) == {
         "operation": operation,
         "domain": "plain",
@@ -224,7 +228,7 @@ def test_plan_where_systemd_owns_cgroups(command: Command, machined: Machined) -
     )
     status, out, err = command("--root", machined.root, "plan", "start", PLAIN)
     assert (status, out) == (1, "")
-    assert err == "error: VM plain has no id yet, which its scope is named by: start it first\n"
+    assert err == "error: VM plain has no id yet, and its scope's name needs one: start it first\n"
 
 
 @pytest.mark.parametrize("operation", ["started", "reconnect"])
@@ -339,7 +343,7 @@ def test_a_domain_that_cannot_be_read(
         ),
         (
             "reserved_host_mem = '1 GiB'\ncgroup_layout = 'root'",
-            '1: reserved_host_mem = "1 GiB": with cgroup_layout = "root" ',
+            '1: reserved_host_mem = "1 GiB": cgroup_layout = "root" ',
         ),
         ("on_error refuse", "1: "),
         ("on_error = 'refuse", "1: "),
@@ -357,7 +361,7 @@ def test_a_bad_configuration(
 
 def test_a_warning_is_told(command: Command, host: Kernel) -> None:
     host.configure("on_error = 'warn'\non_error = 'refuse'\n")
-    text = "/etc/libvirt/cgroup-hooks.conf:2: on_error is set in line 1 already, which counts"
+    text = "/etc/libvirt/cgroup-hooks.conf:2: on_error is already set in line 1; that value is used"
     for arguments in (["status"], ["plan", "prepare", PLAIN]):
         status, _, err = command("--root", host.root, *arguments)
         assert (status, err) == (0, f"warning: {text}\n")
@@ -402,7 +406,7 @@ def test_nothing_is_applied_below_a_root(
     assert (status, out) == (1, "")
     assert (
         err
-        == "error: nothing can be applied below --root: virt-cgroup plan shows what would be done\n"
+        == "error: apply cannot be used with --root: virt-cgroup plan shows what would be done\n"
     )
     assert host.snapshot() == before
 
@@ -414,4 +418,8 @@ def test_the_sample_is_that_of_the_table(command: Command, host: Kernel) -> None
     text = (PACKAGING / "cgroup-hooks.conf").read_text(encoding="utf-8")
     assert text == settings.sample()
     host.configure(text)
-    assert command("--root", host.root, "plan", "prepare", PLAIN) == (0, "", "")
+    assert command("--root", host.root, "plan", "prepare", PLAIN) == (
+        0,
+        "Nothing to do.\n",
+        "",
+    )

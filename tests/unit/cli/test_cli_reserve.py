@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_cgroup_hooks.cli import main
+from libvirt_cgroup_hooks.cli.commands.reserve import LATER, NO_HOOK
 
 from ..support import reserving
 from ..support.hosts import CONF as PATH
@@ -35,10 +36,13 @@ from ..test_reserve import change
         ("--cpus 0", "--cpus 0: the count of CPUs has to be 1 or more"),
         (
             "--cpus 0-0",
-            "nothing can be changed below --root: copy the file that you want to change",
+            "--cpus and --memory cannot be used with --root: edit the file in that copy",
         ),
-        ("--cpus none --memory none --config", "nothing can be changed below --root"),
-        ("--cpus 0-0 --live --config --wait --force", "nothing can be changed below --root"),
+        ("--cpus none --memory none --config", "--cpus and --memory cannot be used with --root"),
+        (
+            "--cpus 0-0 --live --config --wait --force",
+            "--cpus and --memory cannot be used with --root",
+        ),
     ],
 )
 def test_what_is_refused(
@@ -68,7 +72,7 @@ def show(host: Kernel, capsys: pytest.CaptureFixture[str], *arguments: str) -> s
     capsys.readouterr()
     assert main(["reserve", "--root", host.root, *arguments]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == ("" if "--json" in arguments else f"warning: {NO_HOOK}\n")
     return out
 
 
@@ -79,7 +83,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host.put(reserving.file(host, "cpuset.cpus.effective"), "2-3")
     rows = [line.split("   ") for line in show(host, capsys).splitlines()]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
-    assert cells[0] == ["Configured", "Live", "In effect"]
+    assert cells[0] == ["In the file", "Required now", "In the kernel"]
     assert cells[2:] == [
         ["Reserved CPUs", "0", "0-1", "0-1"],
         ["Reserved memory", "512 MiB", "1 GiB", "1 GiB"],
@@ -87,12 +91,14 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ["Memory for VMs", "7.3 GiB", "6.8 GiB", "6.8 GiB"],
         [],
         ["VM parent: /vms, 300 MiB of memory in use"],
+        [],
+        [LATER],
     ]
-    assert show(host, capsys, "--config").split()[0] == "Configured"
-    assert "Live" not in show(host, capsys, "--config")
+    assert "Required now" not in show(host, capsys, "--config")
     for option in ("--live", "--current"):
-        assert "Configured" not in show(host, capsys, option)
-    assert "Configured" in show(host, capsys, "--live", "--config")
+        assert "In the file" not in show(host, capsys, option)
+        assert LATER not in show(host, capsys, option)
+    assert "In the file" in show(host, capsys, "--live", "--config")
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +133,9 @@ def test_with_nothing_reserved(
         nothing,
         nothing,
     )
-    assert "Reserved CPUs" in show(host, capsys)
+    assert main(["reserve", "--root", host.root]) == 0
+    out, err = capsys.readouterr()
+    assert ("Reserved CPUs" in out, err) == (True, "")
 
 
 def test_a_file_with_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,10 +34,10 @@ def test_status_with_nothing_configured(command: Command) -> None:
         "Layout:         native",
         "Reserved:       CPUs none, memory none",
         "VM parent:      /machine",
-        "CPUs:           - in effect, no limit wanted",
-        "Memory:         no limit in effect, no limit wanted, - in use",
+        "VM CPUs:        - (configured no limit)",
+        "VM memory:      no limit (configured no limit), - in use",
         "",
-        "The VM parent is made when the first VM starts.",
+        "The VM parent is created when the first VM starts.",
         "",
         " Id   Name   Layout   Cgroup   Conforms",
         "-" * 41,
@@ -61,7 +61,7 @@ def test_status_without_a_parent(command: Command, host: Kernel) -> None:
     host.configure("reserved_host_cpus = '0'\ncgroup_layout = 'uuid'")
     assert shown(command, "--root", host.root, "status")["parent"]["path"] is None
     assert (
-        "VM parent:      none: each VM carries the CPU fence"
+        "VM parent:      none: each VM has the CPU limit"
         in command("--root", host.root, "status")[1]
     )
 
@@ -112,24 +112,27 @@ def test_status_of_a_vm(command: Command, machined: Machined, cpus: str) -> None
         ("emulator", "worker", ""),
         ("vcpu0", "CPU 0/KVM", cpus),
     ]
-    status, out, err = command("--root", machined.root, "status")
+    status, out, err = command("--root", machined.root, "status", "vm")
     assert (status, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
     assert [
         "3",
         "vm",
         "/vms/$NAME",
-        f"/vms.slice/{SCOPE}",
+        SCOPE,
         "yes" if cpus == "1-3" else "no",
     ] in rows
     assert (f"problem: {text}" in out.splitlines()) == (cpus != "1-3")
-    assert "CPUs:           1-3 in effect, 1-3 wanted" in out
+    assert "VM CPUs:        1-3 (configured 1-3)" in out
+    _, out, _ = command("--root", machined.root, "status")
+    assert "vcpu0" not in out.replace(text, "")
+    assert (f"problem: vm: {text}" in out.splitlines()) == (cpus != "1-3")
 
 
 def test_status_shows_no_control_characters(command: Command, machined: Machined) -> None:
     machined.starts(domain("a\u009bb", RUNNING), "/vms.slice", RUNNING)
     machined.put(f"/proc/{PID}/task/{PID}/comm", "x\x1b[31m")
-    status, out, _ = command("--root", machined.root, "status")
+    status, out, _ = command("--root", machined.root, "status", "3")
     assert status == 0
     assert r"a\x9bb:" in out.splitlines()
     assert r"x\x1b[31m" in out

@@ -100,7 +100,7 @@ def test_again_changes_nothing(host: Host) -> None:
 def test_beside_another_program(host: Host) -> None:
     put(host, HOOK, VDSM)
     assert hook.install(host, PYTHON) == [
-        f"{HOOK} is another's and is left alone",
+        f"{HOOK} belongs to another program and is left alone",
         f"installed {HOOK_D}",
     ]
     assert tree(host) == {"qemu*": VDSM, "qemu.d/50-cgroup-hooks*": SOURCE}
@@ -121,14 +121,16 @@ def test_beside_a_directory(host: Host) -> None:
 def test_another_that_runs_ours(host: Host) -> None:
     text = "#!/usr/bin/python3\nfrom libvirt_cgroup_hooks.hook import main\n"
     put(host, HOOK, text)
-    assert hook.install(host, PYTHON) == [f"{HOOK} is another's and runs the hook itself"]
+    assert hook.install(host, PYTHON) == [
+        f"{HOOK} belongs to another program, which already runs this hook"
+    ]
     assert tree(host) == {"qemu*": text}
 
 
 def test_both_places_are_anothers(host: Host) -> None:
     put(host, HOOK, VDSM)
     put(host, HOOK_D, VDSM)
-    with pytest.raises(Error, match=f"{HOOK_D} is there and is not ours"):
+    with pytest.raises(Error, match=f"{HOOK_D} exists but was not installed by this package"):
         hook.install(host, PYTHON)
     assert set(tree(host).values()) == {VDSM}
 
@@ -333,7 +335,7 @@ def test_status(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", host.root, "hook", "status"]) == 0
     assert (
         capsys.readouterr().out
-        == f"Hook:           not installed\nPython:         -\nAnother's:      {HOOK}\n"
+        == f"Hook:           not installed\nPython:         -\nOther hooks:    {HOOK}\n"
     )
     hook.install(host, PYTHON)
     assert main(["--root", host.root, "hook", "status", "--json"]) == 0
@@ -345,4 +347,4 @@ def test_a_copy_of_a_host_is_only_looked_at(
     host: Host, action: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--root", host.root, "hook", action]) == 1
-    assert capsys.readouterr().err.startswith(f"error: cannot {action} the hook below --root")
+    assert capsys.readouterr().err.startswith(f"error: hook {action} cannot be used with --root")

@@ -75,24 +75,24 @@ def test_the_picture(command: Command) -> None:
         "VMs may use:    1-3,5-7,9-11,13-15",
         "Isolated:       7,15",
         "",
-        "                      node 0      | node 1",
-        "                             1  1 |  1  1  1  1",
-        " CPU                  08 19 20 31 | 42 53 64 75",
-        " host                 HH          | HH",
-        " isolated                         |          ii",
-        " web      all threads -- oo oo oo | -- oo oo oo",
-        " database emulator    -- .. .. .. | -- ## .. ..",
-        "          vcpu0-1     -- .. .. .. | -- .. ## ..",
-        "          iothread1   -- .. .. .. | -- #. .. ..",
-        " realtime emulator    -- oo oo oo | -- oo oo oo",
-        "          vcpu0       -- .. .. .. | -- .. .. #.",
-        "          vcpu1       -- .. .. .. | -- .. .. .#",
-        " old      all threads !! oo oo oo | !! oo oo oo",
+        "                      node 0             | node 1",
+        "                                  1    1 |   1    1    1    1",
+        " CPU                  0 8  1 9  2 0  3 1 | 4 2  5 3  6 4  7 5",
+        " host                 H H                | H H",
+        " isolated                                |                i i",
+        " web      all threads - -  o o  o o  o o | - -  o o  o o  o o",
+        " database emulator    - -  . .  . .  . . | - -  # #  . .  . .",
+        "          vcpu0-1     - -  . .  . .  . . | - -  . .  # #  . .",
+        "          iothread1   - -  . .  . .  . . | - -  # .  . .  . .",
+        " realtime emulator    - -  o o  o o  o o | - -  o o  o o  o o",
+        "          vcpu0       - -  . .  . .  . . | - -  . .  . .  # .",
+        "          vcpu1       - -  . .  . .  . . | - -  . .  . .  . #",
+        " old      all threads ! !  o o  o o  o o | ! !  o o  o o  o o",
         "",
-        " H kept for the host   - kept for the host, so not for this VM",
+        " H reserved for the host   - reserved, so not for this VM",
         " i isolated from the scheduler   # pinned here   o may run here",
-        " . may not run here   ! may run here, though it is kept for the host",
-        " CPU numbers read downwards; the siblings of a core stand together.",
+        " . may not run here   ! may run here, though reserved for the host",
+        " A column is a CPU, its number reads downwards; siblings stand together.",
     ]
 
 
@@ -106,6 +106,8 @@ def test_a_small_host_without_reservation_or_vms(command: Command) -> None:
         " CPU      0 1 2 3",
         "",
         "No VM is running.",
+        "",
+        " A column is a CPU.",
     ]
 
 
@@ -126,9 +128,10 @@ def test_offline_cpus_and_pins_that_do_not_hold(command: Command, tmp_path: Path
         "          vcpu0    x x #  | x",
         "          vcpu1    - . #  | /",
         "",
-        " H kept for the host   - kept for the host, so not for this VM   / offline",
+        " H reserved for the host   - reserved, so not for this VM   / offline",
         " # pinned here   o may run here   . may not run here",
         " x pinned here, but may not run here",
+        " A column is a CPU.",
     ]
 
 
@@ -367,7 +370,7 @@ def test_two_forms_at_once(command: Command) -> None:
     assert command(BUSY, "--json", "--svg", "-") == (
         1,
         "",
-        "error: --svg and --json are two forms of one answer: give one of them\n",
+        "error: Options --svg and --json are mutually exclusive\n",
     )
 
 
@@ -398,5 +401,5 @@ def test_a_bad_configuration(command: Command, tmp_path: Path) -> None:
 def test_a_warning_is_told(command: Command, tmp_path: Path) -> None:
     Made(tmp_path, [["0", "1"]], conf="on_error = 'warn'\non_error = 'refuse'")
     assert command(tmp_path)[2].startswith(
-        "warning: /etc/libvirt/cgroup-hooks.conf:2: on_error is set in line 1"
+        "warning: /etc/libvirt/cgroup-hooks.conf:2: on_error is already set in line 1"
     )

@@ -77,8 +77,8 @@ def test_before_the_first_vm_the_parent_is_not_there(tmp_path: Path) -> None:
     start_daemon(host)
     note = (
         NOTE,
-        f"{CG}/vms is not there yet",
-        "it is made with its fence when the first VM starts",
+        f"{CG}/vms does not exist yet",
+        "it is made, with its limits, when the first VM starts",
     )
     assert not_passed(host) == {FENCE: [note]}
 
@@ -93,7 +93,7 @@ def test_before_the_first_vm_the_parent_is_not_there(tmp_path: Path) -> None:
             "cpuset/vms/cpuset.cpus",
             "0-1",
             FAIL,
-            f"{CG}/cpuset/vms may use CPUs 0-1, of which the host keeps 0",
+            f"{CG}/cpuset/vms may use CPUs 0-1, including reserved CPUs 0",
         ),
         (
             "memory/vms/memory.limit_in_bytes",
@@ -191,8 +191,7 @@ def test_a_package_that_the_hook_does_not_find(running: Running) -> None:
     result, message, remedy = found(running)[PROGRAM][0]
     assert (result, remedy) == (FAIL, "install the package and configobj for that Python")
     assert message == (
-        "/usr/bin/python3, which runs the hook, "
-        "does not have what it needs (No module named 'configobj')"
+        "/usr/bin/python3 runs the hook and lacks what it needs (No module named 'configobj')"
     )
 
 
@@ -275,7 +274,7 @@ def test_the_form(command: Command, host: Kernel) -> None:
     )
     assert (
         "  HOOK: Checking if the hook is executable                                   : FAIL "
-        f"(libvirt passes over {HOOK}: chmod 755 {HOOK})"
+        f"({HOOK} is not executable, so libvirt ignores it: chmod 755 {HOOK})"
     ) in lines
     assert len({line.index(": ", 10) for line in lines}) == 1
     assert answer(command, host, "-q") == (1, [line for line in lines if "PASS" not in line])
@@ -307,7 +306,7 @@ def test_json(command: Command, host: Kernel) -> None:
         "area": "HOOK",
         "check": THE_HOOK,
         "result": FAIL,
-        "message": f"neither {HOOK} nor {HOOK_D} is the hook of this package",
+        "message": f"neither {HOOK} nor {HOOK_D} is this package's hook",
         "remedy": "run virt-cgroup hook install",
     } in rows
     quiet = json.loads("\n".join(answer(command, host, "--json", "-q")[1]))

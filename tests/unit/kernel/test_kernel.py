@@ -110,7 +110,7 @@ def test_exclusive_cpus_on_v1(tmp_path: Path, kind: str) -> None:
     with pytest.raises(Error) as error:
         do(host, "prepare", domain())
     assert str(error.value) == (
-        f"cannot give CPUs 2-3 to VMs: {CG}/cpuset/mine has them for itself alone "
+        f"cannot give CPUs 2-3 to VMs: {CG}/cpuset/mine has exclusive use of them "
         "(cpuset.cpu_exclusive): "
         "take them back from it, or reserve them"
     )
@@ -173,7 +173,7 @@ def test_pinned_to_a_partition_of_others(tmp_path: Path, kind: str) -> None:
     with pytest.raises(Refusal) as error:
         operations.plan(host, host.config(), "prepare", whole)
     assert str(error.value) == (
-        f"VM late is pinned to CPUs 3 (vcpu0), which {CG}/mine has for itself alone: "
+        f"VM late is pinned to CPUs 3 (vcpu0), of which {CG}/mine has exclusive use: "
         "take them back from it, or pin it within 1-2"
     )
 

@@ -144,7 +144,7 @@ def test_native_steers_nothing_and_removes_what_would(host: Machined) -> None:
 
 def test_start_without_an_id(host: Machined) -> None:
     with pytest.raises(
-        Error, match=r"^VM vm has no id yet, which its scope is named by: start it first$"
+        Error, match=r"^VM vm has no id yet, and its scope's name needs one: start it first$"
     ):
         plan(host, "start", vm())
 
@@ -186,7 +186,10 @@ def test_where_systemd_put_the_vm(
     scope = f"{at}/{SCOPE}"
     place = f"{scope}/libvirt/emulator" if groups and host.version == 2 else scope
     expected = systemd(host).scope_path(subject)
-    text = f"systemd has put the VM in {place}, not in {expected}; restart it to move it"
+    text = (
+        f"systemd has put the VM in {place}, not in {expected}; "
+        "shut it down and start it again to move it"
+    )
     assert made.warnings == ([text] if warns else [])
     assert str(made) == ""
 
