@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import leave, limits, managers, operations, threads
+from libvirt_cgroup_hooks import leave, limits, managers, operations, state, threads
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.kernel.tree import Tree
 from libvirt_cgroup_hooks.kinds import KINDS
@@ -19,7 +19,7 @@ from libvirt_cgroup_hooks.reserve import Change
 from libvirt_cgroup_hooks.steps import Step, Systemctl, Write
 
 from .support import operations as hook
-from .support.hosts import Kernel, domain
+from .support.hosts import Kernel, domain, run
 from .support.machined import Machined
 from .support.reserving import INNER, made
 from .support.reserving import KINDS as HOSTS
@@ -173,3 +173,30 @@ def test_with_limits_silent_no_plan_sets_a_shared_limit(
     always = {"prepare", "started", "reconnect", "parent", "refit", "reserve", "leave"}
     # where VMs have slices of systemd's, limits stay when the last VM ends
     assert setting - {"release"} == always
+
+
+# what an earlier version has remembered
+
+OF_VERSION_1 = """\
+libvirt-cgroup-hooks 1
+made /sys/fs/cgroup/vms
+limit 0-1 /sys/fs/cgroup/cpuset/machine/cpuset.cpus
+limit max /sys/fs/cgroup/machine/memory.max
+limit infinity vms.slice MemoryMax
+"""
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_a_file_of_the_former_format_is_nothing_remembered_and_is_told(
+    tmp_path: Path, kind: str
+) -> None:
+    host = made(tmp_path, kind)
+    host.put(state.SHARED, OF_VERSION_1)
+    assert not state.Remembered(host)
+    plan = hook.plan(host, "prepare", domain(NAME, INNER, id=3))
+    [warning] = plan.warnings
+    assert state.SHARED in warning
+    run(host, plan)
+    assert host.read(state.SHARED).splitlines()[0] == state.LIMITS_FORMAT
+    assert state.Remembered(host).before
+    assert hook.plan(host, "prepare", domain(NAME, INNER, id=3)).warnings == []
