@@ -1,28 +1,31 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""cgroup-hooks.conf: from its text to a Config, and from a Config to the snapshot that the hook
-reads.
-"""
+"""The configuration as values: every setting of cgroup-hooks.conf, checked, or its default."""
 
 from __future__ import annotations
 
-from . import settings
 from .cpuset import CpuSet
-from .errors import Error, Refusal, printable
 from .fence import Fence, cpus_left, memory_left
-from .layout import Layout
+from .layout import NATIVE, Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .domain import Domain
-    from .topology import Memory, Topology
-    from .virconf import Value
-
-    # Made at run time: by key, the canonical text that was configured then, and what holds instead
-    Changes = dict[str, tuple[str, str]]
+    from .topology import Memory
 
 PATH = "/etc/libvirt/cgroup-hooks.conf"
+# By key, the canonical text of each setting that the file does not have; "" means not set. Beside
+# the settings themselves, it would have the hook load their prose each time.
+DEFAULTS = {
+    "reserved_host_cpus": "",
+    "reserved_host_mem": "",
+    "cgroup_layout": NATIVE,
+    "emulator_cpus": "",
+    "vcpu_cpus": "",
+    "iothread_cpus": "",
+    "pin_conflict": "refuse",
+    "memory_admission": "0",
+    "hook_timeout": "10",
+    "on_error": "refuse",
+}
 
 
 class Config:
@@ -48,9 +51,7 @@ class Config:
         default.
         """
         self.anew = False  # whether it was parsed, and not read from the snapshot
-        self.values = {
-            setting.key: values.get(setting.key, setting.default) for setting in settings.TABLE
-        }
+        self.values = {key: values.get(key, default) for key, default in DEFAULTS.items()}
         self.reserved_host_cpus = self._cpus("reserved_host_cpus")
         self.reserved_host_mem = self.values["reserved_host_mem"]
         self.cgroup_layout = Layout(self.values["cgroup_layout"])
@@ -90,220 +91,3 @@ class Config:
         """
         cpus = cpus_left(self.reserved_host_cpus, online)
         return Fence(cpus, memory_left(self.reserved_host_mem, memory, page_size))
-
-    def for_domain(self, domain: Domain, present: CpuSet | None = None) -> Config:
-        """This with DOMAIN's own settings laid over. PRESENT: the CPUs that the host has, where
-        they are known.
-
-        Raises Refusal for what cannot be right: a guess would put the VM where nobody wants it.
-        """
-        if not domain.settings:
-            return self
-        values, bad = self.laid_over(domain.settings, present)
-        if bad:
-            raise _refusal(domain, bad)
-        return Config(values)
-
-    def laid_over(
-        self, own: dict[str, str], present: CpuSet | None
-    ) -> tuple[dict[str, str], dict[str, str]]:
-        """The values of this with the settings OWN of a VM, and by key what is wrong with those."""
-        values = dict(self.values)
-        bad: dict[str, str] = {}
-        for name, value in own.items():
-            try:
-                key, values[key] = settings.read_of_vm(name, value)
-                self._check_of_vm(key, values[key], present)
-            except Error as error:
-                bad[name] = error.message
-        return values, bad
-
-    def _check_of_vm(self, key: str, value: str, present: CpuSet | None) -> None:
-        if key == "cgroup_layout":
-            layout = Layout(value)
-            if self.reserved_host_mem and not layout.native and layout.parent is None:
-                raise Error("the VM would be outside the limit that reserved_host_mem sets")
-            return
-        cpus = CpuSet.parse(value)
-        if present is not None and not cpus <= present:
-            raise Error(f"this host has no CPU {cpus - present} (its CPUs are {present})")
-        if self.reserved_host_cpus and cpus <= self.reserved_host_cpus:
-            raise Error(
-                f"all of these CPUs are reserved (reserved_host_cpus {self.reserved_host_cpus})"
-            )
-
-
-def _refusal(domain: Domain, bad: dict[str, str]) -> Refusal:
-    """BAD: by key what is wrong with it. Tells the first, and a remedy for all."""
-    key, message = next(iter(bad.items()))
-    setting = printable(f'{key} = "{domain.settings[key][:200]}"')
-    options = printable(" ".join(f"--unset {name}" for name in bad))
-    return Refusal(
-        f"VM {printable(domain.name)} has {setting} in its metadata: {message}",
-        f"change it, or remove it: virt-cgroup domain {domain.handle} {options} --config",
-    )
-
-
-class Invalid(Error):
-    """A setting that cannot be right: KEY, and the MESSAGE without where it was given."""
-
-    def __init__(self, key: str, given: str, message: str, hint: str) -> None:
-        super().__init__(f"{given}: {message}", hint)
-        self.key = key
-        self.reason = message
-
-
-class Parsed:
-    """Settings before the host is known: by key the canonical text, the value as given, and where
-    it was given.
-    """
-
-    __slots__ = ("given", "values", "warnings", "where")
-
-    def __init__(self) -> None:
-        self.values: dict[str, str] = {}
-        self.given: dict[str, Value] = {}
-        self.where: dict[str, str] = {}
-        self.warnings: list[str] = []
-
-    def override(self, changes: Changes) -> None:
-        """One whose setting has been edited since is void."""
-        for key, (configured, value) in changes.items():
-            if self.values.get(key, "") == configured:
-                self.values[key] = self.given[key] = value
-                self.where[key] = "virt-cgroup reserve --live"
-
-    def error(self, key: str, message: str, hint: str) -> Error:
-        shown = self.given[key]
-        text = (
-            f'"{printable(shown[:200])}"' if isinstance(shown, str) else printable(str(shown)[:200])
-        )
-        return Invalid(key, f"{self.where[key]}: {key} = {text}", message, hint)
-
-
-def on_error_of(text: str) -> str:
-    """What TEXT says of on_error in a line of its own, whatever is wrong with the other lines."""
-    from . import virconf
-
-    on_error = settings.named("on_error")
-    for line in text.splitlines():
-        try:
-            for statement in virconf.parse(line, PATH):
-                if statement.key == on_error.key:
-                    return on_error.read(statement.value)
-        except Error:
-            continue
-    return on_error.default
-
-
-def inert(text: str) -> bool:
-    """Whether TEXT has no setting at all: only blank lines and comments."""
-    return all(line.lstrip()[:1] in ("", "#") for line in text.splitlines())
-
-
-def parse(text: str, path: str = PATH, changes: Changes | None = None) -> Parsed:
-    """What TEXT says, and CHANGES, whatever the host. Raises Error with PATH:LINE, key, value and
-    remedy.
-    """
-    # The grammar and ConfigObj are only read where the file has changed: together they cost the
-    # hook 20 ms.
-    import configobj
-
-    from . import virconf
-
-    try:
-        from configobj.validate import Validator
-    except ImportError:  # before configobj 5.0.8
-        from validate import Validator
-
-    parsed = Parsed()
-    for statement in virconf.parse(text, path):
-        key, where = statement.key, f"{path}:{statement.line}"
-        if key in parsed.given:
-            first = parsed.where[key].rpartition(":")[2]
-            parsed.warnings.append(
-                f"{where}: {key} is already set in line {first}; that value is used"
-            )
-            continue
-        parsed.where[key] = where
-        parsed.given[key] = statement.value
-    # ConfigObj holds the values against the table. It is given values, not text: its own dialect
-    # has sections, and neither lists over lines nor the difference between 1 and "1".
-    keys = [setting.key for setting in settings.TABLE]
-    spec = configobj.ConfigObj(
-        {key: key for key in keys}, list_values=False, interpolation=False, _inspec=True
-    )
-    conf = configobj.ConfigObj(parsed.given, configspec=spec, interpolation=False)
-    conf.validate(Validator({setting.key: _checked(setting, parsed) for setting in settings.TABLE}))
-    for _, key in configobj.get_extra_values(conf):
-        raise parsed.error(key, "there is no such setting", "the settings are " + ", ".join(keys))
-    parsed.values = {key: conf[key] for key in keys if key in conf}
-    parsed.override(changes or {})
-    _check_together(parsed)
-    return parsed
-
-
-def resolve(parsed: Parsed, topology: Topology, page_size: int) -> Config:
-    """Hold what the file says against the host. Raises Error with file, line, key and value."""
-    values = dict(parsed.values)
-    cpus = values.get("reserved_host_cpus", "")
-    if cpus.startswith("count "):
-        count = int(cpus[len("count ") :])
-        if count > len(topology.online):
-            raise parsed.error(
-                "reserved_host_cpus",
-                f"the host has only {len(topology.online)} CPUs",
-                "reserve fewer CPUs",
-            )
-        values["reserved_host_cpus"] = str(topology.take(count))
-    elif cpus == "auto":
-        values["reserved_host_cpus"] = str(topology.auto_cpus())
-    config = Config(values)
-    for key in ("reserved_host_cpus", "emulator_cpus", "vcpu_cpus", "iothread_cpus"):
-        missing = CpuSet.parse(values.get(key, "")) - topology.present
-        if missing:
-            raise parsed.error(
-                key, f"this host has no CPU {missing}", f"its CPUs are {topology.present}"
-            )
-    try:
-        left = cpus_left(config.reserved_host_cpus, topology.online)
-    except Error as error:
-        raise parsed.error("reserved_host_cpus", error.message, error.hint) from None
-    try:
-        memory_left(config.reserved_host_mem, topology.memory, page_size)
-    except Error as error:
-        raise parsed.error("reserved_host_mem", error.message, error.hint) from None
-    for key in ("emulator_cpus", "vcpu_cpus", "iothread_cpus"):
-        cpus_of_class = CpuSet.parse(values.get(key, ""))
-        if (
-            config.reserved_host_cpus
-            and cpus_of_class
-            and cpus_of_class <= config.reserved_host_cpus
-        ):
-            raise parsed.error(key, "all of these CPUs are reserved", f"VMs may use {left}")
-    return config
-
-
-def _checked(setting: settings.Setting, parsed: Parsed) -> Callable[[Value], str]:
-    def check(value: Value) -> str:
-        try:
-            return setting.read(value)
-        except Error as error:
-            raise parsed.error(setting.key, error.message, error.hint) from None
-
-    return check
-
-
-def _check_together(parsed: Parsed) -> None:
-    values = parsed.values
-    layout = Layout(values.get("cgroup_layout", "native"))
-    if values.get("reserved_host_mem") and not layout.native and layout.parent is None:
-        raise parsed.error(
-            "reserved_host_mem",
-            f'cgroup_layout = "{layout.preset}" has no cgroup that holds only VMs, to be limited',
-            'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"',
-        )
-    if values.get("memory_admission") == "1" and not values.get("reserved_host_mem"):
-        raise parsed.error(
-            "memory_admission", "it needs a memory limit", "set reserved_host_mem, too"
-        )

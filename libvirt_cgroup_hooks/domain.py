@@ -44,7 +44,7 @@ class Domain:
     """Memory in bytes; `vcpus` is what the VM starts with, `max_vcpus` what it may grow to.
 
     `pid` and `vcpu_threads` (vCPU number to thread id) are known from libvirt's status XML only.
-    `settings` is what the VM's own metadata says, as it stands there: `Config.for_domain` checks
+    `settings` is what the VM's own metadata says, as it stands there: `own_settings` checks
     it.
     """
 

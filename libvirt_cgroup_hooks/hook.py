@@ -115,7 +115,7 @@ class _Run:
         try:
             return snapshot.load(self.host, self.warnings)
         except Error:
-            from .config import on_error_of
+            from .configfile import on_error_of
 
             self.config.on_error = on_error_of(self.host.read_optional(PATH) or "")
             raise

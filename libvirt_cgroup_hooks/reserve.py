@@ -9,7 +9,8 @@ import time
 
 from . import conformance, limits, managers, operations, settings, snapshot, state, threads, virconf
 from .admission import pins_outside, pins_to
-from .config import PATH, Config, parse
+from .config import PATH, Config
+from .configfile import parse
 from .errors import Error, printable, size
 from .kernel.lowering import lowers
 from .plan import Plan, run_settled
@@ -19,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .config import Changes
+    from .configfile import Changes
     from .cpuset import CpuSet
     from .domain import Domain
     from .host import Host

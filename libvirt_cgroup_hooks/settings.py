@@ -5,6 +5,7 @@ file and the manual.
 
 from __future__ import annotations
 
+from .config import DEFAULTS
 from .cpuset import CpuSet
 from .errors import Error, printable
 from .layout import NATIVE, PRESETS, Layout
@@ -34,12 +35,10 @@ class Setting:
 
     __slots__ = ("default", "example", "key", "prose", "read")
 
-    def __init__(
-        self, key: str, read: Callable[[Value], str], default: str, example: str, prose: str
-    ) -> None:
+    def __init__(self, key: str, read: Callable[[Value], str], example: str, prose: str) -> None:
         self.key = key
         self.read = read
-        self.default = default  # canonical text; "" means not set
+        self.default = DEFAULTS[key]
         self.example = example  # what the sample file shows
         self.prose = prose
 
@@ -130,7 +129,6 @@ TABLE = (
     Setting(
         "reserved_host_cpus",
         reserved_cpus,
-        "",
         '"0-1"',
         "CPUs that the host keeps for itself: VMs cannot run on them.\n"
         'A list in quotes ("0-1,^3" as for vcpupin), a count without quotes, or "auto".\n'
@@ -141,7 +139,6 @@ TABLE = (
     Setting(
         "reserved_host_mem",
         reserved_memory,
-        "",
         '"4 GiB"',
         "Memory that the host keeps for itself: all VMs together get the rest,\n"
         'less the hugepage pools. A size with its unit, a share such as "10%", or\n'
@@ -152,7 +149,6 @@ TABLE = (
     Setting(
         "cgroup_layout",
         layout,
-        NATIVE,
         f'"{NATIVE}"',
         "Where the cgroup of each VM is: a preset or a template.\n"
         + "".join(
@@ -165,28 +161,24 @@ TABLE = (
     Setting(
         "emulator_cpus",
         cpu_list,
-        "",
         '"2-3"',
         "CPUs for the emulator threads of every VM. An emulatorpin in the VM's own\nXML wins.",
     ),
     Setting(
         "vcpu_cpus",
         cpu_list,
-        "",
         '"4-15"',
         "CPUs for the vCPU threads of every VM. A vcpupin in the VM's own XML wins.",
     ),
     Setting(
         "iothread_cpus",
         cpu_list,
-        "",
         '"2-3"',
         "CPUs for the I/O threads of every VM. An iothreadpin in the VM's own XML\nwins.",
     ),
     Setting(
         "pin_conflict",
         one_of("refuse", "warn"),
-        "refuse",
         '"refuse"',
         'What to do with a VM whose XML pins it to reserved CPUs: "refuse" does not\n'
         'start it and says why; "warn" logs it. A pin then holds on the CPUs that are\n'
@@ -196,7 +188,6 @@ TABLE = (
         "memory_admission",
         flag,
         "0",
-        "0",
         "1 refuses to start a VM whose memory does not fit beside that of the VMs that\n"
         "are already running. It needs reserved_host_mem.",
     ),
@@ -204,13 +195,11 @@ TABLE = (
         "hook_timeout",
         seconds,
         "10",
-        "10",
         "Seconds that one run of the hook may take; libvirt itself has no timeout.",
     ),
     Setting(
         "on_error",
         one_of("refuse", "warn"),
-        "refuse",
         '"refuse"',
         "What to do when a VM starts and the reservation or the VM's place cannot be\n"
         'enforced: "refuse" does not start the VM, "warn" logs the reason and starts it\n'

@@ -9,7 +9,7 @@ differ.
 from __future__ import annotations
 
 from . import __version__
-from .config import PATH, Config, inert, parse, resolve
+from .config import PATH, Config
 from .errors import Error
 from .host import Host, page_size
 from .state import DIRECTORY, FORMAT, lines_of, prepare_directory, read_lines, saved
@@ -17,7 +17,7 @@ from .topology import Topology, read_online
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .config import Changes
+    from .configfile import Changes
     from .steps import Step
 
 SNAPSHOT = f"{DIRECTORY}/config"
@@ -59,6 +59,8 @@ def load(host: Host, warn: list[str], save: bool = False) -> Config:
     kept = from_snapshot(host.read_optional(SNAPSHOT) or "", stamp)
     if kept is not None:
         return kept
+    from .configfile import inert
+
     text = host.read_optional(PATH) or ""
     changes = Live(host).changes
     if inert(text) and not changes:
@@ -73,6 +75,8 @@ def load(host: Host, warn: list[str], save: bool = False) -> Config:
 
 def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config:
     """TEXT as the configuration of HOST, with CHANGES made at run time. Raises Error."""
+    from .configfile import parse, resolve
+
     parsed = parse(text, PATH, changes)
     warn += parsed.warnings
     try:

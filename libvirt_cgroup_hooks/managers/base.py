@@ -53,9 +53,11 @@ class Manager:
         """
         if not domain.settings:
             return self
+        from ..own_settings import for_domain
+
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
-        own.config = self.config.for_domain(domain, self.present())
+        own.config = for_domain(self.config, domain, self.present())
         own.layout = own.config.cgroup_layout
         return own
 

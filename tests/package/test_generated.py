@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import config, settings
+from libvirt_cgroup_hooks import configfile, settings
 from libvirt_cgroup_hooks.cli import parser
 
 from .conftest import run
@@ -92,7 +92,7 @@ def test_what_augtool_sets_is_read(
 ) -> None:
     text = augtool(generated, host, key, value)
     assert text == f"{settings.sample()}{line}\n"
-    assert config.parse(text).values[key]
+    assert configfile.parse(text).values[key]
 
 
 def test_augtool_changes_a_line_and_no_other(generated: Path, host: Path) -> None:

@@ -19,8 +19,8 @@ from .support.hosts import DATA, Kernel
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "libvirt_cgroup_hooks"
 PURE = (
-    "admission cgroups config cpuset domain errors fence kinds layout settings topology virconf "
-    "managers.units"
+    "admission cgroups config configfile cpuset domain errors fence kinds layout own_settings "
+    "settings topology virconf managers.units"
 ).split()
 EFFECTS = (
     "bus cli conformance hook host kernel leave limits managers operations plan reserve snapshot "
@@ -30,7 +30,7 @@ OUTSIDE = (
     "asyncio io logging multiprocessing os pathlib shutil signal socket subprocess sys syslog "
     "tempfile threading time"
 ).split()
-THIRD = {"configobj": "config", "validate": "config", "libvirt": "cli", "lxml": "cli"}
+THIRD = {"configobj": "configfile", "validate": "configfile", "libvirt": "cli", "lxml": "cli"}
 
 
 def modules() -> list[str]:
@@ -173,7 +173,7 @@ HEAVY = (
 ).split()
 ALWAYS = (
     "cgroups config cpuset domain errors fence hook host kinds layout limits managers operations "
-    "plan settings snapshot state steps topology"
+    "plan snapshot state steps topology"
 ).split()
 PLANNING = ["kernel", "kernel.tree", "managers.base"]
 CGROUPFS = [*ALWAYS, *PLANNING, "managers.cgroupfs"]

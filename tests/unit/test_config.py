@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import pytest
 
-from libvirt_cgroup_hooks import config
+from libvirt_cgroup_hooks import configfile
 from libvirt_cgroup_hooks.config import PATH, Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.errors import Error, Refusal
+from libvirt_cgroup_hooks.own_settings import for_domain
 
 from .support.hosts import PAGE, UUID, configured, domain, topology
 
@@ -74,13 +75,13 @@ KEYS = (
 )
 def test_bad_settings(text: str, message: str) -> None:
     with pytest.raises(Error) as error:
-        config.parse(f"# prose\n\n{text}\n")
+        configfile.parse(f"# prose\n\n{text}\n")
     assert str(error.value).startswith(f"{PATH}:3: {message}")
 
 
 def test_the_grammar_has_the_first_word() -> None:
     with pytest.raises(Error, match='conf:1: "reserved_host_cpus" is not followed by "="'):
-        config.parse("reserved_host_cpus 0", "conf")
+        configfile.parse("reserved_host_cpus 0", "conf")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_the_grammar_has_the_first_word() -> None:
 def test_no_limit_of_memory_without_a_parent(layout: str, order: int) -> None:
     lines = ["reserved_host_mem = '1 GiB'", f"cgroup_layout = '{layout}'"][::order]
     with pytest.raises(Error) as error:
-        config.parse("\n".join(lines))
+        configfile.parse("\n".join(lines))
     line = lines.index("reserved_host_mem = '1 GiB'") + 1
     assert str(error.value) == (
         f'{PATH}:{line}: reserved_host_mem = "1 GiB": '
@@ -121,7 +122,7 @@ def test_cpus_can_be_kept_in_every_layout(layout: str) -> None:
 
 
 def test_duplicates_warn_and_the_first_wins() -> None:
-    parsed = config.parse(
+    parsed = configfile.parse(
         "hook_timeout = 5\non_error = 'warn'\nhook_timeout = 'x'\nhook_timeout = 7\n", "conf"
     )
     assert parsed.values == {"hook_timeout": "5", "on_error": "warn"}
@@ -265,17 +266,19 @@ def test_the_set_of_a_thread_group(group: str, cpus: str) -> None:
     ],
 )
 def test_a_file_without_settings(text: str, inert: bool) -> None:
-    assert config.inert(text) == inert
+    assert configfile.inert(text) == inert
 
 
 def test_offline_cpus_may_be_named_but_do_not_count() -> None:
     host = topology("smt")
     host.online = CpuSet.parse("0-6")
-    kept = config.resolve(config.parse("reserved_host_cpus = '0,7'"), host, PAGE)
+    kept = configfile.resolve(configfile.parse("reserved_host_cpus = '0,7'"), host, PAGE)
     assert str(kept.reserved_host_cpus) == "0,7"
     with pytest.raises(Error, match=r"leaves none for VMs \(online: 0-6\)"):
-        config.resolve(config.parse("reserved_host_cpus = '0-6'"), host, PAGE)
-    sets = config.resolve(config.parse("reserved_host_cpus = '0'\nvcpu_cpus = '7'"), host, PAGE)
+        configfile.resolve(configfile.parse("reserved_host_cpus = '0-6'"), host, PAGE)
+    sets = configfile.resolve(
+        configfile.parse("reserved_host_cpus = '0'\nvcpu_cpus = '7'"), host, PAGE
+    )
     assert str(sets.vcpu_cpus) == "7"
 
 
@@ -284,7 +287,7 @@ HOST_WIDE = "cgroup_layout = '/vms/$NAME'\nvcpu_cpus = '4-7'\nemulator_cpus = '2
 
 def test_a_vm_with_no_settings_has_those_of_the_host() -> None:
     made = configured(HOST_WIDE, "smt")
-    assert made.for_domain(domain()) is made
+    assert for_domain(made, domain()) is made
 
 
 @pytest.mark.parametrize(
@@ -302,7 +305,7 @@ def test_a_vm_with_no_settings_has_those_of_the_host() -> None:
 def test_settings_of_a_vm(settings: dict[str, str], changed: dict[str, str]) -> None:
     made = configured(HOST_WIDE, "smt")
     before = dict(made.values)
-    own = made.for_domain(domain(settings=settings), topology("smt").present)
+    own = for_domain(made, domain(settings=settings), topology("smt").present)
     assert own.values == {**before, **changed}
     assert own.cgroup_layout.preset == own.values["cgroup_layout"]
     assert made.values == before
@@ -310,7 +313,7 @@ def test_settings_of_a_vm(settings: dict[str, str], changed: dict[str, str]) -> 
 
 def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
     assert not Config({})
-    assert Config({}).for_domain(domain(settings={"vcpu_cpus": "1"}))
+    assert for_domain(Config({}), domain(settings={"vcpu_cpus": "1"}))
 
 
 @pytest.mark.parametrize(
@@ -369,9 +372,8 @@ def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
 def test_settings_of_a_vm_that_cannot_be(text: str, settings: dict[str, str], message: str) -> None:
     (key,) = settings
     with pytest.raises(Refusal) as error:
-        configured(text, "smt").for_domain(
-            domain("web", settings=settings), topology("smt").present
-        )
+        vm = domain("web", settings=settings)
+        for_domain(configured(text, "smt"), vm, topology("smt").present)
     remedy = f"change it, or remove it: virt-cgroup domain web --unset {key} --config"
     assert str(error.value) == f"VM web has {message}: {remedy}"
 
@@ -379,7 +381,7 @@ def test_settings_of_a_vm_that_cannot_be(text: str, settings: dict[str, str], me
 def test_the_remedy_is_for_all_that_is_wrong() -> None:
     vm = domain("a b", settings={"layout": "flat", "foo": "1", "vcpu_cpus": "\x1b"})
     with pytest.raises(Refusal) as error:
-        Config({}).for_domain(vm)
+        for_domain(Config({}), vm)
     assert str(error.value) == (
         'VM a b has foo = "1" in its metadata: there is no such setting: '
         f"change it, or remove it: virt-cgroup domain {UUID} --unset foo --unset vcpu_cpus "
@@ -389,6 +391,6 @@ def test_the_remedy_is_for_all_that_is_wrong() -> None:
 
 @pytest.mark.parametrize("layout", ["native", "/vms/$NAME", "nested"])
 def test_a_limit_of_memory_holds_for_a_vm_with_a_parent(layout: str) -> None:
-    assert configured("reserved_host_mem = '1 GiB'", "smt").for_domain(
-        domain(settings={"layout": layout})
+    assert for_domain(
+        configured("reserved_host_mem = '1 GiB'", "smt"), domain(settings={"layout": layout})
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import config, snapshot, state
+from libvirt_cgroup_hooks import configfile, snapshot, state
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.snapshot import LIVE, Live
 from libvirt_cgroup_hooks.state import FORMAT
@@ -131,12 +131,12 @@ def test_a_value_that_cannot_be_is_an_error(host: Kernel, value: str) -> None:
 def test_a_change_holds_until_its_setting_is_edited(
     text: str, changes: dict[str, tuple[str, str]], values: dict[str, str]
 ) -> None:
-    assert config.parse(text, CONF, changes).values == values
+    assert configfile.parse(text, CONF, changes).values == values
 
 
 def test_what_a_change_makes_impossible_names_the_change() -> None:
     with pytest.raises(Error) as error:
-        config.parse("cgroup_layout = 'root'", CONF, {"reserved_host_mem": ("", str(GIB))})
+        configfile.parse("cgroup_layout = 'root'", CONF, {"reserved_host_mem": ("", str(GIB))})
     assert str(error.value).startswith(
         f'virt-cgroup reserve --live: reserved_host_mem = "{GIB}": cgroup_layout = "root"'
     )

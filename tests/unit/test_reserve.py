@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from libvirt_cgroup_hooks import config, settings, snapshot
+from libvirt_cgroup_hooks import configfile, settings, snapshot
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.reserve import Change, canonical, literal
 
@@ -262,7 +262,7 @@ def test_a_file_that_is_not_there_is_the_sample(tmp_path: Path, kind: str) -> No
     host = reserving.made(tmp_path, kind, None)
     change(host, "config", cpus=1, mem="10%").run()
     assert '\n#reserved_host_cpus = "0-1"\nreserved_host_cpus = 1\n' in conf(host)
-    assert config.parse(conf(host)).values == {
+    assert configfile.parse(conf(host)).values == {
         "reserved_host_cpus": "count 1",
         "reserved_host_mem": "10%",
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from libvirt_cgroup_hooks import config, settings, virconf
+from libvirt_cgroup_hooks import configfile, settings, virconf
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.errors import Error
 
@@ -199,7 +199,7 @@ def uncommented(sample: str) -> str:
 
 def test_the_sample_sets_nothing() -> None:
     assert virconf.parse(settings.sample(), "sample") == []
-    assert config.inert(settings.sample())
+    assert configfile.inert(settings.sample())
 
 
 def test_the_sample_shows_every_setting_once() -> None:
@@ -208,7 +208,7 @@ def test_the_sample_shows_every_setting_once() -> None:
 
 
 def test_the_sample_is_accepted_with_all_settings_on() -> None:
-    parsed = config.parse(uncommented(settings.sample()), "sample")
+    parsed = configfile.parse(uncommented(settings.sample()), "sample")
     assert parsed.values == {key: setting.read(parsed.given[key]) for key, setting in TABLE.items()}
     assert parsed.warnings == []
 
@@ -217,7 +217,7 @@ def test_the_sample_is_accepted_with_all_settings_on() -> None:
     "key", "cgroup_layout pin_conflict memory_admission hook_timeout on_error".split()
 )
 def test_the_sample_shows_the_default_where_there_is_one(key: str) -> None:
-    assert config.parse(uncommented(settings.sample())).values[key] == TABLE[key].default
+    assert configfile.parse(uncommented(settings.sample())).values[key] == TABLE[key].default
 
 
 def test_the_sample_keeps_to_what_libvirts_augeas_lens_reads() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from libvirt_cgroup_hooks import managers
 from libvirt_cgroup_hooks.cgroups import Hierarchy, detect
-from libvirt_cgroup_hooks.config import parse, resolve
+from libvirt_cgroup_hooks.configfile import parse, resolve
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.host import Host, page_size
 from libvirt_cgroup_hooks.managers.systemd import Systemd

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ... import managers, threads
-from ...config import PATH, Config, inert, parse, resolve
+from ...config import PATH, Config
+from ...configfile import inert, parse, resolve
 from ...errors import Error
 from ...host import Host, page_size
 from ...managers.base import Manager

@@ -13,6 +13,7 @@ from ...config import Config
 from ...domain import SETTINGS_URI, Domain
 from ...errors import Error, printable
 from ...host import Host
+from ...own_settings import for_domain, laid_over
 from ...settings import OF_VM, read_of_vm
 from ...topology import Topology
 from .. import metadata, partition
@@ -144,7 +145,7 @@ def changed(domain: Domain, settings: Settings, changes: dict[str, str | None]) 
             )
     merged: dict[str, str | None] = {**settings, **changes}
     domain.settings = {key: value for key, value in merged.items() if value is not None}
-    Config({}).for_domain(domain)  # what was there before may not be right
+    for_domain(Config({}), domain)  # what was there before may not be right
     return {key: read_of_vm(key, value)[1] for key, value in domain.settings.items()}
 
 
@@ -154,7 +155,7 @@ def _check(host: Host, changes: dict[str, str | None]) -> None:
     if not wanted:
         return
     present = Topology.read(host.read_optional).present
-    for key, reason in snapshot.load(host, []).laid_over(wanted, present)[1].items():
+    for key, reason in laid_over(snapshot.load(host, []), wanted, present)[1].items():
         raise Error(
             f'cannot set {key} to "{printable(wanted[key])}": {reason}',
             "--force sets it all the same; the VM does not start on this host then",
@@ -221,11 +222,10 @@ def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None
         domain.settings = settings
         try:
             if host and settings:
-                snapshot.load(host, warnings).for_domain(
-                    domain, Topology.read(host.read_optional).present
-                )
+                present = Topology.read(host.read_optional).present
+                for_domain(snapshot.load(host, warnings), domain, present)
             else:
-                Config({}).for_domain(domain)
+                for_domain(Config({}), domain)
         except Error as error:
             warnings.append(str(error))
     for warning in dict.fromkeys(warnings):

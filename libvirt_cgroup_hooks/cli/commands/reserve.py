@@ -10,7 +10,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ... import conformance, managers, settings, snapshot, threads
-from ...config import PATH, Config, Invalid, inert
+from ...config import PATH, Config
+from ...configfile import Invalid, inert
 from ...cpuset import CpuSet
 from ...errors import Error, printable, size
 from ...fence import reserved_memory

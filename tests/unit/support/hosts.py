@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from libvirt_cgroup_hooks import config, snapshot, state
+from libvirt_cgroup_hooks import configfile, snapshot, state
 from libvirt_cgroup_hooks.cgroups import Hierarchy, detect
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
@@ -51,7 +51,7 @@ UUID = "4f1e2d3c-5b6a-4798-8a9b-0c1d2e3f4a5b"
 
 
 def configured(text: str, host: str) -> Config:
-    return config.resolve(config.parse(text), topology(host), PAGE)
+    return configfile.resolve(configfile.parse(text), topology(host), PAGE)
 
 
 class Kernel(Host):

@@ -13,7 +13,7 @@ import posixpath
 import zlib
 from collections.abc import Callable, Iterator
 
-from libvirt_cgroup_hooks import cgroups, config, domain, operations, snapshot, state, threads
+from libvirt_cgroup_hooks import cgroups, configfile, domain, operations, snapshot, state, threads
 from libvirt_cgroup_hooks.admission import check_memory, check_pins
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
@@ -104,10 +104,10 @@ def told() -> Iterator[None]:
 
 def configuration(data: bytes) -> None:
     with told():
-        parsed = config.parse(data.decode("utf-8", "surrogateescape"))
+        parsed = configfile.parse(data.decode("utf-8", "surrogateescape"))
         for warning in parsed.warnings:
             assert "\n" not in warning
-        made = config.resolve(parsed, TOPOLOGY, 4096)
+        made = configfile.resolve(parsed, TOPOLOGY, 4096)
         text = snapshot.snapshot("for a test\n", made)
         again = snapshot.from_snapshot(text, "for a test\n")
         assert again is not None and again.values == made.values
