@@ -371,8 +371,8 @@ def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
 )
 def test_settings_of_a_vm_that_cannot_be(text: str, settings: dict[str, str], message: str) -> None:
     (key,) = settings
+    vm = domain("web", settings=settings)
     with pytest.raises(Refusal) as error:
-        vm = domain("web", settings=settings)
         for_domain(configured(text, "smt"), vm, topology("smt").present)
     remedy = f"change it, or remove it: virt-cgroup domain web --unset {key} --config"
     assert str(error.value) == f"VM web has {message}: {remedy}"
