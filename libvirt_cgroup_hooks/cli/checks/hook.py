@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ...cgroups import placements
+from ...cgroups import placements, systemd_key
 from ...errors import Error, printable
 from ...host import Host, Refused
 from ...managers import BOOTED
@@ -173,9 +173,7 @@ def seen(subject: Subject) -> Iterator[Problem]:
             NOTE, "neither libvirtd nor virtqemud runs", "it looks for hooks when it starts"
         )
     elif changed > _looked(subject):
-        text = (
-            f"{path} was changed after {name} (process {subject.daemon}) has last looked for hooks"
-        )
+        text = f"{path} was changed after {name} (process {subject.pid}) has last looked for hooks"
         yield Problem(
             WARN,
             f"{text}, so it may not know that there are any",
@@ -185,11 +183,11 @@ def seen(subject: Subject) -> Iterator[Problem]:
 
 def _looked(subject: Subject) -> float:
     """When the daemon started or was reloaded by systemd; a SIGHUP from elsewhere leaves no trace."""
-    host, pid = subject.host, subject.daemon
+    host, pid = subject.host, subject.pid
     fields = host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     started = _booted(host) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
     cgroups = placements(host.read_optional(f"/proc/{pid}/cgroup") or "")
-    unit = (cgroups.get("name=systemd") or cgroups.get("", "")).rpartition("/")[2]
+    unit = cgroups.get(systemd_key(host.read_optional), "").rpartition("/")[2]
     if not host.real or not unit.endswith(".service") or not host.exists(BOOTED):
         return started
     text = host.run([SYSTEMCTL, "show", "--value", "-p", "StateChangeTimestampMonotonic", unit])
