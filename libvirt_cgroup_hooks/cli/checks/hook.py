@@ -14,7 +14,7 @@ from ...errors import Error, printable
 from ...host import Host, Refused
 from ...managers import BOOTED
 from ...steps import SYSTEMCTL
-from ..hookfile import DIRECTORY, HOOK, HOOK_D, ours, python_of
+from ..hookfile import elsewhere, ours, places, python_of
 from .subject import FAIL, NOTE, WARN, Problem, Subject
 
 IMPORTS = """
@@ -37,13 +37,8 @@ CONFINED = tuple(
     for name in ("libvirtd", "virtqemud")
     for prefix in ("", "/usr/sbin/")
 )
-ALLOWED = (
-    "/etc/libvirt/hooks/",
-    "/bin/",
-    "/sbin/",
-    "/usr/bin/",
-    "/usr/sbin/",
-)  # what these profiles let it run
+# what these profiles let it run, beside the hooks
+ALLOWED = ("/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/")
 
 
 class Script(NamedTuple):
@@ -60,20 +55,21 @@ class Script(NamedTuple):
     @property
     def leftover(self) -> bool:
         name = self.path.rpartition("/")[2]
-        return self.path != HOOK and (name.startswith((".", "#")) or name.endswith(LEFTOVERS))
+        return name != "qemu" and (name.startswith((".", "#")) or name.endswith(LEFTOVERS))
 
 
 def scripts(host: Host) -> list[Script]:
-    """As libvirt does: HOOK, then every regular file of the directory, whatever its name. Raises
-    Refused.
+    """As libvirt does: the hook, then every regular file of the directory, whatever its name.
+    Raises Refused.
     """
+    hook, directory, _ = places(host)
     try:
-        names = sorted(os.listdir(host.root + DIRECTORY))
+        names = sorted(os.listdir(host.root + directory))
     except (FileNotFoundError, NotADirectoryError):
         names = []
     except OSError as error:
-        raise Refused(f"list {DIRECTORY}", error) from None
-    found = [_script(host, path) for path in (HOOK, *(f"{DIRECTORY}/{name}" for name in names))]
+        raise Refused(f"list {directory}", error) from None
+    found = [_script(host, path) for path in (hook, *(f"{directory}/{name}" for name in names))]
     return [script for script in found if script]
 
 
@@ -110,10 +106,15 @@ def runs(subject: Subject) -> bool:
 
 def installed(subject: Subject) -> Iterator[Problem]:
     mine = _mine(subject)
-    if not mine:
+    hook, _, hook_d = places(subject.host)
+    unread = [path for path in elsewhere(subject.host) if _is_ours(subject.host, path)]
+    if unread:
+        text = f"the hook is {' and '.join(unread)}, and libvirt looks in {hook} and {hook_d}"
+        yield Problem(WARN if mine else FAIL, text, "run virt-cgroup hook install")
+    elif not mine:
         yield Problem(
             FAIL,
-            f"neither {HOOK} nor {HOOK_D} is the hook of this package",
+            f"neither {hook} nor {hook_d} is the hook of this package",
             "run virt-cgroup hook install",
         )
     for script in [script for script in mine if script.executable][1:]:
@@ -122,6 +123,11 @@ def installed(subject: Subject) -> Iterator[Problem]:
             f"{script.path} is the hook once more, and libvirt runs both",
             f"remove {script.path}",
         )
+
+
+def _is_ours(host: Host, path: str) -> bool:
+    script = _script(host, path)
+    return script is not None and script.ours
 
 
 def executable(subject: Subject) -> Iterator[Problem]:
@@ -134,20 +140,19 @@ def directory(subject: Subject) -> Iterator[Problem]:
     """Daemons of ordinary users read it too, and do not start where they cannot
     (VIR_DAEMON_ERR_HOOKS).
     """
+    path = places(subject.host).directory
     try:
-        mode = os.stat(subject.host.root + DIRECTORY).st_mode
+        mode = os.stat(subject.host.root + path).st_mode
     except FileNotFoundError:
         return
     except OSError as error:
-        raise Refused(f"look at {DIRECTORY}", error) from None
+        raise Refused(f"look at {path}", error) from None
     if not stat.S_ISDIR(mode):
         yield Problem(
-            FAIL, f"{DIRECTORY} is no directory, which makes every hook fail", f"remove {DIRECTORY}"
+            FAIL, f"{path} is no directory, which makes every hook fail", f"remove {path}"
         )
     elif mode & 0o005 != 0o005:
-        yield Problem(
-            WARN, f"daemons of other users cannot read {DIRECTORY}", f"chmod 755 {DIRECTORY}"
-        )
+        yield Problem(WARN, f"daemons of other users cannot read {path}", f"chmod 755 {path}")
 
 
 def program(subject: Subject) -> Iterator[Problem]:
@@ -254,7 +259,8 @@ def apparmor(subject: Subject) -> Iterator[Problem]:
             "mount securityfs on /sys/kernel/security",
         )
     elif any(line.strip() in CONFINED for line in profiles.splitlines()):
+        hooks = places(subject.host).hook.removesuffix("qemu")
         for script in _mine(subject):
-            if not script.target.startswith(ALLOWED):
+            if not script.target.startswith((hooks, *ALLOWED)):
                 text = f"{script.path} is a link to {script.target}, which AppArmor does not let libvirt run"
                 yield Problem(FAIL, text, "install the file itself")
