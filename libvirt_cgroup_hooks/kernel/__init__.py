@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ..host import Host
     from .tree import Tree
 
+DEVICES = frozenset(("devices",))
 LIMITING = frozenset(("cpuset", "memory", "cpu", "io"))
 
 
@@ -16,11 +17,11 @@ def trees(host: Host, cgroups: Cgroups) -> list[Tree]:
     """The hierarchies that hold VMs; of v1 and v2 only what is needed is loaded.
 
     The kernel has each controller in one hierarchy alone, whatever its version. A v2 hierarchy
-    without a controller that limits VMs stays as libvirt made it, and so does a v1 hierarchy that
-    libvirt takes nothing from but the device list.
+    without a controller that limits VMs stays as libvirt made it, and so does a v1 hierarchy of the
+    device list alone.
     """
     found: list[Tree] = []
-    v1 = _used_v1(cgroups)
+    v1 = [one for one in cgroups.v1 if one.controllers != DEVICES]
     unified = cgroups.unified
     if unified and (not v1 or _limits(host, unified)):
         from .v2 import V2
@@ -31,16 +32,6 @@ def trees(host: Host, cgroups: Cgroups) -> list[Tree]:
 
         found += [V1(host, hierarchy) for hierarchy in v1]
     return found
-
-
-def _used_v1(cgroups: Cgroups) -> list[Hierarchy]:
-    """Those that libvirt makes VMs' cgroups in, for more than the device list."""
-    used = [
-        hierarchy
-        for name, hierarchy in cgroups.controllers.items()
-        if hierarchy.version == 1 and name != "devices"
-    ]
-    return [hierarchy for hierarchy in cgroups.v1 if hierarchy in used]
 
 
 def _limits(host: Host, unified: Hierarchy) -> bool:
