@@ -40,17 +40,17 @@ def plan(
     config: Config,
     operation: str,
     domain: Domain,
-    pid: str = "self",
+    daemon: dict[str, str] | None = None,
     imagine: bool = False,
 ) -> Plan:
-    """What the hook, or a daemon whose process is PID, does for DOMAIN.
+    """What the hook, or a daemon that is where DAEMON says, does for DOMAIN.
 
     With IMAGINE, a VM that is not running is planned for as if it had just started.
     """
     made = Plan(operation, transaction=operation not in CLEAN_UP)
     if operation not in ENFORCE + CLEAN_UP:
         return made
-    manager = managers.choose(host, config, pid)
+    manager = managers.choose(host, config, daemon)
     if operation == "prepare":
         prepare(made, manager, domain)
     elif operation == "start":

@@ -42,6 +42,7 @@ class Manager:
         self.fence = fence
         self.layout = config.cgroup_layout
         self.daemon = daemon
+        self.systemd_key = cgroups.systemd_key
         self.hierarchies = cgroups.hierarchies
         self.trees = kernel.trees(host, cgroups)
         self.records = Records(host, config.memory_admission)

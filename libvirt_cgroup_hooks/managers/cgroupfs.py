@@ -171,13 +171,14 @@ class Cgroupfs(Manager):
         plan.add_below(top, *tree.make(path, self.fence.cpus if carries else None))
         if carries and existed and self.fence.cpus is None:  # no CPUs are reserved any more
             plan.add(*tree.set_cpus(directory, None))
+        if libvirt is not None:  # thread groups get a copy of a v1 device list
+            plan.add(*tree.devices(libvirt, directory))
         plan.add(*tree.make_threads(path, self.allowed(domain, groups)))
         if libvirt is None:
             return
         tuned = set().union(*(TUNED_BY[element] for element in domain.tuned))
         for group in ["", *(f"/{name}" for name in groups)] if tuned else []:
             plan.add(*tree.tuning(libvirt + group, directory + group, tuned))
-        plan.add(*tree.devices(libvirt, directory))
 
     # where things are
 

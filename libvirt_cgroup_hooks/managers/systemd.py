@@ -51,7 +51,7 @@ class Systemd(Manager):
         """The slice that $LIBVIRTD stands for: a scope cannot be in the daemon's service."""
         if not self.layout.relative:
             return units.ROOT
-        return units.slice_of(self.daemon.get("name=systemd") or self.daemon.get("", ""))
+        return units.slice_of(self.daemon.get(self.systemd_key, ""))
 
     def parent_slice(self) -> str | None:
         """The VM parent; None where VMs share a slice with services, or hang below the root."""
@@ -169,7 +169,7 @@ class Systemd(Manager):
             if tree.systemd_sets(kind):
                 properties[kind] = value
             falls = kind is MEMORY and not kind.rises(there[kind], value)
-            refusable = falls and not tree.clips and self.host.exists(directory)
+            refusable = falls and tree.refuses and self.host.exists(directory)
             if refusable or not tree.systemd_sets(kind):
                 steps += tree.set(kind, directory, value, there[kind])
         if properties:
@@ -268,7 +268,7 @@ class Systemd(Manager):
         self.records.save(plan, record, old)
         plan.add(MakeDirectory(path.rpartition("/")[0]))
         plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644), *REFRESH)
-        tree = self._cpuset_v1
+        tree = self._own_cpusets
         if tree and self._carries:
             plan.add_below(tree.hierarchy.directory(top), *tree.make(scope, self.fence.cpus))
 
@@ -279,8 +279,8 @@ class Systemd(Manager):
         return [tree.hierarchy.directory(path) for tree in self.trees if not tree.systemd_makes]
 
     @property
-    def _cpuset_v1(self) -> Tree | None:
-        """The cpuset hierarchy where that is not systemd's."""
+    def _own_cpusets(self) -> Tree | None:
+        """The hierarchy with cpusets where systemd keeps none there."""
         tree = self.tree_of(CPUS)
         return None if tree is None or tree.systemd_sets(CPUS) else tree
 
@@ -293,7 +293,7 @@ class Systemd(Manager):
         return f"{UNITS}/{self._scope(domain)}.d/{DROP_IN}"
 
     def _drop_in_text(self, unit: str) -> str:
-        carried = self._carries and not self._cpuset_v1
+        carried = self._carries and not self._own_cpusets
         cpus = f"AllowedCPUs={self.fence.cpus}\n" if carried else ""
         return f"[Scope]\nSlice={unit}\n{cpus}"
 
@@ -336,7 +336,7 @@ class Systemd(Manager):
 
         The drop-in follows: systemd goes by it when it reloads.
         """
-        tree = self._cpuset_v1
+        tree = self._own_cpusets
         if tree and tree.exists(tree.hierarchy.directory(path)):
             plan.add(*tree.set_cpus(tree.hierarchy.directory(path), self.fence.cpus))
         unit, file = self.vm_slice(domain), self._drop_in(domain)
@@ -350,7 +350,7 @@ class Systemd(Manager):
             plan.add(*self.set(path, {CPUS: self.fence.cpus or self.present()}))
 
     def _systemd_path(self, thread: Thread) -> str:
-        return thread.cgroups.get("name=systemd") or thread.cgroups.get("", "")
+        return thread.cgroups.get(self.systemd_key, "")
 
     def _make_groups(
         self, plan: Plan, domain: Domain, vm_threads: list[Thread], tree: Tree, scope: str

@@ -322,4 +322,4 @@ def test_the_largest_vms_are_named(tmp_path: Path) -> None:
     with pytest.raises(Error) as error:
         change(host, "live", mem="6 GiB").run()
     names = [f"v\\x9b{number} has {number}00 MiB" for number in range(7, 2, -1)]
-    assert f"3 GiB are in use: {', '.join(names)}: stop VMs" in str(error.value)
+    assert f"3 GiB are in use: {', '.join(names)}: stop or shrink VMs" in str(error.value)

@@ -62,8 +62,8 @@ def controllers(subject: Subject) -> Iterator[Problem]:
 def parent_controllers(subject: Subject) -> Iterator[Problem]:
     """What a cgroup above the VM parent does not pass on, the VM parent does not have."""
     manager = subject.manager()
-    wanted = [kind.controller for kind in manager.fence.limits()]
     for tree, path in manager.parent_paths().items():
+        wanted = [kind.controller for kind in manager.fence.limits() if tree.limits(kind)]
         if not subject.host.exists(tree.hierarchy.directory(path)):
             continue
         for directory, name in tree.not_passed_down(path, wanted):

@@ -60,6 +60,10 @@ def both(host: Kernel) -> None:
     install(host, HOOK_D)
 
 
+def built_for(settings: str) -> Break:
+    return lambda host: host.put(f"{settings}/qemu.conf", "")
+
+
 def directory_mode(host: Kernel, mode: int = 0o700) -> None:
     install(host, HOOK_D, FOREIGN, 0o644)
     os.chmod(host.root + DIRECTORY, mode)
@@ -331,6 +335,24 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             THE_HOOK,
             FAIL,
             f"neither {HOOK} nor",
+            "run virt-cgroup hook install",
+        ),
+        *(
+            (
+                each(breaks, built_for(path)),
+                THE_HOOK,
+                FAIL,
+                f"the hook is {HOOK}{more}, and libvirt looks in {path}/hooks/qemu and ",
+                "run virt-cgroup hook install",
+            )
+            for path in ("/var/lib/libvirt", "/usr/local/etc/libvirt")
+            for breaks, more in ((each(), ""), (both, f" and {HOOK_D}"))
+        ),
+        (
+            lambda h: install(h, "/var/lib/libvirt/hooks/qemu"),
+            THE_HOOK,
+            WARN,
+            "the hook is /var/lib/libvirt/hooks/qemu, and libvirt looks in /etc/libvirt/hooks/qemu",
             "run virt-cgroup hook install",
         ),
         (both, THE_HOOK, WARN, f"{HOOK_D} is the same hook again", f"remove {HOOK_D}"),

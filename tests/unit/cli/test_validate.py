@@ -167,7 +167,7 @@ class Running(Machined):
         self.written.append(" ".join(command[:2]))
         if command[0] == "/usr/bin/python3" and self.python:
             raise Error("cannot run /usr/bin/python3: exit status 1", self.python)
-        return self.timestamp if command[0] == "/bin/systemctl" else ""
+        return self.timestamp if command[0] == "systemctl" else ""
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def running(tmp_path: Path) -> Running:
 def test_a_reload_by_systemd_counts(running: Running, timestamp: str, result: str) -> None:
     running.timestamp = timestamp
     assert found(running)[SEEN][0][0] == result
-    assert "/bin/systemctl show" in running.written
+    assert "systemctl show" in running.written
 
 
 def test_a_package_that_the_hook_does_not_find(running: Running) -> None:
