@@ -91,9 +91,12 @@ class Config:
         cpus = cpus_left(self.reserved_host_cpus, online)
         return Fence(cpus, memory_left(self.reserved_host_mem, memory, page_size))
 
-    def for_domain(self, domain: Domain, present: CpuSet | None = None) -> Config:
+    def for_domain(
+        self, domain: Domain, present: CpuSet | None = None, area: str | None = None
+    ) -> Config:
         """This with DOMAIN's own settings laid over. PRESENT: the CPUs that the host has, where
-        they are known.
+        they are known. AREA: whether they are of its "live" or its "config" XML, where that does
+        not follow from whether it runs.
 
         Raises Refusal for what cannot be right: a guess would put the VM where nobody wants it.
         """
@@ -101,7 +104,7 @@ class Config:
             return self
         values, bad = self.laid_over(domain.settings, present)
         if bad:
-            raise _refusal(domain, bad)
+            raise _refusal(domain, bad, area or ("live" if domain.pid else "config"))
         return Config(values)
 
     def laid_over(
@@ -133,14 +136,14 @@ class Config:
             )
 
 
-def _refusal(domain: Domain, bad: dict[str, str]) -> Refusal:
+def _refusal(domain: Domain, bad: dict[str, str], area: str) -> Refusal:
     """BAD: by key what is wrong with it. Tells the first, and a remedy for all."""
     key, message = next(iter(bad.items()))
     setting = printable(f'{key} = "{domain.settings[key][:200]}"')
     options = printable(" ".join(f"--unset {name}" for name in bad))
     return Refusal(
         f"VM {printable(domain.name)} has {setting} in its metadata: {message}",
-        f"change it, or remove it: virt-cgroup domain {domain.handle} {options} --config",
+        f"change it, or remove it: virt-cgroup domain {domain.handle} {options} --{area}",
     )
 
 
@@ -300,10 +303,8 @@ def _check_together(parsed: Parsed) -> None:
     if values.get("reserved_host_mem") and not layout.native and layout.parent is None:
         raise parsed.error(
             "reserved_host_mem",
-            f'cgroup_layout = "{layout.preset}" has no cgroup that holds only VMs, to be limited',
+            f'cgroup_layout = "{layout.preset}" has no cgroup that holds only VMs',
             'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"',
         )
     if values.get("memory_admission") == "1" and not values.get("reserved_host_mem"):
-        raise parsed.error(
-            "memory_admission", "it needs a memory limit", "set reserved_host_mem, too"
-        )
+        raise parsed.error("memory_admission", "it needs reserved_host_mem", "set that, too")

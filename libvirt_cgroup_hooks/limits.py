@@ -49,8 +49,8 @@ def enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
     remembered = Remembered(manager.host)
     if remembered.is_foreign:
         plan.warnings.append(
-            f"{SHARED} is of another version: what was there before the limits is not known any "
-            "more, and is not put back"
+            f"{SHARED} was written by another version: the values from before the limits are "
+            "not known and will not be restored"
         )
     table = wanted(manager, domains, remembered)
     steps: list[Step] = []

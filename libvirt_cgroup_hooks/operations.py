@@ -92,7 +92,7 @@ def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False)
         _place(plan, own, domain, running, vm_threads)
     elif imagine:
         plan.warnings.append(
-            f"VM {printable(domain.name)} is not running: no process of it is placed"
+            f"VM {printable(domain.name)} is not running, so there is no process to place"
         )
         own.imagined(plan, domain)
     else:
@@ -204,8 +204,9 @@ def _check_parent(manager: Manager, own: Manager, domain: Domain) -> None:
         if path != top and not path.startswith(f"{top}/"):
             raise Refusal(
                 f'VM {printable(domain.name)} has layout = "{printable(own.layout.preset)}" in its '
-                f"metadata, and reserved_host_mem limits what is below {top}",
-                "give it a layout below that, or none of its own",
+                f"metadata, but reserved_host_mem only limits VMs below {top}",
+                "give it a layout below that, or remove its own: "
+                f"virt-cgroup domain {domain.handle} --unset layout --config",
             )
 
 

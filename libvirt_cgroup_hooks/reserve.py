@@ -152,7 +152,7 @@ class Change:
                 if lowers(tree, directory, fence.memory) and used > fence.memory:
                     raise Error(
                         f"cannot lower the VMs' memory limit to {size(fence.memory)}: "
-                        f"{size(used)} are in use{_largest(manager, running)}",
+                        f"{size(used)} is in use{_largest(manager, running)}",
                         "stop or shrink VMs, reserve less, or use --wait to reclaim memory first",
                     )
             may_take = sum(domain.host_memory() for domain in running)

@@ -57,7 +57,7 @@ def needs_pressure(tree: Tree, directory: str, limit: int) -> bool:
 
 def over_limit(directory: str, limit: int, used: int) -> Error:
     return Error(
-        f"cannot limit {printable(directory)} to {size(limit)} of memory: {size(used)} are in use",
+        f"cannot limit {printable(directory)} to {size(limit)} of memory: {size(used)} is in use",
         "stop VMs or reserve less; a lower limit would kill one",
     )
 

@@ -81,8 +81,8 @@ def test_a_cpuset_of_somebody_else_in_the_vm_parent() -> None:
             assert told in not_applied()
             assert_same(everything(), before)
             assert told in findings()[START]
-            assert (
-                findings()[FENCE] == f"FAIL {parent} may use CPUs 2-5,7, of which the host keeps 7"
+            assert findings()[FENCE] == (
+                f"FAIL {parent} may use CPUs 2-5,7, including reserved CPUs 7"
             )
             configure(fenced(LAYOUT))
             virt_cgroup("apply", "--all")

@@ -108,7 +108,7 @@ def test_live_and_config() -> None:
     virsh("start", "web")
     result = command("web", "--set", "vcpu_cpus=0")  # "current" is the running VM
     assert (result.stdout, result.returncode) == ("Metadata modified\n", 0)
-    assert result.stderr.startswith("note: virt-cgroup apply web puts this in effect")
+    assert result.stderr.startswith("note: virt-cgroup apply web applies this now")
     assert (metadata("live"), metadata("config")) == (
         "<settings><vcpu_cpus>0</vcpu_cpus></settings>",
         "",

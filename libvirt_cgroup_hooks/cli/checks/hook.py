@@ -245,7 +245,7 @@ def selinux(subject: Subject) -> Iterator[Problem]:
         text = "SELinux is enforcing, and its policy has no boolean virt_hooks_unconfined"
         yield Problem(NOTE, text, "see ausearch -m avc if VMs are not placed")
     elif boolean.split()[:1] != ["1"]:
-        text = "SELinux is enforcing and may deny the hook what it writes"
+        text = "SELinux is enforcing and may keep the hook from writing"
         yield Problem(WARN, text, "run setsebool -P virt_hooks_unconfined on")
 
 

@@ -46,8 +46,8 @@ def manager(subject: Subject) -> Iterator[Problem]:
     if managers.name(subject.host) == "cgroupfs" and subject.host.exists(managers.BOOTED):
         yield Problem(
             WARN,
-            "systemd manages the cgroups here, but without systemd-machined or the system bus "
-            "libvirt creates those of VMs without telling it",
+            "systemd manages the cgroups of this host, but libvirt does not ask it for those of "
+            "VMs: systemd-machined or the system bus is missing",
             "install systemd-container and restart libvirtd",
         )
 
@@ -111,7 +111,7 @@ def _cpus(
         f"{path} has exclusive use of {cpus}" for path, cpus in taken.items() if cpus - actual
     )
     if not actual:
-        yield _drift(subject, f"{directory} has no CPU limit, which should be {wanted}")
+        yield _drift(subject, f"{directory} has no CPU limit; it should be {wanted}")
     elif others and not actual & wanted:
         yield Problem(
             FAIL,
@@ -138,7 +138,7 @@ def _cpus(
 
 def _memory(subject: Subject, directory: str, actual: int | None, wanted: int) -> Iterator[Problem]:
     if actual is None:
-        yield _drift(subject, f"{directory} has no memory limit, which should be {size(wanted)}")
+        yield _drift(subject, f"{directory} has no memory limit; it should be {size(wanted)}")
     elif actual > wanted:
         yield _drift(
             subject,

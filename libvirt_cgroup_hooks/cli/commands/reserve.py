@@ -30,14 +30,15 @@ if TYPE_CHECKING:
 WAIT = 60  # seconds
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HELP = """\
-A bare number of CPUs is a count, which takes whole cores; CPU 4 alone is 4-4. "auto" is as in
-cgroup-hooks.conf, "none" reserves nothing. Without --cpus and --memory the reservation is shown: as
-it is in the file, as it is required now, and as the kernel enforces it.
+A bare number of CPUs is a count, which takes whole cores; for CPU 4 alone write 4-4. "auto" is as
+in cgroup-hooks.conf, "none" reserves nothing. --live and --config can be combined. A change that
+fails is undone.
 
-Both --live and --config may be given. A change that fails half-way is undone."""
+Without --cpus and --memory the reservation is shown: as it is in the file, as it is required now
+(the file, with what --live has changed), and as the kernel enforces it."""
 REMEDY = {
-    "cpus": "give a list such as 0-1, a count, auto or none (CPU 0 alone is 0-0)",
-    "memory": "give a size such as '4 GiB', a share such as 10%, auto or none",
+    "cpus": "use a list such as 0-1, a count, auto or none; for CPU 0 alone write 0-0",
+    "memory": "use a size such as '4 GiB', a percentage such as 10%, auto or none",
 }
 LIVE = "change the limits now, for running VMs too, until the next boot"
 CONFIG = "change the configuration file; running VMs follow when the next VM starts, or after apply"
@@ -68,7 +69,7 @@ def add(commands: Any) -> None:
         help=f"first reclaim VM memory, for up to SECONDS (default {WAIT})",
     )
     parser.add_argument(
-        "--force", action="store_true", help="also take CPUs that running VMs are pinned to"
+        "--force", action="store_true", help="also reserve CPUs that running VMs are pinned to"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="print each step")
 
@@ -164,7 +165,7 @@ class _Progress:
         self.terminal = sys.stderr.isatty()
 
     def __call__(self, used: int, limit: int) -> None:
-        text = f"reclaiming: {size(used)} in use, {size(limit)} wanted"
+        text = f"reclaiming: {size(used)} in use, new limit {size(limit)}"
         if self.terminal:
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
         elif time.monotonic() - self.told < self.EVERY:
@@ -284,7 +285,7 @@ def _in_effect(parent: InEffect, topology: Topology) -> dict[str, Any]:
 
 FILE, REQUIRED, KERNEL = "In the file", "Required now", "In the kernel"
 LATER = "In effect when the next VM starts, or now with: virt-cgroup apply --all"
-NO_HOOK = "no hook is installed, so VMs that start are not limited: run virt-cgroup hook install"
+NO_HOOK = "the hook is not installed, so new VMs are not limited: run virt-cgroup hook install"
 ROWS = {
     "Reserved CPUs": "reserved_cpus",
     "Reserved memory": "reserved_memory",

@@ -29,7 +29,10 @@ def add(commands: Any) -> None:
         "show the reservation and every running VM, or the threads of one",
         "virt-cgroup status web",
     ).add_argument(
-        "domains", metavar="DOMAIN", nargs="*", help="running VMs (name, id or UUID): their threads"
+        "domains",
+        metavar="DOMAIN",
+        nargs="*",
+        help="a running VM's name, id or UUID: show its threads",
     )
 
 
@@ -106,7 +109,7 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
         )
         for vm in report["domains"]
     ]
-    print_table(("Id", "Name", "Layout", "Cgroup", "Conforms"), rows)
+    print_table(("Id", "Name", "Layout", "Cgroup", "As configured"), rows)
     for vm in report["domains"]:
         if with_threads:
             _print_threads(vm)

@@ -145,7 +145,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             lambda h: h.put(f"{managers.BOOTED}/x", ""),
             MANAGER,
             WARN,
-            "without systemd-machined or the system bus",
+            "systemd-machined or the system bus is missing",
             "install systemd-container",
         ),
         (
@@ -204,7 +204,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             lambda h: effective(h, ""),
             FENCE,
             FAIL,
-            f"{CG}/vms has no CPU limit, which should be 1-3",
+            f"{CG}/vms has no CPU limit; it should be 1-3",
             APPLY,
         ),
         (
@@ -444,14 +444,14 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             selinux,
             SELINUX,
             WARN,
-            "SELinux is enforcing and may deny the hook",
+            "SELinux is enforcing and may keep the hook",
             "run setsebool -P virt_hooks_unconfined on",
         ),
         (
             lambda h: selinux(h, boolean="0 1"),
             SELINUX,
             WARN,
-            "SELinux is enforcing and may deny the hook",
+            "SELinux is enforcing and may keep the hook",
             "run setsebool",
         ),
         (

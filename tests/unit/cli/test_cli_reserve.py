@@ -31,7 +31,7 @@ from ..test_reserve import change
         ("--cpus 3-1", "--cpus 3-1: "),
         ("--cpus=", "--cpus : "),
         ("--memory 4", "--memory 4: "),
-        ("--memory 0%", '--memory 0%: "0%" of memory cannot be kept'),
+        ("--memory 0%", '--memory 0%: "0%" of memory cannot be reserved'),
         ("--memory \x1b", "--memory \\x1b: "),
         ("--cpus 0", "--cpus 0: the count of CPUs has to be 1 or more"),
         (

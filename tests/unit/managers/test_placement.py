@@ -108,7 +108,7 @@ def test_a_vm_in_v2_takes_its_device_program_along(v2: Kernel) -> None:
     assert len(carried) == 1
     assert carried[0] < moves[0]
     assert str(made.steps[carried[0]]) == (
-        f"attach the device program of {CG}/machine/qemu-3-vm.libvirt-qemu to {CG}/vms/qemu-vm"
+        f"attach the device filter of {CG}/machine/qemu-3-vm.libvirt-qemu to {CG}/vms/qemu-vm"
     )
 
 
