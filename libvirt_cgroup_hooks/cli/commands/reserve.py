@@ -285,6 +285,7 @@ def _in_effect(parent: InEffect, topology: Topology) -> dict[str, Any]:
 
 FILE, REQUIRED, KERNEL = "In the file", "Required now", "In the kernel"
 LATER = "In effect when the next VM starts, or now with: virt-cgroup apply --all"
+UNTIL = "What --live has changed lasts until the next boot, or until the setting is edited."
 NO_HOOK = "the hook is not installed, so new VMs are not limited: run virt-cgroup hook install"
 ROWS = {
     "Reserved CPUs": "reserved_cpus",
@@ -312,10 +313,24 @@ def _print(arguments: argparse.Namespace, host: Host, report: dict[str, Any]) ->
             end="",
         )
         print("" if used is None else f", {size(used)} of memory in use")
-    if report["configured"] != report["live"] and FILE in columns:
+    if FILE in columns and KERNEL in columns and report["configured"] != report["live"]:
+        print(f"\n{UNTIL}")
+    if _is_pending(report, KERNEL in columns):
         print(f"\n{LATER}")
     if any(report["live"].values()) and not is_installed(host):
         print(f"warning: {NO_HOOK}", file=sys.stderr)
+
+
+def _is_pending(report: dict[str, Any], kernel_is_shown: bool) -> bool:
+    """Whether the kernel does not enforce yet what is required."""
+    required, kernel = report["live"], report["in_effect"]
+    if report["parent"] is None:  # the limits are on each VM, which is not looked at here
+        return not kernel_is_shown
+    if required["memory_limit"] != kernel["memory_limit"]:
+        return True
+    # without a reservation the kernel may have no list, or all CPUs
+    key = "cpus" if required["cpus"] else "reserved_cpus"
+    return bool(required[key] != kernel[key])
 
 
 def _shown(value: str | int | None) -> str:

@@ -6,6 +6,7 @@ kernel, not libvirtd.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from typing import Any
 
@@ -115,7 +116,9 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
             _print_threads(vm)
         elif vm["problems"]:
             more = len(vm["problems"]) - 1
-            told = f" (and {more} more: virt-cgroup status {vm['name']})" if more else ""
+            told = (
+                f" (and {more} more: virt-cgroup status {shlex.quote(vm['name'])})" if more else ""
+            )
             print(f"\nproblem: {printable(vm['name'])}: {printable(vm['problems'][0] + told)}")
     for note in dict.fromkeys(note for vm in report["domains"] for note in vm["notes"]):
         print(f"\nnote: {note}")

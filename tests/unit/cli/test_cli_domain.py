@@ -25,6 +25,16 @@ ALL = {
 }
 
 
+def test_a_copy_of_a_host_has_no_libvirt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--root", "/nowhere", "domain", "vm"]) == 1
+    assert capsys.readouterr().err.startswith("error: domain cannot be used with --root: ")
+    with pytest.raises(SystemExit):
+        main(["domain", "vm", "--root", "/nowhere"])
+    with pytest.raises(SystemExit):
+        main(["domain", "--help"])
+    assert "--root" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
