@@ -32,7 +32,7 @@ systemd-machined; elsewhere it is cgroupfs: the hook makes and moves cgroups its
 EVERYWHERE = ("help", "root")  # options that are explained once
 STATUS = (
     ("0", "Done."),
-    ("1", "It failed, or validate found a failure; standard error says why and what to do."),
+    ("1", "It failed, and standard error says why and what to do; or validate found a failure."),
     ("2", "Wrong usage."),
 )
 FILES = (
@@ -113,8 +113,9 @@ class _Page:
             self.lines += [text] if raw else _filled(text)
 
     def command(self, name: str, parser: argparse.ArgumentParser) -> None:
-        usage = parser.format_usage().removeprefix("usage: ").rstrip()
-        self.lines += [f".SS {_escaped(name)}", ".nf", *map(_line, usage.splitlines()), ".fi"]
+        head = "usage: "
+        usage = [line[len(head) :] for line in parser.format_usage().rstrip().splitlines()]
+        self.lines += [f".SS {_escaped(name)}", ".nf", *map(_line, usage), ".fi"]
         self.prose(parser.description or "", first=".PP")
         self.actions(
             parser,
@@ -161,6 +162,8 @@ class _Page:
                 kept = wanted
             if line.strip():
                 self.lines.append(_line(line.strip() if not wanted else line))
+            elif first:
+                self.lines.append(first)
         self.lines += [".fi", ".RE"] if kept else []
 
 

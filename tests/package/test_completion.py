@@ -68,6 +68,7 @@ def test_every_option_of_a_command(shell: Shell, name: str) -> None:
     [
         ("apply ", set(RUNNING)),
         ("apply web ", set(RUNNING)),
+        ("status ", set(RUNNING)),
         ("domain ", {*RUNNING, *STOPPED}),
         ("domain --live ", {*RUNNING, *STOPPED}),
         ("domain -c qemu:///system ", {*RUNNING, *STOPPED}),
@@ -117,7 +118,7 @@ def test_the_tabulator_key(shell: Shell, line: str, after: str) -> None:
 
 def test_nothing_else_is_offered(shell: Shell) -> None:
     """Options, which zsh names where no more values are wanted, do not count."""
-    for line in ("hook install ", "plan prepare vm.xml ", "reserve --cpus auto ", "status "):
+    for line in ("hook install ", "plan prepare vm.xml ", "reserve --cpus auto ", "host "):
         assert [word for word in shell.all(f"virt-cgroup {line}") if word[0] != "-"] == []
 
 
