@@ -8,6 +8,8 @@ from __future__ import annotations
 from .admission import Cpus
 from .cpuset import CpuSet
 from .kernel.tree import InEffect
+from .kinds import MEMORY
+from .state import Remembered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +94,21 @@ def memory_in_use(manager: Manager, domain: Domain) -> int:
 
 
 # a VM
+
+
+def not_limited(manager: Manager, domain: Domain, main: Thread) -> str | None:
+    """The cgroup of DOMAIN, whose main thread is MAIN, if no memory limit of ours is above it.
+
+    None where there is one, or none is wanted.
+    """
+    tree = manager.tree_of(MEMORY)
+    if tree is None or manager.fence.memory is None:
+        return None
+    place = manager.vm_of(main, tree)
+    tops = {*manager.parents(MEMORY, []), *manager.for_domain(domain).parents(MEMORY, [])}
+    tops.update(path for kind, path in Remembered(manager.host).before if kind is MEMORY)
+    within = any(f"{place}/".startswith(f"{top}/") for top in tops)
+    return None if within else place
 
 
 def problems(manager: Manager, domain: Domain, thread: Thread, cpus: CpuSet) -> list[str]:

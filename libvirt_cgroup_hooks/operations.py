@@ -191,22 +191,38 @@ def check_controllers(manager: Manager) -> None:
 
 
 def _check_parent(manager: Manager, own: Manager, domain: Domain) -> None:
-    """Raises Refusal where DOMAIN's own layout would take it out of the one memory limit of all
-    VMs.
+    """Raises Refusal where DOMAIN's own layout or partition would take it out of the fence, or out
+    of the one memory limit of all VMs.
     """
-    if own is manager or manager.fence.memory is None:
+    if own is manager and not domain.partition:
+        return
+    if manager.fence and domain.partition and not domain.partition.strip("/"):
+        raise _partition_outside(domain, "VMs are limited by a cgroup below the root")
+    if manager.fence.memory is None:
         return
     tops = manager.parent_paths()
-    for tree, path in own.parent_paths().items():
-        if not tree.has_memory or tree not in tops:
+    for tree, path in own.parent_paths(domain).items():
+        top = tops.get(tree)
+        if not tree.has_memory or top is None or f"{path}/".startswith(f"{top}/"):
             continue
-        top = tops[tree]
-        if path != top and not path.startswith(f"{top}/"):
-            raise Refusal(
-                f'VM {printable(domain.name)} has layout = "{printable(own.layout.preset)}" in its '
-                f"metadata, and reserved_host_mem limits what is below {top}",
-                "give it a layout below that, or none of its own",
-            )
+        why = f"reserved_host_mem limits what is below {top}"
+        if "layout" not in domain.settings:
+            raise _partition_outside(domain, why)
+        raise Refusal(
+            f'VM {printable(domain.name)} has layout = "{printable(own.layout.preset)}" in its '
+            f"metadata, and {why}",
+            "give it a layout below that, or none: "
+            f"virt-cgroup domain {domain.handle} --unset layout --config",
+        )
+
+
+def _partition_outside(domain: Domain, why: str) -> Refusal:
+    return Refusal(
+        f"VM {printable(domain.name)} has the partition {printable(domain.partition)} in its XML, "
+        f"and {why}",
+        f"choose one below /machine (virt-cgroup domain {domain.handle} --partition /machine/NAME) "
+        f"or none (virt-cgroup domain {domain.handle} --no-partition)",
+    )
 
 
 def _admit(plan: Plan, manager: Manager, domain: Domain) -> None:

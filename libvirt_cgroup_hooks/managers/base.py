@@ -219,8 +219,11 @@ class Manager:
 
     # where things are
 
-    def parent_paths(self) -> dict[Tree, str]:
-        """The VM parent's cgroup in each tree that can limit it; none where there is no VM parent."""
+    def parent_paths(self, domain: Domain | None = None) -> dict[Tree, str]:
+        """The VM parent's cgroup in each tree that can limit it; none where there is no VM parent.
+
+        With DOMAIN, the top of where its XML puts it, which `<partition>` may have elsewhere.
+        """
         raise NotImplementedError
 
     def place_of(self, domain: Domain, tree: Tree, thread: Thread) -> str | None:

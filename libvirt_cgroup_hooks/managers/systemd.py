@@ -53,10 +53,14 @@ class Systemd(Manager):
             return units.ROOT
         return units.slice_of(self.daemon.get("name=systemd") or self.daemon.get("", ""))
 
-    def parent_slice(self) -> str | None:
-        """The VM parent; None where VMs share a slice with other services, or hang below the root."""
+    def parent_slice(self, domain: Domain | None = None) -> str | None:
+        """The VM parent; None where VMs share a slice with other services, or hang below the root.
+
+        A layout of ours goes before the `<partition>` of DOMAIN: its scope's drop-in names the
+        slice.
+        """
         if self.layout.native:
-            return MACHINE
+            return units.slice_unit([domain.partition_top]) if domain else MACHINE
         return units.slice_unit(self.layout.own, self.base) if self.layout.parent else None
 
     def vm_slice(self, domain: Domain) -> str | None:
@@ -122,8 +126,8 @@ class Systemd(Manager):
     # limits
 
     def parents(self, kind: Kind, domains: list[Domain]) -> list[str]:
-        managers = [self, *(self.for_domain(domain) for domain in domains)]
-        slices = [manager.parent_slice() for manager in managers]
+        slices = [self.parent_slice()]
+        slices += [self.for_domain(domain).parent_slice(domain) for domain in domains]
         return [units.slice_path(unit) for unit in slices if unit]
 
     def makes(self, kind: Kind) -> bool:
@@ -407,8 +411,8 @@ class Systemd(Manager):
 
     # where things are
 
-    def parent_paths(self) -> dict[Tree, str]:
-        unit = self.parent_slice()
+    def parent_paths(self, domain: Domain | None = None) -> dict[Tree, str]:
+        unit = self.parent_slice(domain)
         if unit is None:
             return {}
         trees = [tree for tree in self.trees if tree.has_cpus or tree.has_memory]
