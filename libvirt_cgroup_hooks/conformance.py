@@ -9,13 +9,20 @@ from .admission import Cpus
 from .cpuset import CpuSet
 from .kernel.tree import InEffect
 from .kinds import MEMORY
+from .managers.units import VM_SCOPE
 from .state import Remembered
+
+SHOWN = 3  # cgroups in a message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .domain import Domain
+    from .host import Host
     from .kernel.tree import Tree
     from .managers.base import Manager
+    from .state import Row
     from .threads import Thread
 
 
@@ -68,6 +75,49 @@ def cpus_for_pins(manager: Manager, fence: CpuSet) -> Cpus:
     return Cpus(fence, manager.pinnable(fence), manager.kept, others, all_online)
 
 
+def others_in(manager: Manager, rows: Iterable[Row]) -> dict[str, list[str]]:
+    """By the cgroup of each of ROWS that holds, or will hold, more than VMs: the first of what that
+    is, cgroups or units.
+
+    Containers are beside VMs in the cgroup that libvirt itself takes, which is left out.
+    """
+    found: dict[str, list[str]] = {}
+    for kind, path in rows:
+        tree = manager.tree_of(kind)
+        if tree is None or path == manager.machine or path in found:
+            continue
+        others = manager.hosts_own(path) or beside_vms(manager, tree, path)
+        if others:
+            found[path] = others
+    return found
+
+
+def beside_vms(manager: Manager, tree: Tree, path: str) -> list[str]:
+    """The first cgroups at or below PATH whose processes are no VM's."""
+    mount = len(tree.hierarchy.mount)
+    return [
+        directory[mount:] for directory in _beside(manager.host, tree.hierarchy.directory(path))
+    ]
+
+
+def _beside(host: Host, directory: str) -> list[str]:
+    """A cgroup with QEMU in it is a VM's, with all that is below."""
+    from . import threads
+
+    processes = threads.members(host, directory)
+    if processes:
+        comms = [host.read_optional(f"/proc/{pid}/comm") or "" for pid in processes]
+        has_qemu = any(comm.startswith(threads.QEMU) for comm in comms)
+        return [] if has_qemu else [directory]
+    found: list[str] = []
+    for name in host.directories(directory):
+        if len(found) >= SHOWN:
+            break
+        if not name.startswith(VM_SCOPE):
+            found += _beside(host, f"{directory}/{name}")
+    return found[:SHOWN]
+
+
 # memory
 
 
@@ -99,13 +149,13 @@ def memory_in_use(manager: Manager, domain: Domain) -> int:
 def not_limited(manager: Manager, domain: Domain, main: Thread) -> str | None:
     """The cgroup of DOMAIN, whose main thread is MAIN, if no memory limit of ours is above it.
 
-    None where there is one, or none is wanted.
+    None where there is one, or none is wanted, or a layout says where the VM has to be.
     """
     tree = manager.tree_of(MEMORY)
-    if tree is None or manager.fence.memory is None:
+    if tree is None or manager.fence.memory is None or not manager.layout.native:
         return None
     place = manager.vm_of(main, tree)
-    tops = {*manager.parents(MEMORY, []), *manager.for_domain(domain).parents(MEMORY, [])}
+    tops = set(manager.parents(MEMORY, []))
     tops.update(path for kind, path in Remembered(manager.host).before if kind is MEMORY)
     within = any(f"{place}/".startswith(f"{top}/") for top in tops)
     return None if within else place

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ENFORCE = ("prepare", "start", "started", "reconnect")
 CLEAN_UP = ("stopped", "release")
+SUGGESTED = '"/vms/$NAME"'
 # The manager that has nothing to do at the operation
 IDLE = {"start": "cgroupfs", "stopped": "systemd"}
 
@@ -72,7 +73,7 @@ def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
     _check_parent(manager, own, domain)
     _admit(plan, own, domain)
     own.prepare(plan, domain)
-    limits.enforce(plan, manager, [domain])
+    _enforce(plan, manager, [domain])
 
 
 def start(plan: Plan, manager: Manager, domain: Domain) -> None:
@@ -125,7 +126,7 @@ def parent(plan: Plan, manager: Manager, running: list[Domain]) -> None:
     """The VM parent alone: at boot, or as `virt-cgroup apply --parent`."""
     check_controllers(manager)
     forget_left_behind(plan, manager, running={domain.name for domain in running})
-    limits.enforce(plan, manager, [])
+    _enforce(plan, manager, [])
 
 
 def refit(plan: Plan, manager: Manager, running: list[Domain], force: bool = False) -> None:
@@ -138,7 +139,7 @@ def refit(plan: Plan, manager: Manager, running: list[Domain], force: bool = Fal
     check_controllers(manager)
     for tree in manager.trees:
         tree.forced = force
-    limits.enforce(plan, manager, running)
+    _enforce(plan, manager, running)
     for domain in running:
         own = manager.for_domain(domain)
         vm_threads = threads.threads(manager.host, domain) if own.reaches_into_vms else []
@@ -187,6 +188,24 @@ def check_controllers(manager: Manager) -> None:
     if fence.memory is not None and manager.tree_of(MEMORY) is None:
         raise Error(
             "cannot keep memory for the host: there is no memory controller", "mount or enable it"
+        )
+
+
+def _enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
+    """Raises Error where a cgroup that gets its first limit holds more than VMs, or will."""
+    new = limits.enforce(plan, manager, domains)
+    if not new:
+        return
+    from . import conformance
+
+    for path, others in conformance.others_in(manager, new).items():
+        remedy = f"choose another layout, such as cgroup_layout = {SUGGESTED}"
+        if path not in manager.parent_paths().values():
+            remedy = "give VMs a partition below /machine: virt-cgroup domain NAME --no-partition"
+        raise Error(
+            f"cannot limit {printable(path)} as a parent of VMs: it holds the host's own work "
+            f"({', '.join(map(printable, others))})",
+            remedy,
         )
 
 

@@ -43,6 +43,7 @@ NOT_TUNED = (
 
 class Cgroupfs(Manager):
     name = "cgroupfs"
+    machine = MACHINE
 
     # limits
 
