@@ -86,36 +86,56 @@ def others_in(manager: Manager, rows: Iterable[Row]) -> dict[str, list[str]]:
         tree = manager.tree_of(kind)
         if tree is None or path == manager.machine or path in found:
             continue
-        others = manager.hosts_own(path) or beside_vms(manager, tree, path)
+        mount, top = len(tree.hierarchy.mount), tree.hierarchy.directory(path)
+        others = manager.hosts_own(path) or [one[mount:] for one in _beside(manager.host, top)]
         if others:
             found[path] = others
     return found
 
 
 def beside_vms(manager: Manager, tree: Tree, path: str) -> list[str]:
-    """The first cgroups at or below PATH whose processes are no VM's."""
-    mount = len(tree.hierarchy.mount)
-    return [
-        directory[mount:] for directory in _beside(manager.host, tree.hierarchy.directory(path))
-    ]
+    """The cgroups right below PATH that hold something else than VMs: processes, or memory that
+    ended ones have left.
+    """
+    host, top = manager.host, tree.hierarchy.directory(path)
+    found: list[str] = []
+    for name in host.directories(top):
+        directory = f"{top}/{name}"
+        left = tree.has_memory and not name.endswith(".slice") and tree.memory_in_use(directory)
+        if _beside(host, directory) or (left and not _is_vms(host, directory)):
+            found.append(f"{path.rstrip('/')}/{name}")
+    return found
 
 
 def _beside(host: Host, directory: str) -> list[str]:
-    """A cgroup with QEMU in it is a VM's, with all that is below."""
+    """The first cgroups at or below DIRECTORY that have processes and are no VM's."""
     from . import threads
 
-    processes = threads.members(host, directory)
-    if processes:
-        comms = [host.read_optional(f"/proc/{pid}/comm") or "" for pid in processes]
-        has_qemu = any(comm.startswith(threads.QEMU) for comm in comms)
-        return [] if has_qemu else [directory]
+    if _is_vms(host, directory):
+        return []
+    if threads.members(host, directory):
+        return [directory]
     found: list[str] = []
     for name in host.directories(directory):
+        found += _beside(host, f"{directory}/{name}")
         if len(found) >= SHOWN:
             break
-        if not name.startswith(VM_SCOPE):
-            found += _beside(host, f"{directory}/{name}")
     return found[:SHOWN]
+
+
+def _is_vms(host: Host, directory: str) -> bool:
+    """Whether DIRECTORY is the cgroup of one VM: a scope of libvirt's, or one with QEMU in it or in
+    its emulator group.
+    """
+    from . import threads
+
+    if directory.rpartition("/")[2].startswith(VM_SCOPE):
+        return True
+    for place in (directory, f"{directory}/emulator"):
+        for pid in threads.members(host, place):
+            if (host.read_optional(f"/proc/{pid}/comm") or "").startswith(threads.QEMU):
+                return True
+    return False
 
 
 # memory

@@ -154,7 +154,7 @@ class Change:
                     raise Error(
                         f"cannot lower the memory of all VMs to {size(fence.memory)}: {size(used)} are in use"
                         f"{_largest(manager, running)}",
-                        "stop VMs or take memory from them, reserve less, or use --wait to reclaim what can be had",
+                        f"{_remedy(running)}, reserve less, or use --wait to reclaim what can be had",
                     )
             may_take = sum(domain.host_memory() for domain in running)
             if may_take > fence.memory:
@@ -192,10 +192,11 @@ class Change:
         while not all(self._settled(manager)):
             used = self._used(manager)
             if time.monotonic() > deadline:
+                running = threads.running(self.host)
                 raise Error(
                     f"after {wait:g} seconds the VMs still use {size(used)}, and {size(limit)} was to be their limit"
-                    f"{_largest(manager, threads.running(self.host))}",
-                    "the limits are what they were; stop VMs or take memory from them, or wait longer",
+                    f"{_largest(manager, running)}",
+                    f"the limits are what they were; {_remedy(running)}, or wait longer",
                 )
             if progress:
                 progress(used, limit)
@@ -240,9 +241,18 @@ def _check_pins(cpus: CpuSet, running: list[Domain]) -> None:
         )
 
 
+def _remedy(running: list[Domain]) -> str:
+    if running:
+        return "stop VMs or take memory from them"
+    return 'stop what uses it, keep VMs apart from it with cgroup_layout = "/vms/$NAME"'
+
+
 def _largest(manager: Manager, running: list[Domain]) -> str:
-    """What the largest VMs have, for the end of a sentence."""
+    """What the largest VMs have, and what else is in the VM parent, for the end of a sentence."""
     uses = [(conformance.memory_in_use(manager, domain), domain.name) for domain in running]
+    for tree, path in manager.parent_paths().items():
+        for other in conformance.beside_vms(manager, tree, path) if tree.has_memory else []:
+            uses.append((tree.memory_in_use(tree.hierarchy.directory(other)), other))
     largest = sorted(uses, reverse=True)[:LARGEST]
     if not largest:
         return ""

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks.errors import Error
+from libvirt_cgroup_hooks.cli.checks.host import beside_vms
+from libvirt_cgroup_hooks.cli.checks.subject import Subject
+from libvirt_cgroup_hooks.errors import MIB, Error
 
 from .support import reserving
 from .support.hosts import PID, Kernel
 from .support.machined import Machined
-from .support.operations import do, vm
+from .support.operations import CG, do, vm
 from .support.reserving import KINDS
 
 CONF = "reserved_host_cpus = '0'\ncgroup_layout = '{}'\n"
+GIB = 1024 * MIB
 OTHER = PID + 900
 
 
@@ -104,3 +107,27 @@ def test_nothing_is_asked_again(host: Kernel) -> None:
     do(host, "prepare", vm())
     runs(host, unit(host, "vms") + "/other", "cron")
     do(host, "prepare", vm("second", uuid="0" * 8 + vm().uuid[8:]))
+
+
+def test_what_else_is_in_it_is_told(host: Kernel) -> None:
+    runs(host, unit(host, "machine") + "/libpod-0123.scope/container", "postgres")
+    runs(host, unit(host, "machine") + "/machine-qemu\\x2d1\\x2dweb.scope", "swtpm", OTHER + 1)
+    host.configure(CONF.format("native"))
+    (problem,) = beside_vms(Subject(host))
+    place = unit(host, "machine")
+    assert problem.message == f"what is limited together is VMs and {place}/libpod-0123.scope"
+    host.configure(CONF.format("/vms/$NAME"))
+    assert list(beside_vms(Subject(host))) == []
+
+
+@pytest.mark.parametrize("reserved", ["400 MiB", "1 GiB"])
+def test_what_uses_the_memory_is_named(tmp_path: Path, reserved: str) -> None:
+    host = reserving.made(tmp_path, "systemd-v2", f"reserved_host_mem = '{reserved}'\n")
+    below = {"libpod-0123.scope": 6 * GIB, "machine-build.scope": GIB + 900 * MIB, "empty.scope": 0}
+    host.make_directory(f"{CG}/machine.slice")
+    host.put(f"{CG}/machine.slice/memory.current", str(sum(below.values())))
+    for name, used in below.items():
+        host.make_directory(f"{CG}/machine.slice/{name}")
+        host.put(f"{CG}/machine.slice/{name}/memory.current", str(used))
+    with pytest.raises(Error, match=r"\(6 GiB by libpod-0123.scope, 1.9 GiB by machine-build"):
+        do(host, "prepare", vm())

@@ -45,6 +45,7 @@ TABLE = (
     ),
     Check("HOST", "for what would keep every VM from starting", host.first_start, configured),
     Check("HOST", "for the fence in effect on the VM parent", host.fence_in_effect, configured),
+    Check("HOST", "for what else is in the VM parent", host.beside_vms, configured),
     Check("HOST", "for hugepages that take the VMs' memory", host.hugepages, configured),
     Check("HOST", "for CPUs that are offline or isolated", host.special_cpus, configured),
     Check("HOOK", "for the hook", hook.installed),

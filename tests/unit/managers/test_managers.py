@@ -215,8 +215,9 @@ def test_a_limit_below_what_is_in_use_is_refused(host: Kernel) -> None:
         do(host, "prepare", vm())
     directory = usage.rpartition("/")[0]
     assert f"cannot limit {directory} to " in str(error.value)
-    assert ": 1.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one" in str(
-        error.value
+    assert (
+        ": 1.7 GiB are in use: stop some of it or reserve less; a lower limit would kill a process"
+        in str(error.value)
     )
     assert host.snapshot() == before
 
