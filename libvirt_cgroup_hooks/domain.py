@@ -114,6 +114,11 @@ class Domain:
         overhead = guest // 512 + threads * 8 * MIB + self.video_memory + 64 * MIB
         return overhead + max(0, guest - self.hugepage_memory())
 
+    @property
+    def partition_top(self) -> str:
+        """The first component of the partition that libvirt puts the VM into."""
+        return self.partition.strip("/").partition("/")[0] or "machine"
+
     def online_vcpus(self) -> list[int]:
         if self.individual_vcpus:
             return [vcpu for vcpu, enabled in sorted(self.individual_vcpus.items()) if enabled]

@@ -41,8 +41,8 @@ def wanted(manager: Manager, domains: list[Domain], remembered: Remembered) -> T
     return table
 
 
-def enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
-    """The VM parent, the cgroups in which DOMAINS start, and all limits.
+def enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> list[Row]:
+    """The VM parent, the cgroups in which DOMAINS start, and all limits. Returns the new rows.
 
     Raises Error where that cannot be, before anything is changed.
     """
@@ -56,7 +56,9 @@ def enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
     steps: list[Step] = []
     for tree, path in _directories(manager, domains, table):
         steps += _make(tree, path, as_cpus(table.get((CPUS, path))), table, remembered)
+    new = [row for row in table if row not in remembered.before]
     reconcile(plan, manager, remembered, table, steps)
+    return new
 
 
 def reconcile(

@@ -32,6 +32,7 @@ class Manager:
     """HOST under one configuration. It serves one plan."""
 
     name = ""
+    machine = ""  # the cgroup in which libvirt itself puts VMs
 
     def __init__(
         self, host: Host, config: Config, cgroups: Cgroups, fence: Fence, daemon: dict[str, str]
@@ -65,6 +66,10 @@ class Manager:
     def parents(self, kind: Kind, domains: list[Domain]) -> list[str]:
         """Where VMs are, or start: the VM parent, and what else holds DOMAINS."""
         raise NotImplementedError
+
+    def hosts_own(self, path: str) -> list[str]:
+        """What of the host's own work will be in PATH by its name, whatever is there now."""
+        return []
 
     def directories(self, domains: list[Domain]) -> list[tuple[Tree, str]]:
         """The cgroups that have to be there for DOMAINS to start, whatever is limited."""
@@ -220,8 +225,11 @@ class Manager:
 
     # where things are
 
-    def parent_paths(self) -> dict[Tree, str]:
-        """The VM parent's cgroup in each tree that can limit it; none without a VM parent."""
+    def parent_paths(self, domain: Domain | None = None) -> dict[Tree, str]:
+        """The VM parent's cgroup in each tree that can limit it; none without a VM parent.
+
+        With DOMAIN, the top of where its XML puts it, which `<partition>` may have elsewhere.
+        """
         raise NotImplementedError
 
     def place_of(self, domain: Domain, tree: Tree, thread: Thread) -> str | None:

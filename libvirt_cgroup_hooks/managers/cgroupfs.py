@@ -43,6 +43,7 @@ NOT_TUNED = (
 
 class Cgroupfs(Manager):
     name = "cgroupfs"
+    machine = MACHINE
 
     # limits
 
@@ -182,10 +183,11 @@ class Cgroupfs(Manager):
 
     # where things are
 
-    def parent_paths(self) -> dict[Tree, str]:
+    def parent_paths(self, domain: Domain | None = None) -> dict[Tree, str]:
         paths: dict[Tree, str] = {}
+        native = staging(domain) if domain else MACHINE
         for tree in self.trees:
-            path = MACHINE if self.layout.native else self.layout.parent_path(tree.daemon_path)
+            path = native if self.layout.native else self.layout.parent_path(tree.daemon_path)
             if path and (tree.has_cpus or tree.has_memory):
                 paths[tree] = path
         return paths
@@ -207,7 +209,7 @@ def staging(domain: Domain) -> str:
 
     Its rules are those of virCgroupSetPartitionSuffix.
     """
-    first = domain.partition.strip("/").partition("/")[0] or "machine"
+    first = domain.partition_top
     if first not in FIRST_LEVEL and "." not in first:
         first += ".partition"
     return "/" + escaped(first)

@@ -28,11 +28,17 @@ if TYPE_CHECKING:
     from .base import Limits
 
 UNITS = "/run/systemd/system"
+UNIT_FILES = (
+    "/etc/systemd/system",
+    UNITS,
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+)
 RUNTIME = "/run/systemd/system.control"  # where set-property --runtime keeps what it was told
 CONTROL = ("/etc/systemd/system.control", RUNTIME)
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
 MACHINE = "machine.slice"
-VM_SCOPE = "machine-qemu"  # begins the name of each VM's scope
 # systemd looks for drop-ins in the directories that it remembers, and loading a transient scope
 # does not make it look again (247 to 257: unit_load_fragment returns before
 # unit_file_build_name_map). Loading a unit that is not there does, if the directory has changed
@@ -43,6 +49,7 @@ REFRESH = (Touch(UNITS), LoadUnit("libvirt-cgroup-hooks-no-such-unit.service"))
 
 class Systemd(Manager):
     name = "systemd"
+    machine = units.slice_path(MACHINE)
 
     # where things are
 
@@ -53,10 +60,14 @@ class Systemd(Manager):
             return units.ROOT
         return units.slice_of(self.daemon.get(self.systemd_key, ""))
 
-    def parent_slice(self) -> str | None:
-        """The VM parent; None where VMs share a slice with services, or hang below the root."""
+    def parent_slice(self, domain: Domain | None = None) -> str | None:
+        """The VM parent; None where VMs share a slice with services, or hang below the root.
+
+        A layout of ours goes before the `<partition>` of DOMAIN: its scope's drop-in names the
+        slice.
+        """
         if self.layout.native:
-            return MACHINE
+            return units.slice_unit([domain.partition_top]) if domain else MACHINE
         return units.slice_unit(self.layout.own, self.base) if self.layout.parent else None
 
     def vm_slice(self, domain: Domain) -> str | None:
@@ -122,9 +133,21 @@ class Systemd(Manager):
     # limits
 
     def parents(self, kind: Kind, domains: list[Domain]) -> list[str]:
-        managers = [self, *(self.for_domain(domain) for domain in domains)]
-        slices = [manager.parent_slice() for manager in managers]
+        slices = [self.parent_slice()]
+        slices += [self.for_domain(domain).parent_slice(domain) for domain in domains]
         return [units.slice_path(unit) for unit in slices if unit]
+
+    def hosts_own(self, path: str) -> list[str]:
+        """systemd puts a user's sessions into user-UID.slice, and the instances of a template such
+        as getty@.service into system-getty.slice, where the template does not say otherwise.
+        """
+        first, _, name = units.unit_of(path).removesuffix(".slice").partition("-")
+        if first == "user" and name.partition("-")[0].isdigit():
+            return [f"the sessions of user {name.partition('-')[0]}"]
+        template = name.replace("\\x2d", "-") + "@.service"
+        if first == "system" and any(self.host.exists(f"{one}/{template}") for one in UNIT_FILES):
+            return [template]
+        return []
 
     def makes(self, kind: Kind) -> bool:
         """On v1 the cpusets, which are not systemd's."""
@@ -242,7 +265,7 @@ class Systemd(Manager):
         """
         found: list[str] = []
         for name in self.host.names(UNITS):
-            if not (name.startswith(VM_SCOPE) and name.endswith(".scope.d")):
+            if not (name.startswith(units.VM_SCOPE) and name.endswith(".scope.d")):
                 continue
             if set(self.host.names(f"{UNITS}/{name}")) <= {DROP_IN, DROP_IN + NEW}:
                 found.append(f"{UNITS}/{name}/{DROP_IN}")
@@ -407,8 +430,8 @@ class Systemd(Manager):
 
     # where things are
 
-    def parent_paths(self) -> dict[Tree, str]:
-        unit = self.parent_slice()
+    def parent_paths(self, domain: Domain | None = None) -> dict[Tree, str]:
+        unit = self.parent_slice(domain)
         if unit is None:
             return {}
         trees = [tree for tree in self.trees if tree.has_cpus or tree.has_memory]

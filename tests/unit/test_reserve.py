@@ -311,7 +311,7 @@ def test_the_largest_vms_are_named(tmp_path: Path) -> None:
         pid, path = PID + 1000 * number, f"/vms/vm{number}"
         host.make_directory(f"/sys/fs/cgroup{path}")
         host.put(f"/sys/fs/cgroup{path}/memory.current", str(number * 100 * MIB))
-        host.start_thread(pid, pid, "qemu", {"": path})
+        host.start_thread(pid, pid, "qemu-system-x86", {"": path})
         copy = (
             text.replace("vcpu", "x")
             .replace(f"pid='{PID}'", f"pid='{pid}'")

@@ -10,7 +10,7 @@ from ... import conformance, managers, operations, threads
 from ...config import PATH
 from ...cpuset import CpuSet
 from ...domain import parse
-from ...errors import Error, size
+from ...errors import Error, printable, size
 from ...kernel.tree import Tree
 from ...managers.base import Manager
 from ...plan import Plan
@@ -21,6 +21,7 @@ APPLY = "run virt-cgroup apply --parent"
 NO_VM = "the next VM that starts sets it, or virt-cgroup apply --parent"
 RESERVE = "take them back from it, or reserve them"
 PROBE = b"<domain type='qemu' id='1'><name>probe</name></domain>"
+SHOWN = 5  # cgroups in a message
 CPU_SETS = ("emulator_cpus", "vcpu_cpus", "iothread_cpus")
 
 
@@ -97,6 +98,21 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
             yield from _cpus(subject, tree, directory, actual, manager.fence.cpus, taken)
         if manager.fence.memory is not None and tree.has_memory:
             yield from _memory(subject, directory, found.memory_limit, manager.fence.memory)
+
+
+def beside_vms(subject: Subject) -> Iterator[Problem]:
+    """Containers, such as those of podman and systemd-nspawn, are in machine.slice, too."""
+    manager = subject.manager()
+    others: list[str] = []
+    for tree, path in manager.parent_paths().items():
+        others += conformance.beside_vms(manager, tree, path)
+    if others:
+        names = ", ".join(map(printable, list(dict.fromkeys(others))[:SHOWN]))
+        yield Problem(
+            WARN,
+            f"the limits of the VMs also apply to {names}",
+            'cgroup_layout = "/vms/$NAME" gives VMs a parent of their own',
+        )
 
 
 def _cpus(

@@ -32,13 +32,13 @@ from ..support.validating import (
     well,
 )
 
-RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, HUGEPAGES, CPUS = (
-    one.title for one in TABLE[:9]
+RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, BESIDE, HUGEPAGES, CPUS = (
+    one.title for one in TABLE[:10]
 )
 THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
-    one.title for one in TABLE[9:18]
+    one.title for one in TABLE[10:19]
 )
-OUTSIDE, CONFORM = (one.title for one in TABLE[18:])
+OUTSIDE, CONFORM = (one.title for one in TABLE[19:])
 FOREIGN = "#!/bin/sh\nexit 0\n"
 APPLY = "run virt-cgroup apply --parent"
 
@@ -184,7 +184,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             START_VM,
             FAIL,
             f"cannot limit {CG}/vms to ",
-            "stop VMs",
+            "stop some of it",
         ),
         (
             lambda h: effective(h, "0-3"),

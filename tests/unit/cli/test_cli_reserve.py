@@ -102,21 +102,22 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", reserving.KINDS)
-@pytest.mark.parametrize("wanted", [{"cpus": "0-1"}, {"cpus": None}, {"mem": "1 GiB"}])
+@pytest.mark.parametrize(("what", "value"), [("cpus", "0-1"), ("cpus", None), ("mem", "1 GiB")])
 def test_what_is_not_in_effect_yet(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     kind: str,
-    wanted: dict[str, str | None],
+    what: str,
+    value: str | None,
 ) -> None:
     host = reserving.running(tmp_path, kind)
     effective = reserving.file(host, "cpuset.cpus.effective")
     host.put(effective, "1-3")
     assert LATER not in show(host, capsys)
-    change(host, "config", **wanted).run()
+    change(host, "config", False, **{what: value}).run()
     for arguments in ([], ["--config"]):
         assert LATER in show(host, capsys, *arguments)
-    change(host, "live config", **wanted).run()
+    change(host, "live config", False, **{what: value}).run()
     host.put(effective, reserving.says(host, "cpuset.cpus") or "0-3")
     assert LATER not in show(host, capsys)
 

@@ -34,13 +34,13 @@ from ..support.validating import (
     well,
 )
 
-RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, HUGEPAGES, CPUS = (
-    one.title for one in TABLE[:9]
+RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, BESIDE, HUGEPAGES, CPUS = (
+    one.title for one in TABLE[:10]
 )
 THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
-    one.title for one in TABLE[9:18]
+    one.title for one in TABLE[10:19]
 )
-OUTSIDE, CONFORM = (one.title for one in TABLE[18:])
+OUTSIDE, CONFORM = (one.title for one in TABLE[19:])
 LIVE = (RIGHT, PROGRAM)
 
 

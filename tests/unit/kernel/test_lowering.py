@@ -151,7 +151,7 @@ def test_more_in_use_is_refused_before_anything_is_written(host: Kernel) -> None
             refused()
         assert str(error.value) == (
             f"cannot limit {CG}/vms to 1 GiB of memory: 1.0 GiB is in use: "
-            "stop VMs or reserve less; a lower limit would kill one"
+            "stop some of it or reserve less; a lower limit would kill a process"
         )
 
 
@@ -166,7 +166,7 @@ def test_without_room_the_limit_is_not_written(host: Kernel, cold: int) -> None:
         assert host.get(f"{CG}/vms/memory.max") == str(GIB)
         return
     before = host.snapshot()
-    with pytest.raises(Error, match=r"1.0 GiB is in use: stop VMs or reserve less"):
+    with pytest.raises(Error, match=r"1.0 GiB is in use: stop some of it or reserve less"):
         run(host, made)
     assert host.snapshot() == before
     assert not [line for line in host.written if "memory.max" in line]
@@ -248,7 +248,7 @@ def test_what_the_kernel_refuses_on_v1_has_a_reason(old: Kernel) -> None:
     with pytest.raises(Error) as error:
         run(old, made)
     assert str(error.value).startswith(
-        f"cannot limit {CG}/memory/vms to 1 GiB of memory: 2 GiB is in use: stop VMs"
+        f"cannot limit {CG}/memory/vms to 1 GiB of memory: 2 GiB is in use: stop some of it"
     )
     assert old.get(f"{CG}/memory/vms/memory.limit_in_bytes") == NO_LIMIT
     assert made.warnings == []

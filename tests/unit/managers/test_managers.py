@@ -283,7 +283,7 @@ def test_a_limit_below_what_is_in_use_is_refused(host: Kernel) -> None:
     directory = usage.rpartition("/")[0]
     message = str(error.value)
     assert f"cannot limit {directory} to " in message
-    assert ": 1.7 GiB is in use: stop VMs or reserve less; a lower limit would kill one" in message
+    assert ": 1.7 GiB is in use: stop some of it or reserve less; a lower" in message
     assert host.snapshot() == before
 
 

@@ -195,7 +195,7 @@ def test_a_limit_below_what_is_in_use_is_refused(host: Machined) -> None:
     directory = f"{CG}/memory/vms.slice" if host.version == 1 else f"{CG}/vms.slice"
     assert str(error.value).startswith(f"cannot limit {directory} to ")
     assert str(error.value).endswith(
-        ": 7.7 GiB is in use: stop VMs or reserve less; a lower limit would kill one"
+        ": 7.7 GiB is in use: stop some of it or reserve less; a lower limit would kill a process"
     )
     assert host.snapshot() == before
 
