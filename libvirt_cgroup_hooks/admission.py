@@ -64,11 +64,11 @@ def check_cpus(domain: Domain, cpus: Cpus, pin_conflict: str) -> list[str]:
     return warnings
 
 
-def check_memory(domain: Domain, others: int, limit: int) -> None:
-    """Raises Refusal where DOMAIN does not fit under LIMIT beside OTHERS (bytes of the VMs that
-    run).
+def check_memory(domain: Domain, needed: int, others: int, limit: int) -> None:
+    """Raises Refusal where DOMAIN, which NEEDED is for, does not fit under LIMIT beside OTHERS.
+
+    All in bytes; OTHERS are the VMs that run.
     """
-    needed = domain.host_memory()
     if others + needed > limit:
         raise Refusal(
             f"VM {printable(domain.name)} needs {size(needed)} including QEMU's overhead; "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from . import limits, managers, state
 from .errors import Error, Refusal, printable
+from .host import page_size
 from .kinds import CPUS, MEMORY
 from .plan import Plan
 
@@ -257,4 +258,4 @@ def _admit(plan: Plan, manager: Manager, domain: Domain) -> None:
 
         stale = state.Record.read(manager.host, domain.uuid)
         others = manager.records.admitted.total - (stale.memory if stale else 0)
-        admission.check_memory(domain, others, fence.memory)
+        admission.check_memory(domain, domain.host_memory(page_size()), others, fence.memory)

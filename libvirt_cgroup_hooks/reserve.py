@@ -11,6 +11,7 @@ from . import conformance, limits, managers, operations, settings, snapshot, sta
 from .admission import pins_outside, pins_to
 from .config import PATH, Config, parse
 from .errors import Error, printable, size
+from .host import page_size
 from .kernel.lowering import lowers
 from .plan import Plan, run_settled
 from .steps import Replace
@@ -155,7 +156,7 @@ class Change:
                         f"{size(used)} is in use{_largest(manager, running)}",
                         f"{_remedy(running)}, reserve less, or use --wait to reclaim memory first",
                     )
-            may_take = sum(domain.host_memory() for domain in running)
+            may_take = sum(domain.host_memory(page_size()) for domain in running)
             if may_take > fence.memory:
                 self.warnings.append(
                     f"running VMs may come to use {size(may_take)}, more than their new limit of "

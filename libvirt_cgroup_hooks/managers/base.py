@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from .. import kernel
 from ..cpuset import CpuSet
+from ..host import page_size
 from ..kinds import MEMORY, PRESSURE, in_bytes
 from ..state import Record, Records
 from ..steps import RemoveCgroup, Step
@@ -177,7 +178,7 @@ class Manager:
         stale = Record.read(self.host, domain.uuid)
         if stale:
             plan.add(*self.remains(stale))
-        new = Record(domain.uuid, domain.name, domain.host_memory())
+        new = Record(domain.uuid, domain.name, domain.host_memory(page_size()))
         self.records.save(plan, new, stale)
         return stale
 

@@ -108,6 +108,22 @@ def test_size(amount: int, text: str) -> None:
     assert size(amount) == text
 
 
+def pages(*wanted: tuple[int, int | None]) -> str:
+    """Of sizes in KiB, for a guest node or all."""
+    inner = ""
+    for size_kib, node in wanted:
+        nodeset = "" if node is None else f" nodeset='{node}'"
+        inner += f"<page size='{size_kib}' unit='KiB'{nodeset}/>"
+    return f"<memoryBacking><hugepages>{inner}</hugepages></memoryBacking>"
+
+
+def device(model: str, page_kib: int = 0) -> str:
+    """512 MiB of memory, for guest node 0."""
+    source = f"<source><pagesize unit='KiB'>{page_kib}</pagesize></source>" if page_kib else ""
+    target = "<target><size unit='MiB'>512</size><node>0</node></target>"
+    return f"<devices><memory model='{model}'>{source}{target}</memory></devices>"
+
+
 TWO_CELLS = (
     "<memory unit='GiB'>1</memory><cpu><numa><cell id='0' cpus='0' memory='768' unit='MiB'/>"
     "<cell id='1' cpus='1' memory='262144'/></numa></cpu>"
@@ -135,11 +151,28 @@ TWO_CELLS = (
             "</memoryBacking>",
             74,
         ),
+        # a page without nodeset is for all other nodes, and one of the system's own is none
+        (f"{TWO_CELLS}{pages((2048, None), (1048576, 0))}", 74),
+        (f"{TWO_CELLS}{pages((4, None), (1048576, 0))}", 256 + 74),
+        (f"{TWO_CELLS}{pages((4, None))}", 1024 + 74),
+        (f"{TWO_CELLS}{pages((4, 1))}", 1024 + 74),
+        (f"<memory unit='GiB'>1</memory>{pages((4, None))}", 1024 + 2 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{pages((2048, 0))}", 2 + 8 + 64),
+        # libvirt counts memory devices into <memory>
+        (f"<memory unit='GiB'>1</memory>{device('dimm')}", 1024 + 2 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{device('virtio-mem')}", 1024 + 2 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{device('nvdimm')}", 512 + 1 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{device('virtio-pmem')}", 512 + 1 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{device('sgx-epc')}", 512 + 1 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{device('dimm', 2048)}", 512 + 2 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{pages((2048, None))}{device('dimm')}", 2 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{pages((2048, None))}{device('dimm', 4)}", 512 + 74),
+        (f"<memory unit='GiB'>1</memory>{pages((2048, None))}{device('nvdimm')}", 1 + 8 + 64),
         ("", 8 + 64),
     ],
 )
 def test_what_a_vm_takes_with_qemus_own(inner: str, memory: int) -> None:
-    assert domain(inner=inner).host_memory() == memory * 2**20
+    assert domain(inner=inner).host_memory(4096) == memory * 2**20
 
 
 @pytest.mark.parametrize(("others", "fits"), [(0, True), (1024, True), (1025, False)])
@@ -149,10 +182,10 @@ def test_admission(others: int, fits: bool) -> None:
         (1024 + 512 + 1 + 8 + 64) * 2**20,
     )
     if fits:
-        check_memory(made, others * 2**20, limit)
+        check_memory(made, made.host_memory(4096), others * 2**20, limit)
         return
     with pytest.raises(Refusal) as error:
-        check_memory(made, others * 2**20, limit)
+        check_memory(made, made.host_memory(4096), others * 2**20, limit)
     assert str(error.value) == (
         r"VM we\nb needs 585 MiB including QEMU's overhead; "
         "running VMs already account for 1.0 GiB of the 1.6 GiB available to VMs: "

@@ -11,6 +11,7 @@ from ...config import PATH
 from ...cpuset import CpuSet
 from ...domain import parse
 from ...errors import Error, printable, size
+from ...host import page_size
 from ...kernel.tree import Tree
 from ...managers.base import Manager
 from ...plan import Plan
@@ -179,7 +180,7 @@ def hugepages(subject: Subject) -> Iterator[Problem]:
     limit = subject.manager().fence.memory
     if not pools or limit is None:
         return
-    running = sum(vm.host_memory() for vm in threads.running(subject.host))
+    running = sum(vm.host_memory(page_size()) for vm in threads.running(subject.host))
     text = f"hugepage pools hold {size(pools)}, which leaves {size(limit)} for VMs' other memory"
     if running > limit:
         remedy = "make the pools smaller, or give VMs hugepages"
@@ -203,7 +204,9 @@ def special_cpus(subject: Subject) -> Iterator[Problem]:
             f"CPUs {reserved & topology.isolated} of reserved_host_cpus are isolated (isolcpus): "
             "the host does not use them"
         )
-        yield Problem(WARN, text, "reserve other CPUs")
+        free = topology.online - topology.isolated - reserved
+        remedy = f"reserve some of {free} instead" if free else "isolate fewer CPUs"
+        yield Problem(WARN, text, remedy)
     yield from _isolated(manager, topology)
 
 

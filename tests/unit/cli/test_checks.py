@@ -293,7 +293,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             CPUS,
             WARN,
             "CPUs 0 of reserved_host_cpus are isolated",
-            "reserve other CPUs",
+            "reserve some of ",
         ),
         (
             lambda h: h.put(f"{CPU}/isolated", "3"),
