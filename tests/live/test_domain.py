@@ -75,14 +75,14 @@ def test_settings_of_a_vm_that_is_off() -> None:
     define()
     assert settings("web") == {"config": {}}
     assert (
-        done("web", "--set", "vcpu_cpus=5,4", "--set", "layout=/vms/$NAME") == "Metadata modified\n"
+        done("web", "--set", "vcpu_cpus=1,0", "--set", "layout=/vms/$NAME") == "Metadata modified\n"
     )
     assert (
         metadata("config")
-        == "<settings><vcpu_cpus>4-5</vcpu_cpus><layout>/vms/$NAME</layout></settings>"
+        == "<settings><vcpu_cpus>0-1</vcpu_cpus><layout>/vms/$NAME</layout></settings>"
     )
-    assert parse(inactive().encode()).settings == {"vcpu_cpus": "4-5", "layout": "/vms/$NAME"}
-    assert settings("web", "--config") == {"config": {"vcpu_cpus": "4-5", "layout": "/vms/$NAME"}}
+    assert parse(inactive().encode()).settings == {"vcpu_cpus": "0-1", "layout": "/vms/$NAME"}
+    assert settings("web", "--config") == {"config": {"vcpu_cpus": "0-1", "layout": "/vms/$NAME"}}
     done("web", "--unset", "vcpu_cpus", "--set", "iothread_cpus=0")
     assert (
         metadata("config")
