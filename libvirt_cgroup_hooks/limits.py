@@ -9,6 +9,7 @@ row, and is put back when the row is no longer wanted. A limit is set here and n
 
 from __future__ import annotations
 
+from .errors import Error, printable
 from .kinds import CPUS, PRESSURE, as_cpus
 from .state import SHARED, Remembered
 from .steps import RemoveEmpty, Step
@@ -75,6 +76,7 @@ def reconcile(
             there = manager.before(kind, path)
             # ours, of a time that is forgotten
             remembered.before[kind, path] = None if there == value else there
+        table[kind, path] = _narrowed(manager, kind, path, value, remembered.before[kind, path])
     plan.add_shared(*remembered.save(), *before)
     pressure = [row for row in obsolete if row[0] is PRESSURE]
     _put_back(plan, manager, remembered, [row for row in obsolete if row not in pressure])
@@ -86,6 +88,23 @@ def reconcile(
     for row in obsolete:
         del remembered.before[row]
     plan.add_shared(*remembered.save())
+
+
+def _narrowed(manager: Manager, kind: Kind, path: str, ours: Value, before: Value) -> Value:
+    """OURS within what the administrator had limited PATH to BEFORE. Raises Error for no CPU.
+
+    v1 cpusets always have a list, which may as well have lost CPUs that were offline.
+    """
+    tree = manager.tree_of(kind)
+    if before is None or (kind is CPUS and tree and not tree.clips):
+        return ours
+    value = kind.narrower(ours, before)
+    if value is None:
+        raise Error(
+            f"cannot limit {printable(path)} to CPUs {ours}: it was limited to {before} before",
+            "reserve other CPUs, or change that limit",
+        )
+    return value
 
 
 def _in_order(table: Table, present: Table) -> list[tuple[str, dict[Kind, Value]]]:

@@ -68,6 +68,12 @@ class Manager:
         """Where VMs are, or start: the VM parent, and what else holds DOMAINS."""
         raise NotImplementedError
 
+    def decided_elsewhere(self, kind: Kind, path: str) -> tuple[str, Value] | None:
+        """The file, other than ours, that decides the limit of PATH when systemd reads its files
+        again, and the limit that it names.
+        """
+        return None
+
     def hosts_own(self, path: str) -> list[str]:
         """What of the host's own work will be in PATH by its name, whatever is there now."""
         return []

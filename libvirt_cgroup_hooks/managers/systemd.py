@@ -165,7 +165,39 @@ class Systemd(Manager):
         return tree.read(kind, directory)
 
     def before(self, kind: Kind, path: str) -> Value:
-        return super().before(kind, path) if self.makes(kind) else self.read(kind, path)
+        if self.makes(kind):
+            return super().before(kind, path)
+        value = self.read(kind, path)
+        # all CPUs are no limit: what is left where one was taken away (`_property`)
+        return None if kind is CPUS and value == self.present() else value
+
+    def decided_elsewhere(self, kind: Kind, path: str) -> tuple[str, Value] | None:
+        """Drop-ins are read in the order of their names, whatever their directory; of those with
+        one name the first directory's counts (systemd.unit(5)).
+        """
+        key, unit = kind.unit_property, units.unit_of(path)
+        files = {}
+        for directory in reversed((*CONTROL, *UNIT_FILES)):
+            for name in self.host.names(f"{directory}/{unit}.d"):
+                files[name] = f"{directory}/{unit}.d/{name}"
+        found: tuple[str, Value] | None = None
+        for name in sorted(files):
+            for line in (self.host.read_optional(files[name]) or "").splitlines():
+                if line.startswith(f"{key}=") and name.endswith(".conf"):
+                    found = (files[name], self._value(kind, line.partition("=")[2]))
+        ours = f"{RUNTIME}/{unit}.d/50-{key}.conf"
+        return None if found is None or found[0] == ours else found
+
+    @staticmethod
+    def _value(kind: Kind, text: str) -> Value:
+        """As systemd has it, with suffixes of bytes such as 32G."""
+        shift = " KMGT".find(text[-1:]) * 10
+        if kind is not CPUS and shift > 0 and text[:-1].isdigit():
+            return int(text[:-1]) << shift
+        try:
+            return kind.parse(text)
+        except (Error, ValueError):  # a share of the host's memory, or what systemd rejects
+            return None
 
     def _promised(self, unit: str, kind: Kind) -> Value:
         key = kind.unit_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ... import conformance, managers, operations, threads
 from ...config import PATH
@@ -13,10 +14,15 @@ from ...domain import parse
 from ...errors import Error, printable, size
 from ...host import page_size
 from ...kernel.tree import Tree
+from ...kinds import CPUS, MEMORY, Kind, as_cpus, in_bytes
 from ...managers.base import Manager
 from ...plan import Plan
+from ...state import Remembered
 from ...topology import Topology
 from .subject import FAIL, NOTE, WARN, Problem, Subject
+
+if TYPE_CHECKING:
+    from ...kinds import Value
 
 APPLY = "run virt-cgroup apply --parent"
 NO_VM = "the next VM that starts sets it, or virt-cgroup apply --parent"
@@ -92,13 +98,54 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
                 "it is made, with its limits, when the first VM starts",
             )
             continue
+        wanted = {
+            kind: value for kind, value in manager.fence.limits().items() if tree.limits(kind)
+        }
+        for kind, value in wanted.items():
+            yield from _at_reload(manager, kind, path, value)
+            before = Remembered(subject.host).before.get((kind, path), manager.before(kind, path))
+            actual = manager.read(kind, path)
+            if before is None or actual in (None, value):
+                continue
+            if actual == kind.narrower(value, before):
+                yield _narrower(manager, kind, path, before)
+                wanted[kind] = None
         found = tree.in_effect(directory)
-        if manager.fence.cpus is not None and tree.has_cpus:
-            actual = found.cpus or CpuSet()
+        cpus, memory = as_cpus(wanted.get(CPUS)), in_bytes(wanted.get(MEMORY))
+        if cpus is not None:
             taken = conformance.taken(manager)
-            yield from _cpus(subject, tree, directory, actual, manager.fence.cpus, taken)
-        if manager.fence.memory is not None and tree.has_memory:
-            yield from _memory(subject, directory, found.memory_limit, manager.fence.memory)
+            yield from _cpus(subject, tree, directory, found.cpus or CpuSet(), cpus, taken)
+        if memory is not None:
+            yield from _memory(subject, directory, found.memory_limit, memory)
+
+
+def _narrower(manager: Manager, kind: Kind, path: str, before: Value) -> Problem:
+    """The administrator's own limit stays."""
+    decides = manager.decided_elsewhere(kind, path)
+    where = f" by {decides[0]}" if decides else ""
+    text = f"{path} was limited to {_shown(before)}{where} before, and the narrower limit stays"
+    return Problem(NOTE, text)
+
+
+def _at_reload(manager: Manager, kind: Kind, path: str, wanted: Value) -> Iterator[Problem]:
+    """systemd goes by its files at the next daemon-reload, whatever the kernel has now."""
+    decides = manager.decided_elsewhere(kind, path)
+    if decides is None:
+        return
+    file, value = decides
+    if value is None or kind.narrower(value, wanted) != value:
+        yield Problem(
+            FAIL,
+            f"{file} sets {kind.unit_property}={_shown(value)}, which replaces the limit "
+            f"{_shown(wanted)} at the next daemon-reload",
+            f"remove that line from {file}",
+        )
+
+
+def _shown(value: Value) -> str:
+    if value is None:
+        return "no limit"
+    return f"CPUs {value}" if isinstance(value, CpuSet) else size(value)
 
 
 def beside_vms(subject: Subject) -> Iterator[Problem]:
