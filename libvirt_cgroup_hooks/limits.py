@@ -81,6 +81,13 @@ def reconcile(
     pressure = [row for row in obsolete if row[0] is PRESSURE]
     _put_back(plan, manager, remembered, [row for row in obsolete if row not in pressure])
     present = {row: manager.read(*row) for row in table}
+    for (kind, path), value in table.items():
+        if present[kind, path] == value:
+            continue
+        decided = manager.decided_elsewhere(kind, path)
+        if decided and decided[1] is not None:  # the administrator's, and newer than ours
+            remembered.before[kind, path] = decided[1]
+            table[kind, path] = _narrowed(manager, kind, path, value, decided[1])
     if present != table:
         for path, values in _in_order(table, present):
             plan.add_shared(*manager.set(path, values))

@@ -367,6 +367,16 @@ def test_a_narrower_limit_of_the_administrator_stays(
     assert v2.get(f"{CG}/vms.slice/memory.max") == bytes_
 
 
+def test_one_that_is_newer_than_ours_stays_too(v2: Machined) -> None:
+    v2.slice("vms.slice")
+    do(v2, "prepare", vm())
+    v2.put(OVERRIDE, "[Slice]\nMemoryMax=4G")
+    v2.put(f"{CG}/vms.slice/memory.max", str(4 << 30))
+    assert calls(v2, vm()) == []
+    leave(v2)
+    assert v2.get(f"{CG}/vms.slice/memory.max") == str(4 << 30)
+
+
 def test_all_cpus_are_no_limit(v2: Machined) -> None:
     """That is what a slice keeps whose limit was taken away; nothing of ours is left then."""
     for _ in range(2):
