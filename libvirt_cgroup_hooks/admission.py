@@ -40,35 +40,73 @@ class Cpus:
         self.all_online = all_online
 
 
-def check_pins(domain: Domain, cpus: CpuSet, pin_conflict: str) -> list[str]:
-    """Warnings about DOMAIN's pins to CPUs outside CPUS. Raises Refusal as PIN_CONFLICT says."""
-    outside = pins_outside(domain, cpus)
-    if not outside:
-        return []
-    text = f"VM {printable(domain.name)} is pinned to reserved CPUs: {', '.join(outside)}"
-    if pin_conflict == "refuse":
-        raise Refusal(text, f"pin it within {cpus}, or reserve other CPUs")
-    return [text]
-
-
 def check_cpus(domain: Domain, cpus: Cpus, pin_conflict: str) -> list[str]:
-    """The warnings. Raises Refusal for a VM whose pins libvirt could not set, or that PIN_CONFLICT
-    forbids.
+    """The warnings. Raises Refusal for a VM whose pins PIN_CONFLICT forbids, or libvirt could not
+    set.
+
+    A pin of a vCPU that is offline is told alone: it matters when the vCPU comes online.
     """
+    pins = domain.pins()
+    starting = {group: pins[group] for group in domain.group_names() if group in pins}
     warnings: list[str] = []
-    if pins_outside(domain, cpus.fence):
-        warnings = check_pins(domain, cpus.pinnable, pin_conflict)
-        # v1 takes no CPU that is offline into a cpuset; v2 and the scheduler want one that is not
-        _check_online(domain, cpus)
-    _check_taken(domain, cpus)
+    for groups in (starting, {group: pins[group] for group in pins if group not in starting}):
+        for text, hint in _conflicts(domain, cpus, groups):
+            if pin_conflict == "refuse" and groups is starting:
+                raise Refusal(text, hint)
+            warnings.append(text)
+    _check_online(domain, cpus, starting)
+    _check_taken(domain, cpus, starting)
     return warnings
 
 
-def check_memory(domain: Domain, others: int, limit: int) -> None:
-    """Raises Refusal where DOMAIN does not fit under LIMIT beside OTHERS (bytes of the VMs that
-    run).
+def _conflicts(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> list[tuple[str, str]]:
+    """What is wrong with PINS by thread group, and the remedy."""
+    if all(pin <= cpus.fence for pin in pins.values()):
+        return []
+    found: list[tuple[str, str]] = []
+    present = cpus.pinnable | cpus.reserved
+    subject = f"VM {printable(domain.name)} is pinned to"
+    missing = {group: pin - present for group, pin in pins.items() if pin - present}
+    reserved = {group: pin & cpus.reserved for group, pin in pins.items() if pin & cpus.reserved}
+    if missing:
+        told = ", ".join(_told(pins, missing, "this host has no CPU"))
+        hint = _within(domain, missing, cpus.fence)
+        found.append((f"{subject} CPUs that do not exist: {told}", hint))
+    if reserved:
+        told = ", ".join(_told(pins, reserved, "reserved:"))
+        hint = f"{_within(domain, reserved, cpus.fence)}, or reserve other CPUs"
+        found.append((f"{subject} reserved CPUs: {told}", hint))
+    return found
+
+
+def _check_online(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> None:
+    """v1 takes no CPU that is offline into a cpuset; v2 and the scheduler want one that is not."""
+    offline: dict[str, CpuSet] = {}
+    for group, pin in pins.items():
+        away = pin & cpus.pinnable - cpus.fence
+        if away and (cpus.all_online or away == pin):
+            offline[group] = away
+    if offline:
+        told = ", ".join(_told(pins, offline, "offline:"))
+        raise Refusal(
+            f"VM {printable(domain.name)} is pinned to CPUs that are offline: {told}",
+            f"bring them online, or pin it within {cpus.fence}",
+        )
+
+
+def _within(domain: Domain, groups: dict[str, CpuSet], cpus: CpuSet) -> str:
+    """What to do, with the command for the first of GROUPS."""
+    group = next(iter(groups))
+    kind = group.rstrip("0123456789")
+    number = f" {group[len(kind) :]}" if kind != "emulator" else ""
+    return f"pin it within {cpus} (virsh {kind}pin {domain.handle}{number} {cpus} --config)"
+
+
+def check_memory(domain: Domain, needed: int, others: int, limit: int) -> None:
+    """Raises Refusal where DOMAIN, which NEEDED is for, does not fit under LIMIT beside OTHERS.
+
+    All in bytes; OTHERS are the VMs that run.
     """
-    needed = domain.host_memory()
     if others + needed > limit:
         raise Refusal(
             f"VM {printable(domain.name)} needs {size(needed)} including QEMU's overhead; "
@@ -79,39 +117,25 @@ def check_memory(domain: Domain, others: int, limit: int) -> None:
 
 def pins_outside(domain: Domain, cpus: CpuSet) -> list[str]:
     """The first pins of DOMAIN to CPUs outside CPUS: "vcpu0 to 0-1 (reserved: 0)"."""
-    outside = {group: pin - cpus for group, pin in domain.pins().items() if not pin <= cpus}
-    return _told(domain, outside, "reserved")
+    pins = domain.pins()
+    outside = {group: pin - cpus for group, pin in pins.items() if not pin <= cpus}
+    return _told(pins, outside, "reserved:")
 
 
 def pins_to(domain: Domain, cpus: CpuSet) -> list[str]:
     """The first pins of DOMAIN to some of CPUS, which are to be reserved."""
-    taken = {group: pin & cpus for group, pin in domain.pins().items() if pin & cpus}
-    return _told(domain, taken, "reserved")
+    pins = domain.pins()
+    taken = {group: pin & cpus for group, pin in pins.items() if pin & cpus}
+    return _told(pins, taken, "reserved:")
 
 
-def _check_online(domain: Domain, cpus: Cpus) -> None:
-    """A CPU that is offline is neither in the fence nor reserved."""
-    online = cpus.fence | cpus.reserved
-    offline: dict[str, CpuSet] = {}
-    for group, pin in domain.pins().items():
-        missing = pin - online
-        if missing and (cpus.all_online or missing == pin):
-            offline[group] = missing
-    if offline:
-        told = ", ".join(_told(domain, offline, "offline"))
-        raise Refusal(
-            f"VM {printable(domain.name)} is pinned to CPUs that are offline: {told}",
-            f"bring them online, or pin it within {cpus.fence}",
-        )
-
-
-def _check_taken(domain: Domain, cpus: Cpus) -> None:
+def _check_taken(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> None:
     """Others may have all that DOMAIN is pinned to for themselves alone: libvirt could not set such
     a pin.
     """
     for directory, taken in cpus.taken.items():
-        pins = {group: pin & cpus.fence for group, pin in domain.pins().items()}
-        groups = [group for group, pin in pins.items() if pin and pin <= taken]
+        left = {group: pin & cpus.fence for group, pin in pins.items()}
+        groups = [group for group, pin in left.items() if pin and pin <= taken]
         if groups:
             raise Refusal(
                 f"VM {printable(domain.name)} is pinned to CPUs {taken} "
@@ -120,12 +144,11 @@ def _check_taken(domain: Domain, cpus: Cpus) -> None:
             )
 
 
-def _told(domain: Domain, cpus: dict[str, CpuSet], what: str) -> list[str]:
-    """One item a group of CPUS: its pin, and the CPUs of it that are WHAT."""
-    pins = domain.pins()
+def _told(pins: dict[str, CpuSet], cpus: dict[str, CpuSet], what: str) -> list[str]:
+    """One item a group of CPUS: its pin, and the CPUs of it of which WHAT is said."""
     told: list[str] = []
     for group in list(cpus)[:SHOWN]:
-        told.append(f"{group} to {_short(pins[group])} ({what}: {_short(cpus[group])})")
+        told.append(f"{group} to {_short(pins[group])} ({what} {_short(cpus[group])})")
     if len(cpus) > SHOWN:
         told.append(f"and {len(cpus) - SHOWN} more")
     return told

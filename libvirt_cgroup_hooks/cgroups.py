@@ -16,23 +16,35 @@ V1 = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "net_
 V2_NAME = {"blkio": "io"}
 # On v2 there is no such controller: cpu.stat always exists, and devices are a BPF program.
 ALWAYS_ON_V2 = ("cpuacct", "devices")
+OWN = "/proc/self/cgroup"
+# Where cgroup2 is mounted here, systemd uses no other hierarchy (cg_unified_cached in its
+# src/basic/cgroup-util.c); else it keeps limits on v1 and its units in name=systemd.
+SYSTEMD_V2 = "/sys/fs/cgroup"
+SYSTEMD_V1_KEY = "name=systemd"
 
 
 class Hierarchy:
-    """One mounted hierarchy: version 1 or 2, mount point, its controllers, and the daemon's
-    placement in it.
+    """One mounted hierarchy: version 1 or 2, mount point, its controllers, the daemon's placement
+    in it, and whether systemd, where it is, keeps limits here.
     """
 
-    __slots__ = ("controllers", "key", "mount", "placement", "version")
+    __slots__ = ("controllers", "key", "mount", "placement", "systemd", "version")
 
     def __init__(
-        self, version: int, mount: str, key: str, controllers: frozenset[str], placement: str
+        self,
+        version: int,
+        mount: str,
+        key: str,
+        controllers: frozenset[str],
+        placement: str,
+        systemd: bool,
     ) -> None:
         self.version = version
         self.mount = mount
         self.key = key  # how /proc/PID/cgroup names it: "cpu,cpuacct", and "" for v2
         self.controllers = controllers
         self.placement = placement
+        self.systemd = systemd
 
     def directory(self, path: str) -> str:
         """The directory of the cgroup PATH ("/a/b") of this hierarchy."""
@@ -54,12 +66,16 @@ class Hierarchy:
 
 class Cgroups:
     """All hierarchies of a host but the named ones (name=systemd), and which one libvirt takes each
-    controller from.
+    controller from. `systemd_key` is that of the hierarchy which has the cgroups of systemd's
+    units.
     """
 
-    __slots__ = ("controllers", "hierarchies", "unified")
+    __slots__ = ("controllers", "hierarchies", "systemd_key", "unified")
 
-    def __init__(self, v1: list[Hierarchy], unified: Hierarchy | None) -> None:
+    def __init__(
+        self, v1: list[Hierarchy], unified: Hierarchy | None, systemd_key: str = ""
+    ) -> None:
+        self.systemd_key = systemd_key
         self.hierarchies = [*v1, unified] if unified else v1
         self.unified = unified
         self.controllers: dict[str, Hierarchy] = {}
@@ -76,17 +92,23 @@ class Cgroups:
         return [hierarchy for hierarchy in self.hierarchies if hierarchy.version == 1]
 
 
-def detect(read: Reader, pid: str = "self") -> Cgroups:
-    """PID is the daemon's, or a child's of it. Raises Error where no controller is mounted, as
-    libvirt does.
+def detect(read: Reader, daemon: dict[str, str] | None = None) -> Cgroups:
+    """DAEMON is where the daemon is, by hierarchy key; without it, where we are, as its child.
+
+    Raises Error where no controller is mounted, as libvirt does.
     """
     mounts = _mounts(read("/proc/mounts") or "")
-    paths = placements(read(f"/proc/{pid}/cgroup") or "")
+    paths = placements(read(OWN) or "") if daemon is None else daemon
     v1 = _v1(mounts, paths) if read("/proc/cgroups") is not None else []
     unified = _unified(mounts, paths, read)
     if not v1 and not unified:
         raise Error("no cgroup controllers are mounted", "mount cgroup2 on /sys/fs/cgroup")
-    return Cgroups(v1, unified)
+    return Cgroups(v1, unified, _systemd_key(mounts))
+
+
+def systemd_key(read: Reader) -> str:
+    """The key of the hierarchy that has the cgroups of systemd's units."""
+    return _systemd_key(_mounts(read("/proc/mounts") or ""))
 
 
 def placements(text: str) -> dict[str, str]:
@@ -111,6 +133,12 @@ def _mounts(text: str) -> list[tuple[str, str, list[str]]]:
     return mounts
 
 
+def _systemd_key(mounts: list[tuple[str, str, list[str]]]) -> str:
+    """Others mount name=systemd beside v2, too: containers of old distributions want it."""
+    unified = any(kind == "cgroup2" and mount == SYSTEMD_V2 for kind, mount, _ in mounts)
+    return "" if unified else SYSTEMD_V1_KEY
+
+
 def _unescaped(path: str) -> str:
     for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         path = path.replace(escape, character)
@@ -122,13 +150,15 @@ def _v1(mounts: list[tuple[str, str, list[str]]], paths: dict[str, str]) -> list
     it counts.
     """
     found = []
+    systemd = _systemd_key(mounts) == SYSTEMD_V1_KEY
     for key, path in paths.items():
         names = key.split(",")
         if not key or any(name.startswith("name=") for name in names):
             continue
         for _, mount, options in reversed([m for m in mounts if m[0] == "cgroup"]):
             if set(names) & set(options):
-                found.append(Hierarchy(1, mount, key, frozenset(names), _cut(path)))
+                controllers = frozenset(names)
+                found.append(Hierarchy(1, mount, key, controllers, _cut(path), systemd))
                 break
     return found
 
@@ -146,7 +176,8 @@ def _unified(
     head, mark, _ = paths[""].rpartition("/emulator")
     placement = _cut(head if mark else paths[""])
     listed = read(v2[-1] + placement.rstrip("/") + "/cgroup.controllers") or ""
-    return Hierarchy(2, v2[-1], "", frozenset(listed.split()) | frozenset(ALWAYS_ON_V2), placement)
+    controllers = frozenset(listed.split()) | frozenset(ALWAYS_ON_V2)
+    return Hierarchy(2, v2[-1], "", controllers, placement, _systemd_key(mounts) == "")
 
 
 def _cut(path: str) -> str:

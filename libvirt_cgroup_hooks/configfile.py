@@ -179,10 +179,8 @@ def _check_together(parsed: Parsed) -> None:
     if values.get("reserved_host_mem") and not layout.native and layout.parent is None:
         raise parsed.error(
             "reserved_host_mem",
-            f'cgroup_layout = "{layout.preset}" has no cgroup that holds only VMs, to be limited',
+            f'cgroup_layout = "{layout.preset}" has no cgroup that holds only VMs',
             'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"',
         )
     if values.get("memory_admission") == "1" and not values.get("reserved_host_mem"):
-        raise parsed.error(
-            "memory_admission", "it needs a memory limit", "set reserved_host_mem, too"
-        )
+        raise parsed.error("memory_admission", "it needs reserved_host_mem", "set that, too")

@@ -8,12 +8,21 @@ from __future__ import annotations
 from .admission import Cpus
 from .cpuset import CpuSet
 from .kernel.tree import InEffect
+from .kinds import MEMORY
+from .managers.units import VM_SCOPE
+from .state import Remembered
+
+SHOWN = 3  # cgroups in a message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .domain import Domain
+    from .host import Host
     from .kernel.tree import Tree
     from .managers.base import Manager
+    from .state import Row
     from .threads import Thread
 
 
@@ -66,6 +75,69 @@ def cpus_for_pins(manager: Manager, fence: CpuSet) -> Cpus:
     return Cpus(fence, manager.pinnable(fence), manager.kept, others, all_online)
 
 
+def others_in(manager: Manager, rows: Iterable[Row]) -> dict[str, list[str]]:
+    """By the cgroup of each of ROWS that holds, or will hold, more than VMs: the first of what that
+    is, cgroups or units.
+
+    Containers are beside VMs in the cgroup that libvirt itself takes, which is left out.
+    """
+    found: dict[str, list[str]] = {}
+    for kind, path in rows:
+        tree = manager.tree_of(kind)
+        if tree is None or path == manager.machine or path in found:
+            continue
+        mount, top = len(tree.hierarchy.mount), tree.hierarchy.directory(path)
+        others = manager.hosts_own(path) or [one[mount:] for one in _beside(manager.host, top)]
+        if others:
+            found[path] = others
+    return found
+
+
+def beside_vms(manager: Manager, tree: Tree, path: str) -> list[str]:
+    """The cgroups right below PATH that hold something else than VMs: processes, or memory that
+    ended ones have left.
+    """
+    host, top = manager.host, tree.hierarchy.directory(path)
+    found: list[str] = []
+    for name in host.directories(top):
+        directory = f"{top}/{name}"
+        left = tree.has_memory and not name.endswith(".slice") and tree.memory_in_use(directory)
+        if _beside(host, directory) or (left and not _is_vms(host, directory)):
+            found.append(f"{path.rstrip('/')}/{name}")
+    return found
+
+
+def _beside(host: Host, directory: str) -> list[str]:
+    """The first cgroups at or below DIRECTORY that have processes and are no VM's."""
+    from . import threads
+
+    if _is_vms(host, directory):
+        return []
+    if threads.members(host, directory):
+        return [directory]
+    found: list[str] = []
+    for name in host.directories(directory):
+        found += _beside(host, f"{directory}/{name}")
+        if len(found) >= SHOWN:
+            break
+    return found[:SHOWN]
+
+
+def _is_vms(host: Host, directory: str) -> bool:
+    """Whether DIRECTORY is the cgroup of one VM: a scope of libvirt's, or one with QEMU in it or in
+    its emulator group.
+    """
+    from . import threads
+
+    if directory.rpartition("/")[2].startswith(VM_SCOPE):
+        return True
+    for place in (directory, f"{directory}/emulator"):
+        for pid in threads.members(host, place):
+            if (host.read_optional(f"/proc/{pid}/comm") or "").startswith(threads.QEMU):
+                return True
+    return False
+
+
 # memory
 
 
@@ -92,6 +164,21 @@ def memory_in_use(manager: Manager, domain: Domain) -> int:
 
 
 # a VM
+
+
+def not_limited(manager: Manager, domain: Domain, main: Thread) -> str | None:
+    """The cgroup of DOMAIN, whose main thread is MAIN, if no memory limit of ours is above it.
+
+    None where there is one, or none is wanted, or a layout says where the VM has to be.
+    """
+    tree = manager.tree_of(MEMORY)
+    if tree is None or manager.fence.memory is None or not manager.layout.native:
+        return None
+    place = manager.vm_of(main, tree)
+    tops = set(manager.parents(MEMORY, []))
+    tops.update(path for kind, path in Remembered(manager.host).before if kind is MEMORY)
+    within = any(f"{place}/".startswith(f"{top}/") for top in tops)
+    return None if within else place
 
 
 def problems(manager: Manager, domain: Domain, thread: Thread, cpus: CpuSet) -> list[str]:

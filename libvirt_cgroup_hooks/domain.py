@@ -29,6 +29,7 @@ UNITS = {
 UNITS.update({"GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40})
 DEFAULT_VRAM = "16384"  # KiB, as libvirt gives most models
 TUNING = ("cputune", "memtune", "blkiotune", "numatune")
+NO_RAM = ("nvdimm", "virtio-pmem", "sgx-epc")  # models of memory devices
 PIN = {
     "vcpupin": ("vcpu", "vcpu"),
     "iothreadpin": ("iothread", "iothread"),
@@ -38,6 +39,18 @@ CPUTUNE_VALUES = frozenset(
     "shares period quota global_period global_quota emulator_period emulator_quota "
     "iothread_period iothread_quota".split()
 )
+
+
+class MemoryDevice:
+    """A <memory> device; sizes in bytes, `page_size` 0 where the XML names none."""
+
+    __slots__ = ("is_ram", "node", "page_size", "size")
+
+    def __init__(self, model: str) -> None:
+        self.is_ram = model not in NO_RAM
+        self.node = 0
+        self.page_size = 0
+        self.size = 0
 
 
 class Domain:
@@ -70,7 +83,8 @@ class Domain:
         self.current_memory = 0
         self.max_memory = 0
         self.hugepages = False
-        self.hugepage_nodes: CpuSet | None = None  # guest NUMA nodes that hugepages back; None: all
+        self.pages: list[tuple[int, CpuSet | None]] = []  # bytes, and guest NUMA nodes if given
+        self.memory_devices: list[MemoryDevice] = []
         self.node_memory: dict[int, int] = {}
         self.video_memory = 0
         self.partition = ""
@@ -94,25 +108,47 @@ class Domain:
         pins.update((f"iothread{number}", cpus) for number, cpus in self.iothreadpin.items())
         return pins
 
-    def hugepage_memory(self) -> int:
-        """Bytes that come from hugepage pools."""
-        if self.hugepages and self.hugepage_nodes is not None:
-            return sum(
-                size for node, size in self.node_memory.items() if node in self.hugepage_nodes
-            )
-        return self.memory if self.hugepages else 0
+    def hugepage_memory(self, page_size: int) -> int:
+        """Bytes that come from hugepage pools; PAGE_SIZE is the system's own, in bytes.
 
-    def host_memory(self) -> int:
+        As qemuBuildMemoryBackendProps of libvirt: a page with a nodeset is for these guest nodes,
+        one without for all others, and one of the system's own size is no hugepage.
+        """
+        if not self.hugepages:
+            return sum(one.size for one in self.memory_devices if one.page_size > page_size)
+        nodes = self.node_memory or {0: self.memory - sum(one.size for one in self.memory_devices)}
+        found = sum(size for node, size in nodes.items() if self._is_huge(node, page_size))
+        for one in self.memory_devices:
+            given = one.page_size > page_size
+            if one.is_ram and (given or (not one.page_size and self._is_huge(one.node, page_size))):
+                found += one.size
+        return found
+
+    def _is_huge(self, node: int, page_size: int) -> bool:
+        sizes = [size for size, nodes in self.pages if nodes is not None and node in nodes]
+        sizes += [size for size, nodes in self.pages if nodes is None]
+        return sizes[0] > page_size if sizes else not self.pages
+
+    def host_memory(self, page_size: int) -> int:
         """Bytes that the VM may take from the host: its memory but for hugepages, and QEMU's own.
+
+        libvirt counts memory devices into <memory>: an NVDIMM or virtio-pmem, which is a file's,
+        and SGX memory are no RAM; virtio-mem counts with the size that it may grow to.
 
         The estimate of the latter follows KubeVirt's GetMemoryOverhead: page tables, 1/512 of the
         guest's memory; 8 MiB for each vCPU and I/O thread; the video memory; 64 MiB for QEMU
         itself.
         """
         guest = max(self.memory, self.current_memory)
+        guest -= sum(one.size for one in self.memory_devices if not one.is_ram)
         threads = self.max_vcpus + self.iothreads
         overhead = guest // 512 + threads * 8 * MIB + self.video_memory + 64 * MIB
-        return overhead + max(0, guest - self.hugepage_memory())
+        return overhead + max(0, guest - self.hugepage_memory(page_size))
+
+    @property
+    def partition_top(self) -> str:
+        """The first component of the partition that libvirt puts the VM into."""
+        return self.partition.strip("/").partition("/")[0] or "machine"
 
     def online_vcpus(self) -> list[int]:
         if self.individual_vcpus:
@@ -246,10 +282,12 @@ class _Reader:
             domain.numatune = dict(attributes)
         elif path == "memoryBacking/hugepages":
             domain.hugepages = True
-        elif path == "memoryBacking/hugepages/page" and attributes.get("nodeset"):
-            domain.hugepage_nodes = (domain.hugepage_nodes or CpuSet()) | CpuSet.parse(
-                attributes["nodeset"]
-            )
+        elif path == "memoryBacking/hugepages/page":
+            nodeset = attributes.get("nodeset")
+            nodes = CpuSet.parse(nodeset) if nodeset else None
+            domain.pages.append((self.bytes(attributes.get("size")), nodes))
+        elif path == "devices/memory":
+            domain.memory_devices.append(MemoryDevice(attributes.get("model", "")))
         elif path == "cpu/numa/cell" and attributes.get("memory"):
             node = _integer(attributes.get("id", str(len(domain.node_memory))), "cell id")
             domain.node_memory[node] = self.bytes(attributes["memory"])
@@ -299,12 +337,23 @@ class _Reader:
             self.domain.current_memory = self.bytes(text)
         elif path == "domain/maxMemory":
             self.domain.max_memory = self.bytes(text)
+        elif path.startswith("domain/devices/memory/"):
+            self.memory_device(path.rpartition("memory/")[2], text)
         elif path == "domain/resource/partition":
             self.domain.partition = text
         elif path.startswith("domain/cputune/") and element in CPUTUNE_VALUES:
             self.domain.cputune[element] = text.strip()
         elif path.startswith("domain/metadata/") and path.count("/") == 3:
             self.setting(path.split("/")[2], element, text)
+
+    def memory_device(self, path: str, text: str) -> None:
+        device = self.domain.memory_devices[-1]
+        if path == "target/size":
+            device.size = self.bytes(text)
+        elif path == "target/node":
+            device.node = _integer(text, "node")
+        elif path == "source/pagesize":
+            device.page_size = self.bytes(text)
 
     def setting(self, holder: str, element: str, text: str) -> None:
         """An element below HOLDER, a child of <metadata>. Without a namespace it counts as HOLDER's
@@ -322,7 +371,7 @@ class _Reader:
         if self.attributes.get("cpuset") and not domain.auto_placement:
             domain.vcpu_cpus = CpuSet.parse(self.attributes["cpuset"])
 
-    def bytes(self, text: str) -> int:
+    def bytes(self, text: str | None) -> int:
         unit = self.attributes.get("unit", "KiB")
         if unit not in UNITS:
             raise Error(

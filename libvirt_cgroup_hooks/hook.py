@@ -88,7 +88,9 @@ class _Run:
         # cleaning up goes by what was recorded, whatever the configuration says now
         if self.operation in ENFORCE:
             self.config = self.configuration()
-            self.set_deadline()
+        else:
+            self.config.hook_timeout = snapshot.timeout(host) or self.config.hook_timeout
+        self.set_deadline()
         xml = _standard_input()
         # the VM has settings of its own
         own = self.operation in ENFORCE and SETTINGS_URI.encode() in xml

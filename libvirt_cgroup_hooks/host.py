@@ -22,7 +22,8 @@ else:
 # The same numbers on every Linux; the errno module would cost the hook an import.
 ABSENT = (2, 3, 19, 20, 95)  # ENOENT, ESRCH, ENODEV, ENOTDIR, EOPNOTSUPP
 NEW = ".new"  # ends the name of a file that is being written
-PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+# Where programs are; the last is NixOS's
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin"
 BUS = "/run/dbus/system_bus_socket"
 DENIED = (1, 13)  # EPERM, EACCES
 ESRCH, EAGAIN, EBUSY, ENOTEMPTY = 3, 11, 16, 39
@@ -232,7 +233,7 @@ class Host:
         try:
             environment = {"PATH": PATH, "LC_ALL": "C"}
             self._child = os.posix_spawn(
-                command[0], command, environment, file_actions=actions, setsigmask=()
+                _program(command[0]), command, environment, file_actions=actions, setsigmask=()
             )
             os.close(pipe.pop())
         finally:
@@ -333,6 +334,14 @@ def _all(descriptor: int) -> bytes:
         if not part:
             return b"".join(parts)
         parts.append(part)
+
+
+def _program(name: str) -> str:
+    """The path of the program NAME; NAME itself where there is none, or where it is a path."""
+    if "/" in name:
+        return name
+    paths = [f"{directory}/{name}" for directory in PATH.split(":")]
+    return next((path for path in paths if os.access(path, os.X_OK)), name)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

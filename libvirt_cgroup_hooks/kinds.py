@@ -46,6 +46,10 @@ class Kind:
             return wanted is None
         return there <= wanted  # type: ignore[operator]  # two values of one kind
 
+    def narrower(self, one: Value, other: Value) -> Value:
+        """What both allow; for CPUs None if that is none."""
+        return one if self.rises(one, other) else other
+
 
 class Cpus(Kind):
     """A kind of limit whose values are sets of CPUs."""
@@ -56,6 +60,10 @@ class Cpus(Kind):
         # systemd writes a list with spaces into its own files
         cpus = CpuSet.parse(",".join(text.split())) if text.strip() != NONE else CpuSet()
         return cpus or None
+
+    def narrower(self, one: Value, other: Value) -> Value:
+        both = (as_cpus(one) or CpuSet()) & (as_cpus(other) or CpuSet())
+        return both or None
 
 
 CPUS = Cpus("cpus", "cpuset", "cpuset.cpus", "cpuset.cpus", "AllowedCPUs")

@@ -9,6 +9,7 @@ row, and is put back when the row is no longer wanted. A limit is set here and n
 
 from __future__ import annotations
 
+from .errors import Error, printable
 from .kinds import CPUS, PRESSURE, as_cpus
 from .state import SHARED, Remembered
 from .steps import RemoveEmpty, Step
@@ -41,22 +42,24 @@ def wanted(manager: Manager, domains: list[Domain], remembered: Remembered) -> T
     return table
 
 
-def enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
-    """The VM parent, the cgroups in which DOMAINS start, and all limits.
+def enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> list[Row]:
+    """The VM parent, the cgroups in which DOMAINS start, and all limits. Returns the new rows.
 
     Raises Error where that cannot be, before anything is changed.
     """
     remembered = Remembered(manager.host)
     if remembered.is_foreign:
         plan.warnings.append(
-            f"{SHARED} is of another version: what was there before the limits is not known any "
-            "more, and is not put back"
+            f"{SHARED} was written by another version: the values from before the limits are "
+            "not known and will not be restored"
         )
     table = wanted(manager, domains, remembered)
     steps: list[Step] = []
     for tree, path in _directories(manager, domains, table):
         steps += _make(tree, path, as_cpus(table.get((CPUS, path))), table, remembered)
+    new = [row for row in table if row not in remembered.before]
     reconcile(plan, manager, remembered, table, steps)
+    return new
 
 
 def reconcile(
@@ -73,10 +76,18 @@ def reconcile(
             there = manager.before(kind, path)
             # ours, of a time that is forgotten
             remembered.before[kind, path] = None if there == value else there
+        table[kind, path] = _narrowed(manager, kind, path, value, remembered.before[kind, path])
     plan.add_shared(*remembered.save(), *before)
     pressure = [row for row in obsolete if row[0] is PRESSURE]
     _put_back(plan, manager, remembered, [row for row in obsolete if row not in pressure])
     present = {row: manager.read(*row) for row in table}
+    for (kind, path), value in table.items():
+        if present[kind, path] == value:
+            continue
+        decided = manager.decided_elsewhere(kind, path)
+        if decided and decided[1] is not None:  # the administrator's, and newer than ours
+            remembered.before[kind, path] = decided[1]
+            table[kind, path] = _narrowed(manager, kind, path, value, decided[1])
     if present != table:
         for path, values in _in_order(table, present):
             plan.add_shared(*manager.set(path, values))
@@ -84,6 +95,23 @@ def reconcile(
     for row in obsolete:
         del remembered.before[row]
     plan.add_shared(*remembered.save())
+
+
+def _narrowed(manager: Manager, kind: Kind, path: str, ours: Value, before: Value) -> Value:
+    """OURS within what the administrator had limited PATH to BEFORE. Raises Error for no CPU.
+
+    v1 cpusets always have a list, which may as well have lost CPUs that were offline.
+    """
+    tree = manager.tree_of(kind)
+    if before is None or (kind is CPUS and tree and not tree.clips):
+        return ours
+    value = kind.narrower(ours, before)
+    if value is None:
+        raise Error(
+            f"cannot limit {printable(path)} to CPUs {ours}: it was limited to {before} before",
+            "reserve other CPUs, or change that limit",
+        )
+    return value
 
 
 def _in_order(table: Table, present: Table) -> list[tuple[str, dict[Kind, Value]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from . import limits, managers, state
 from .errors import Error, Refusal, printable
+from .host import page_size
 from .kinds import CPUS, MEMORY
 from .plan import Plan
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 ENFORCE = ("prepare", "start", "started", "reconnect")
 CLEAN_UP = ("stopped", "release")
+SUGGESTED = '"/vms/$NAME"'
 # The manager that has nothing to do at the operation
 IDLE = {"start": "cgroupfs", "stopped": "systemd"}
 
@@ -40,17 +42,17 @@ def plan(
     config: Config,
     operation: str,
     domain: Domain,
-    pid: str = "self",
+    daemon: dict[str, str] | None = None,
     imagine: bool = False,
 ) -> Plan:
-    """What the hook, or a daemon whose process is PID, does for DOMAIN.
+    """What the hook, or a daemon that is where DAEMON says, does for DOMAIN.
 
     With IMAGINE, a VM that is not running is planned for as if it had just started.
     """
     made = Plan(operation, transaction=operation not in CLEAN_UP)
     if operation not in ENFORCE + CLEAN_UP:
         return made
-    manager = managers.choose(host, config, pid)
+    manager = managers.choose(host, config, daemon)
     if operation == "prepare":
         prepare(made, manager, domain)
     elif operation == "start":
@@ -72,7 +74,7 @@ def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
     _check_parent(manager, own, domain)
     _admit(plan, own, domain)
     own.prepare(plan, domain)
-    limits.enforce(plan, manager, [domain])
+    _enforce(plan, manager, [domain])
 
 
 def start(plan: Plan, manager: Manager, domain: Domain) -> None:
@@ -92,7 +94,7 @@ def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False)
         _place(plan, own, domain, running, vm_threads)
     elif imagine:
         plan.warnings.append(
-            f"VM {printable(domain.name)} is not running: no process of it is placed"
+            f"VM {printable(domain.name)} is not running, so there is no process to place"
         )
         own.imagined(plan, domain)
     else:
@@ -125,7 +127,7 @@ def parent(plan: Plan, manager: Manager, running: list[Domain]) -> None:
     """The VM parent alone: at boot, or as `virt-cgroup apply --parent`."""
     check_controllers(manager)
     forget_left_behind(plan, manager, running={domain.name for domain in running})
-    limits.enforce(plan, manager, [])
+    _enforce(plan, manager, [])
 
 
 def refit(plan: Plan, manager: Manager, running: list[Domain], force: bool = False) -> None:
@@ -138,7 +140,7 @@ def refit(plan: Plan, manager: Manager, running: list[Domain], force: bool = Fal
     check_controllers(manager)
     for tree in manager.trees:
         tree.forced = force
-    limits.enforce(plan, manager, running)
+    _enforce(plan, manager, running)
     for domain in running:
         own = manager.for_domain(domain)
         vm_threads = threads.threads(manager.host, domain) if own.reaches_into_vms else []
@@ -190,23 +192,57 @@ def check_controllers(manager: Manager) -> None:
         )
 
 
+def _enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
+    """Raises Error where a cgroup that gets its first limit holds more than VMs, or will."""
+    new = limits.enforce(plan, manager, domains)
+    if not new:
+        return
+    from . import conformance
+
+    for path, others in conformance.others_in(manager, new).items():
+        remedy = f"choose another layout, such as cgroup_layout = {SUGGESTED}"
+        if path not in manager.parent_paths().values():
+            remedy = "give VMs a partition below /machine: virt-cgroup domain NAME --no-partition"
+        raise Error(
+            f"cannot limit {printable(path)} as a parent of VMs: it holds the host's own work "
+            f"({', '.join(map(printable, others))})",
+            remedy,
+        )
+
+
 def _check_parent(manager: Manager, own: Manager, domain: Domain) -> None:
-    """Raises Refusal where DOMAIN's own layout would take it out of the one memory limit of all
-    VMs.
+    """Raises Refusal where DOMAIN's own layout or partition would take it out of the fence, or out
+    of the one memory limit of all VMs.
     """
-    if own is manager or manager.fence.memory is None:
+    if own is manager and not domain.partition:
+        return
+    if manager.fence and domain.partition and not domain.partition.strip("/"):
+        raise _partition_outside(domain, "VMs are limited by a cgroup below the root")
+    if manager.fence.memory is None:
         return
     tops = manager.parent_paths()
-    for tree, path in own.parent_paths().items():
-        if not tree.has_memory or tree not in tops:
+    for tree, path in own.parent_paths(domain).items():
+        top = tops.get(tree)
+        if not tree.has_memory or top is None or f"{path}/".startswith(f"{top}/"):
             continue
-        top = tops[tree]
-        if path != top and not path.startswith(f"{top}/"):
-            raise Refusal(
-                f'VM {printable(domain.name)} has layout = "{printable(own.layout.preset)}" in its '
-                f"metadata, and reserved_host_mem limits what is below {top}",
-                "give it a layout below that, or none of its own",
-            )
+        why = f"reserved_host_mem only limits VMs below {top}"
+        if "layout" not in domain.settings:
+            raise _partition_outside(domain, why)
+        raise Refusal(
+            f'VM {printable(domain.name)} has layout = "{printable(own.layout.preset)}" in its '
+            f"metadata, but {why}",
+            "give it a layout below that, or remove its own: "
+            f"virt-cgroup domain {domain.handle} --unset layout --config",
+        )
+
+
+def _partition_outside(domain: Domain, why: str) -> Refusal:
+    return Refusal(
+        f"VM {printable(domain.name)} has the partition {printable(domain.partition)} in its XML, "
+        f"but {why}",
+        f"choose one below /machine (virt-cgroup domain {domain.handle} --partition /machine/NAME) "
+        f"or none (virt-cgroup domain {domain.handle} --no-partition)",
+    )
 
 
 def _admit(plan: Plan, manager: Manager, domain: Domain) -> None:
@@ -222,4 +258,4 @@ def _admit(plan: Plan, manager: Manager, domain: Domain) -> None:
 
         stale = state.Record.read(manager.host, domain.uuid)
         others = manager.records.admitted.total - (stale.memory if stale else 0)
-        admission.check_memory(domain, others, fence.memory)
+        admission.check_memory(domain, domain.host_memory(page_size()), others, fence.memory)

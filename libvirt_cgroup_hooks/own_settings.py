@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from .domain import Domain
 
 
-def for_domain(config: Config, domain: Domain, present: CpuSet | None = None) -> Config:
-    """CONFIG with DOMAIN's own settings laid over. PRESENT: the CPUs that the host has, where they
-    are known.
+def for_domain(
+    config: Config, domain: Domain, present: CpuSet | None = None, area: str | None = None
+) -> Config:
+    """CONFIG with DOMAIN's own settings laid over. PRESENT: the CPUs that the host has, where
+    they are known. AREA: whether they are of its "live" or its "config" XML, where that does
+    not follow from whether it runs.
 
     Raises Refusal for what cannot be right: a guess would put the VM where nobody wants it.
     """
@@ -24,7 +27,7 @@ def for_domain(config: Config, domain: Domain, present: CpuSet | None = None) ->
         return config
     values, bad = laid_over(config, domain.settings, present)
     if bad:
-        raise _refusal(domain, bad)
+        raise _refusal(domain, bad, area or ("live" if domain.pid else "config"))
     return Config(values)
 
 
@@ -58,12 +61,12 @@ def _check(config: Config, key: str, value: str, present: CpuSet | None) -> None
         )
 
 
-def _refusal(domain: Domain, bad: dict[str, str]) -> Refusal:
+def _refusal(domain: Domain, bad: dict[str, str], area: str) -> Refusal:
     """BAD: by key what is wrong with it. Tells the first, and a remedy for all."""
     key, message = next(iter(bad.items()))
     setting = printable(f'{key} = "{domain.settings[key][:200]}"')
     options = printable(" ".join(f"--unset {name}" for name in bad))
     return Refusal(
         f"VM {printable(domain.name)} has {setting} in its metadata: {message}",
-        f"change it, or remove it: virt-cgroup domain {domain.handle} {options} --config",
+        f"change it, or remove it: virt-cgroup domain {domain.handle} {options} --{area}",
     )

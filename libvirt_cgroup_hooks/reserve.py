@@ -12,6 +12,7 @@ from .admission import pins_outside, pins_to
 from .config import PATH, Config
 from .configfile import parse
 from .errors import Error, printable, size
+from .host import page_size
 from .kernel.lowering import lowers
 from .plan import Plan, run_settled
 from .steps import Replace
@@ -153,10 +154,10 @@ class Change:
                 if lowers(tree, directory, fence.memory) and used > fence.memory:
                     raise Error(
                         f"cannot lower the VMs' memory limit to {size(fence.memory)}: "
-                        f"{size(used)} are in use{_largest(manager, running)}",
-                        "stop or shrink VMs, reserve less, or use --wait to reclaim memory first",
+                        f"{size(used)} is in use{_largest(manager, running)}",
+                        f"{_remedy(running)}, reserve less, or use --wait to reclaim memory first",
                     )
-            may_take = sum(domain.host_memory() for domain in running)
+            may_take = sum(domain.host_memory(page_size()) for domain in running)
             if may_take > fence.memory:
                 self.warnings.append(
                     f"running VMs may come to use {size(may_take)}, more than their new limit of "
@@ -200,11 +201,12 @@ class Change:
         while not all(self._settled(manager)):
             used = self._used(manager)
             if time.monotonic() > deadline:
+                running = threads.running(self.host)
                 raise Error(
                     f"after {wait:g} seconds the VMs still use {size(used)}; "
                     f"the new limit is {size(limit)}"
-                    f"{_largest(manager, threads.running(self.host))}",
-                    "no limit was changed; stop or shrink VMs, or wait longer",
+                    f"{_largest(manager, running)}",
+                    f"no limit was changed; {_remedy(running)}, or wait longer",
                 )
             if progress:
                 progress(used, limit)
@@ -251,9 +253,18 @@ def _check_pins(taken: CpuSet, left: CpuSet, running: list[Domain]) -> None:
         )
 
 
+def _remedy(running: list[Domain]) -> str:
+    if running:
+        return "stop or shrink VMs"
+    return 'stop what uses it, keep VMs apart from it with cgroup_layout = "/vms/$NAME"'
+
+
 def _largest(manager: Manager, running: list[Domain]) -> str:
-    """What the largest VMs have, for the end of a sentence."""
+    """What the largest VMs have, and what else is in the VM parent, for the end of a sentence."""
     uses = [(conformance.memory_in_use(manager, domain), domain.name) for domain in running]
+    for tree, path in manager.parent_paths().items():
+        for other in conformance.beside_vms(manager, tree, path) if tree.has_memory else []:
+            uses.append((tree.memory_in_use(tree.hierarchy.directory(other)), other))
     largest = sorted(uses, reverse=True)[:LARGEST]
     if not largest:
         return ""

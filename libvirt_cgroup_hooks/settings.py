@@ -88,7 +88,7 @@ def reserved_memory(value: Value) -> str:
         )
     if unit == "%":
         if not 0 < int(number) < 100:
-            raise Error(f'"{memory}" of memory cannot be kept', "write 1% to 99%")
+            raise Error(f'"{memory}" of memory cannot be reserved', "write 1% to 99%")
         return f"{int(number)}%"
     if not int(number):
         raise Error("the amount of memory is zero", "to reserve none, remove the line")
@@ -143,7 +143,7 @@ TABLE = (
         "Memory that the host keeps for itself: all VMs together get the rest,\n"
         'less the hugepage pools. A size with its unit, a share such as "10%", or\n'
         '"auto": 5 %, at least 1 GiB, at most 8 GiB.\n'
-        "It needs a layout whose parent holds VMs only, so not flat, root or uuid.\n"
+        "It needs a layout with a cgroup for VMs alone, so not flat, root or uuid.\n"
         "Not set: the VMs' memory has no common limit.",
     ),
     Setting(
@@ -181,8 +181,8 @@ TABLE = (
         one_of("refuse", "warn"),
         '"refuse"',
         'What to do with a VM whose XML pins it to reserved CPUs: "refuse" does not\n'
-        'start it and says why; "warn" logs it. A pin then holds on the CPUs that are\n'
-        "left of it; where none is left, libvirt fails to start the VM.",
+        'start it and says why; "warn" logs it, but libvirt may then fail to start it\n'
+        '("Invalid argument").',
     ),
     Setting(
         "memory_admission",
@@ -202,9 +202,8 @@ TABLE = (
         one_of("refuse", "warn"),
         '"refuse"',
         "What to do when a VM starts and the reservation or the VM's place cannot be\n"
-        'enforced: "refuse" does not start the VM, "warn" logs the reason and starts it\n'
-        "without. This holds for mistakes in this file, too. A running VM is never\n"
-        "stopped.",
+        'enforced, also because of a mistake in this file: "refuse" does not start it,\n'
+        '"warn" logs the reason and starts it anyway. Running VMs are never stopped.',
     ),
 )
 
@@ -232,12 +231,12 @@ def sample() -> str:
     head = (
         "# Configuration of libvirt-cgroup-hooks: what the host keeps for itself, and\n"
         "# where VMs are placed. The syntax is that of qemu.conf. With every setting\n"
-        "# commented out, the hook changes nothing at all.\n"
+        "# commented out, the hook changes nothing.\n"
         "#\n"
-        "# An edit takes effect, for running VMs too, when the next VM starts. Check it\n"
-        "# with virt-cgroup validate: after a mistake in this file no VM starts, unless\n"
-        '# on_error is "warn", and the error names the file, line and fix. Running VMs\n'
-        "# are not affected.\n"
+        "# An edit takes effect, for running VMs too, when the next VM starts, or at once\n"
+        "# with virt-cgroup apply --all. Check it with virt-cgroup validate -q: with a\n"
+        "# mistake in this file no VM starts (the error names line and fix), unless\n"
+        '# on_error = "warn" is set. Running VMs are not affected.\n'
     )
     parts = [head]
     for setting in TABLE:

@@ -73,6 +73,15 @@ def load(host: Host, warn: list[str], save: bool = False) -> Config:
     return config
 
 
+def timeout(host: Host) -> int:
+    """The hook_timeout of the snapshot, in seconds, whatever has changed since; 0 without one."""
+    for line in (host.read_optional(SNAPSHOT) or "").split("\n"):
+        key, _, value = line.partition(" ")
+        if key == "hook_timeout" and value.isdigit():
+            return int(value)
+    return 0
+
+
 def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config:
     """TEXT as the configuration of HOST, with CHANGES made at run time. Raises Error."""
     from .configfile import parse, resolve

@@ -11,7 +11,7 @@ from __future__ import annotations
 from . import kinds
 from .domain import STATUS
 from .errors import Error, printable
-from .host import NEW, Host
+from .host import NEW, Host, page_size
 from .steps import Remove, Replace, Step
 
 TYPE_CHECKING = False
@@ -144,7 +144,7 @@ class Records:
         """DOMAIN's record, to be changed, and as it is."""
         old = Record.read(self.host, domain.uuid)
         new = Record.read(self.host, domain.uuid)
-        return new or Record(domain.uuid, domain.name, domain.host_memory()), old
+        return new or Record(domain.uuid, domain.name, domain.host_memory(page_size())), old
 
     def save(self, plan: Plan, record: Record, old: Record | None) -> None:
         before = old.memory if old else 0

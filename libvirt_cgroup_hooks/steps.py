@@ -11,7 +11,7 @@ from .cpuset import CpuSet
 from .errors import printable
 from .host import ABSENT, EBUSY, ENOTEMPTY, ESRCH, Host, Refused
 
-SYSTEMCTL = "/bin/systemctl"  # also where /bin is not /usr/bin
+SYSTEMCTL = "systemctl"
 
 
 class Step:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .kernel.tree import Tree
 
 
+QEMU = ("qemu-system-", "qemu-kvm", "qemu:")  # comm; the last is libvirt's set_process_name
+
+
 class Thread:
     """`group` is "emulator", "vcpuN" or "iothreadN"; `cgroups` the path by hierarchy key, as /proc
     tells it.

@@ -82,10 +82,14 @@ class Topology:
         # a dict keeps the order, a set would not
         cores = {_siblings(read, cpu): None for cpu in online}
         numbers = CpuSet.parse(read(f"{NODES}/online") or "0")
-        nodes = {
-            node: CpuSet.parse(read(f"{NODES}/node{node}/cpulist") or "") & present
-            for node in numbers
-        }
+        nodes: dict[int, CpuSet] = {}
+        counted = CpuSet()
+        for node in numbers:
+            cpus = CpuSet.parse(read(f"{NODES}/node{node}/cpulist") or "") & present
+            # some firmware makes several nodes of the same CPUs (Raspberry Pi 5)
+            if cpus - counted or not cpus:
+                nodes[node] = cpus - counted
+            counted |= cpus
         if not any(nodes.values()):
             nodes = {0: present}
         return cls(
@@ -101,8 +105,20 @@ class Topology:
     def take(self, count: int) -> CpuSet:
         """At least COUNT online CPUs in whole cores, lowest first, spread evenly over the NUMA
         nodes.
+
+        The host does not use isolated CPUs (isolcpus), so cores that have some come after all
+        others, and those that have no other come last.
         """
-        queues = [[core for core in self.cores if core <= cpus] for cpus in self.nodes.values()]
+        free = [core for core in self.cores if not core & self.isolated]
+        partly = [core for core in self.cores if core & self.isolated and core - self.isolated]
+        isolated = [core for core in self.cores if core <= self.isolated]
+        taken = CpuSet()
+        for cores in (free, partly, isolated):
+            taken |= self._spread(cores, count - len(taken))
+        return taken
+
+    def _spread(self, cores: list[CpuSet], count: int) -> CpuSet:
+        queues = [[core for core in cores if core <= cpus] for cpus in self.nodes.values()]
         taken = CpuSet()
         while len(taken) < count and any(queues):
             queue = min((q for q in queues if q), key=lambda q: len(_all(self.nodes, q[0]) & taken))

@@ -103,12 +103,10 @@ def main() -> None:
     title(f"{CONFIG}")
     CONFIG.write_text(SETTINGS)
     print(SETTINGS, end="")
-    title(
-        "After: CPU 0 and 512 MiB stay with the host, "
-        "and every thread of a VM is where the layout says"
-    )
+    title("After: CPU 0 and 512 MiB stay with the host, and every VM is where the layout says")
     start_two()
     virt_cgroup("status")
+    virt_cgroup("status", "web")
     title("A VM that is pinned to the host's CPU is refused, with the reason")
     virsh("create", "/dev/stdin", text=VM.format(name="greedy", pins=PINNED), fails=True)
     title("The reservation is changed while both VMs run: all of it or nothing")

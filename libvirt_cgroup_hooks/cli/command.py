@@ -37,5 +37,5 @@ def add_root(parser: argparse.ArgumentParser) -> None:
         "--root",
         metavar="DIR",
         default=argparse.SUPPRESS,
-        help="read a copy of another host's files (proc, sys, etc, run) in DIR",
+        help="read the host's files (proc, sys, etc, run) below DIR: a copy of another host",
     )

@@ -22,7 +22,7 @@ def add_connect(parser: argparse.ArgumentParser) -> None:
         "-c",
         "--connect",
         metavar="URI",
-        help=f"the libvirt to ask; else $LIBVIRT_DEFAULT_URI, else {DEFAULT_URI}",
+        help=f"the libvirt to ask; default $LIBVIRT_DEFAULT_URI, then {DEFAULT_URI}",
     )
 
 
@@ -50,7 +50,7 @@ def asked(attempt: str, call: Callable[..., T], *arguments: object) -> T:
     except binding().libvirtError as error:
         raise Error(f"cannot {attempt}", error.get_error_message() or str(error)) from None
     except UnicodeError:  # of arguments that are no UTF-8
-        raise Error(f"cannot {attempt}", "libvirt takes UTF-8 only") from None
+        raise Error(f"cannot {attempt}", "libvirt accepts UTF-8 only") from None
 
 
 def find_domain(connection: Any, wanted: str) -> Any:

@@ -20,6 +20,9 @@ def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
         manager = manager.for_domain(domain)
     except Error as error:
         problems.append(str(error))
+    place = conformance.not_limited(manager, domain, found[0]) if found else None
+    if place is not None:
+        problems.append(f"it is in {place}, where reserved_host_mem does not limit it")
     for thread in found:
         cpus = threads.cpus_allowed(host, domain, thread)
         rows.append(

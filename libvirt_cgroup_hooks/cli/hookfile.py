@@ -4,12 +4,43 @@
 from __future__ import annotations
 
 import shlex
+from typing import NamedTuple
 
+from .. import installation
 from ..host import Host, Refused
 
-HOOK = "/etc/libvirt/hooks/qemu"
-DIRECTORY = "/etc/libvirt/hooks/qemu.d"  # libvirt 6.5 and later runs what is in it after HOOK
-HOOK_D = f"{DIRECTORY}/50-cgroup-hooks"  # where another program owns HOOK
+
+class Places(NamedTuple):
+    """Where libvirt takes hooks for QEMU from."""
+
+    hook: str
+    directory: str  # libvirt 6.5 and later runs what is in it after `hook`
+    hook_d: str  # where another program owns `hook`
+
+
+def at(folder: str) -> Places:
+    """The places in the FOLDER for hooks."""
+    directory = f"{folder}/qemu.d"
+    return Places(f"{folder}/qemu", directory, f"{directory}/50-cgroup-hooks")
+
+
+def places(host: Host) -> Places:
+    """Where the daemon of HOST looks."""
+    return at(installation.hooks(host))
+
+
+def elsewhere(host: Host) -> list[str]:
+    """Where the daemon of HOST does not look, and another build of libvirt would."""
+    read = host.resolved(installation.hooks(host))
+    found: list[str] = []
+    for settings in installation.SETTINGS:
+        folder = f"{settings}/hooks"
+        if host.resolved(folder) != read:  # one may be a link to the other
+            found += [at(folder).hook, at(folder).hook_d]
+    return found
+
+
+HOOK, DIRECTORY, HOOK_D = at(f"{installation.USUAL}/hooks")
 HEAD = "#!/bin/sh\n# libvirt-cgroup-hooks: keeps CPUs "
 MARKS = (HEAD.partition("\n")[2], "from libvirt_cgroup_hooks.hook import main")
 PYTHON = "/usr/bin/python3"  # in the file as it is shipped
@@ -23,7 +54,8 @@ def ours(text: str) -> bool:
 
 def is_installed(host: Host) -> bool:
     """Whether a file that libvirt may run for HOST runs this package."""
-    for path in (HOOK, HOOK_D):
+    hook, _, hook_d = places(host)
+    for path in (hook, hook_d):
         try:
             if ours(host.read_optional(path) or ""):
                 return True

@@ -5,22 +5,36 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..cgroups import Cgroups
+    from ..cgroups import Cgroups, Hierarchy
     from ..host import Host
     from .tree import Tree
 
+DEVICES = frozenset(("devices",))
+LIMITING = frozenset(("cpuset", "memory", "cpu", "io"))
+
 
 def trees(host: Host, cgroups: Cgroups) -> list[Tree]:
-    """The hierarchies that hold VMs.
+    """The hierarchies that hold VMs; of v1 and v2 only what is needed is loaded.
 
-    A hybrid host's v2 hierarchy stays as libvirt made it: its device program and CPU accounting sit
-    there. Of v1 and v2 only the one that the host has is loaded.
+    The kernel has each controller in one hierarchy alone, whatever its version. A v2 hierarchy
+    without a controller that limits VMs stays as libvirt made it, and so does a v1 hierarchy of the
+    device list alone.
     """
-    if cgroups.v1 or not cgroups.unified:
+    found: list[Tree] = []
+    v1 = [one for one in cgroups.v1 if one.controllers != DEVICES]
+    unified = cgroups.unified
+    if unified and (not v1 or _limits(host, unified)):
+        from .v2 import V2
+
+        found.append(V2(host, unified))
+    if v1:
         from .v1 import V1
 
-        # the device list is a hierarchy of its own, in which a VM stays where libvirt put it
-        return [V1(host, one) for one in cgroups.v1 if "devices" not in one.controllers]
-    from .v2 import V2
+        found += [V1(host, hierarchy) for hierarchy in v1]
+    return found
 
-    return [V2(host, cgroups.unified)]
+
+def _limits(host: Host, unified: Hierarchy) -> bool:
+    """The daemon's own cgroup, which libvirt asks, may have fewer controllers than the root."""
+    root = host.read_optional(f"{unified.mount}/cgroup.controllers") or ""
+    return not LIMITING.isdisjoint(root.split())

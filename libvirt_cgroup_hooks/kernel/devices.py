@@ -41,7 +41,7 @@ class CarryDevices(Step):
         self.new = new
 
     def __str__(self) -> str:
-        return f"attach the device program of {printable(self.old)} to {printable(self.new)}"
+        return f"attach the device filter of {printable(self.old)} to {printable(self.new)}"
 
     def run(self, host: Host) -> None:
         if not host.real:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..kinds import Value
     from .tree import Tree
 
+SHOWN = 3  # cgroups in a message
+
 
 def pressed(limit: int) -> int:
     """Where memory.high is while LIMIT is being set (bytes).
@@ -51,14 +53,22 @@ def needs_pressure(tree: Tree, directory: str, limit: int) -> bool:
     """
     used = tree.memory_in_use(directory)
     if used > limit:
-        raise over_limit(directory, limit, used)
+        raise over_limit(tree.host, f"{directory}/{tree.memory_use}", limit)
     return tree.limits(PRESSURE) and used > limit // 2
 
 
-def over_limit(directory: str, limit: int, used: int) -> Error:
+def over_limit(host: Host, file: str, limit: int) -> Error:
+    """FILE tells what the cgroup that it is in uses, and there are such files of those below it."""
+    directory, _, name = file.rpartition("/")
+    uses: list[tuple[int, str]] = []
+    for below in host.directories(directory):
+        uses.append((int(host.read_optional(f"{directory}/{below}/{name}") or 0), below))
+    largest = [f"{size(used)} by {printable(below)}" for used, below in sorted(uses)[::-1] if used]
+    told = f" ({', '.join(largest[:SHOWN])})" if largest else ""
     return Error(
-        f"cannot limit {printable(directory)} to {size(limit)} of memory: {size(used)} are in use",
-        "stop VMs or reserve less; a lower limit would kill one",
+        f"cannot limit {printable(directory)} to {size(limit)} of memory: "
+        f"{size(int(host.read(file)))} is in use{told}",
+        "stop some of it or reserve less; a lower limit would kill a process",
     )
 
 
@@ -73,9 +83,9 @@ class HaveRoom(Step):
         return f"check that {printable(self.directory)} uses less than {self.limit} bytes"
 
     def run(self, host: Host) -> None:
-        used = int(host.read(f"{self.directory}/memory.current"))
-        if not fits(self.limit, used):
-            raise over_limit(self.directory, self.limit, used)
+        file = f"{self.directory}/memory.current"
+        if not fits(self.limit, int(host.read(file))):
+            raise over_limit(host, file, self.limit)
 
 
 class LowerLimit(Write):
@@ -89,8 +99,8 @@ class LowerLimit(Write):
         try:
             super().run(host)
         except Refused as error:
-            used = int(host.read(f"{self.directory}/memory.usage_in_bytes"))
+            file = f"{self.directory}/memory.usage_in_bytes"
             limit = int(self.value)
-            if error.errno != EBUSY or used <= limit:
+            if error.errno != EBUSY or int(host.read(file)) <= limit:
                 raise
-            raise over_limit(self.directory, limit, used) from None
+            raise over_limit(host, file, limit) from None

@@ -45,6 +45,7 @@ class Tree:
     memory_use = ""  # the file that tells the bytes in use
     splits = True  # whether libvirt makes thread groups here
     clips = True  # whether the kernel itself keeps what is below a cgroup within its CPUs
+    refuses = False  # whether the kernel refuses a memory limit below what it can reclaim to
     forced = False  # whether a cpuset that would be left without CPUs gets those of its parent
     has_cpus = False
     has_memory = False

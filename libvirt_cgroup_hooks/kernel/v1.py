@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SPLIT_BY = frozenset(("cpu", "cpuacct", "cpuset"))
 # The controllers that systemd uses on v1 (CGROUP_MASK_V1); cpuset is not among them.
 SYSTEMD = frozenset(("cpu", "cpuacct", "blkio", "memory", "devices", "pids"))
+DEVICES = "devices.list"
+ALL_DEVICES = "a *:* rwm"
 # What libvirt writes for <cputune>, <memtune>, <blkiotune> and <numatune>, by controller, in an
 # order that works
 TUNING = {
@@ -47,12 +49,13 @@ class V1(Tree):
 
     thread_file = "tasks"
     memory_use = "memory.usage_in_bytes"
-    clips = False
+    refuses = True
 
     def __init__(self, host: Host, hierarchy: Hierarchy) -> None:
         super().__init__(host, hierarchy)
         self.has_cpus = "cpuset" in hierarchy.controllers
         self.has_memory = "memory" in hierarchy.controllers
+        self.clips = not self.has_cpus
         self.splits = bool(hierarchy.controllers & SPLIT_BY)
 
     # where things are
@@ -62,11 +65,11 @@ class V1(Tree):
         return self.hierarchy.placement
 
     def systemd_sets(self, kind: Kind) -> bool:
-        return kind is not CPUS
+        return self.hierarchy.systemd and kind is not CPUS
 
     @property
     def systemd_makes(self) -> bool:
-        return bool(self.hierarchy.controllers & SYSTEMD)
+        return self.hierarchy.systemd and bool(self.hierarchy.controllers & SYSTEMD)
 
     # cgroups
 
@@ -291,8 +294,16 @@ class V1(Tree):
         return steps
 
     def devices(self, old: str, new: str) -> list[Step]:
-        """The device list is a hierarchy of its own, in which the VM stays where libvirt put it."""
-        return []
+        """A list that is in a hierarchy of its own stays: the VM does, too.
+
+        The kernel takes "a" only before there is a cgroup below, which then gets a copy of the list
+        (devcgroup_update_access).
+        """
+        text = self._text(f"{old}/{DEVICES}")
+        if text in ("", ALL_DEVICES, self._text(f"{new}/{DEVICES}")):
+            return []
+        allow = [Write(f"{new}/devices.allow", line) for line in text.splitlines()]
+        return [Write(f"{new}/devices.deny", "a"), *allow]
 
     def cpus_in_effect(self, directory: str) -> CpuSet | None:
         return CpuSet.parse(self.host.read_optional(f"{directory}/cpuset.cpus") or "") or None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Enabled on the way down to the VMs, where the root has them
 ENABLED = ("cpu", "cpuset", "io", "memory", "pids")
+HYBRID = "/sys/fs/cgroup/unified"  # where systemd keeps its units on v2, and limits on v1
 THREADED = ("cpu", "cpuset")  # inside a VM
 NESTED = "libvirt"  # libvirt's own cgroup inside a scope, since 7.1
 RECLAIM_AT_ONCE = 256 << 20  # bytes; a larger amount would leave no word of progress for long
@@ -58,11 +59,11 @@ class V2(Tree):
         return parent(self.hierarchy.placement)
 
     def systemd_sets(self, kind: Kind) -> bool:
-        return True
+        return self.hierarchy.systemd
 
     @property
     def systemd_makes(self) -> bool:
-        return True
+        return self.hierarchy.systemd or self.hierarchy.mount == HYBRID
 
     # cgroups
 

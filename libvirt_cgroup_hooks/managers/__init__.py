@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..cgroups import detect, placements
+from ..cgroups import OWN, detect, placements, systemd_key
 from ..host import BUS, page_size
 from ..topology import Memory, read_online
 
@@ -13,16 +13,17 @@ if TYPE_CHECKING:
     from ..host import Host
     from .base import Manager
 
-PID_FILES = (
-    "/run/libvirtd.pid",
-    "/run/virtqemud.pid",
-    "/run/libvirt/libvirtd.pid",
-    "/run/libvirt/virtqemud.pid",
-)
 # libvirt asks the bus whether it can start machined and knows systemd (virSystemdHasMachined). The
 # bus itself goes by these files, and systemd by the directory it makes when it has booted the host.
 BOOTED = "/run/systemd/system"
-SERVICES = ("/usr/local/share", "/usr/share", "/lib", "/etc", "/run")
+SERVICES = (
+    "/usr/local/share",
+    "/usr/share",
+    "/lib",
+    "/etc",
+    "/run",
+    "/run/current-system/sw/share",  # NixOS
+)
 ACTIVATION = "dbus-1/system-services/org.freedesktop.machine1.service"
 
 
@@ -32,27 +33,46 @@ def name(host: Host) -> str:
     return "systemd" if activatable and host.exists(BUS) and host.exists(BOOTED) else "cgroupfs"
 
 
-def choose(host: Host, config: Config, pid: str = "self") -> Manager:
-    """The manager of HOST, for a daemon whose process (or child) is PID. Raises Error where nothing
-    can be enforced.
+def choose(host: Host, config: Config, daemon: dict[str, str] | None = None) -> Manager:
+    """The manager of HOST, for a daemon whose cgroup by hierarchy key is DAEMON; without it, for
+    the one that we are a child of. Raises Error where nothing can be enforced.
     """
     memory = Memory.parse(host.read("/proc/meminfo"))
     fence = config.fence(read_online(host.read_optional), memory, page_size())
-    daemon_at = placements(host.read_optional(f"/proc/{pid}/cgroup") or "")
-    cgroups = detect(host.read_optional, pid)
+    if daemon is None:
+        daemon = placements(host.read_optional(OWN) or "")
+    cgroups = detect(host.read_optional, daemon)
     if name(host) == "systemd":
         from .systemd import Systemd
 
-        return Systemd(host, config, cgroups, fence, daemon_at)
+        return Systemd(host, config, cgroups, fence, daemon)
     from .cgroupfs import Cgroupfs
 
-    return Cgroupfs(host, config, cgroups, fence, daemon_at)
+    return Cgroupfs(host, config, cgroups, fence, daemon)
 
 
-def daemon(host: Host) -> str:
-    """The process id of the daemon that runs the VMs of HOST; "self" where none is found."""
-    for path in PID_FILES:
-        pid = (host.read_optional(path) or "").strip()
-        if pid.isdigit() and host.exists(f"/proc/{pid}/cgroup"):
-            return pid
-    return "self"
+def daemon(host: Host) -> dict[str, str]:
+    """Where the daemon that runs the VMs of HOST is, or will be when something wakes it, by
+    hierarchy key.
+    """
+    from .. import installation  # only now: the hook is the daemon's child
+
+    pid = installation.daemon_pid(host)
+    text = host.read_optional(f"/proc/{pid}/cgroup") if pid else None
+    if text is not None:
+        return placements(text)
+    keys = placements(host.read_optional(OWN) or "")
+    if not host.exists(BOOTED):
+        return dict.fromkeys(keys, "/")
+    from ..kernel.v1 import SYSTEMD
+    from . import units
+
+    unit, slice_name = installation.service(host)
+    path = f"{units.slice_path(slice_name).rstrip('/')}/{unit}"
+    own = systemd_key(host.read_optional)
+    found = dict.fromkeys(keys, "/")
+    for key in keys:
+        limited = own and not SYSTEMD.isdisjoint(key.split(","))
+        if key in (own, "") or limited:
+            found[key] = path
+    return found

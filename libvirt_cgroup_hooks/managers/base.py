@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from .. import kernel
 from ..cpuset import CpuSet
+from ..host import page_size
 from ..kinds import MEMORY, PRESSURE, in_bytes
 from ..state import Record, Records
 from ..steps import RemoveCgroup, Step
@@ -32,6 +33,7 @@ class Manager:
     """HOST under one configuration. It serves one plan."""
 
     name = ""
+    machine = ""  # the cgroup in which libvirt itself puts VMs
 
     def __init__(
         self, host: Host, config: Config, cgroups: Cgroups, fence: Fence, daemon: dict[str, str]
@@ -42,6 +44,7 @@ class Manager:
         self.fence = fence
         self.layout = config.cgroup_layout
         self.daemon = daemon
+        self.systemd_key = cgroups.systemd_key
         self.hierarchies = cgroups.hierarchies
         self.trees = kernel.trees(host, cgroups)
         self.records = Records(host, config.memory_admission)
@@ -66,6 +69,16 @@ class Manager:
     def parents(self, kind: Kind, domains: list[Domain]) -> list[str]:
         """Where VMs are, or start: the VM parent, and what else holds DOMAINS."""
         raise NotImplementedError
+
+    def decided_elsewhere(self, kind: Kind, path: str) -> tuple[str, Value] | None:
+        """The file, other than ours, that decides the limit of PATH when systemd reads its files
+        again, and the limit that it names.
+        """
+        return None
+
+    def hosts_own(self, path: str) -> list[str]:
+        """What of the host's own work will be in PATH by its name, whatever is there now."""
+        return []
 
     def directories(self, domains: list[Domain]) -> list[tuple[Tree, str]]:
         """The cgroups that have to be there for DOMAINS to start, whatever is limited."""
@@ -173,7 +186,7 @@ class Manager:
         stale = Record.read(self.host, domain.uuid)
         if stale:
             plan.add(*self.remains(stale))
-        new = Record(domain.uuid, domain.name, domain.host_memory())
+        new = Record(domain.uuid, domain.name, domain.host_memory(page_size()))
         self.records.save(plan, new, stale)
         return stale
 
@@ -221,8 +234,11 @@ class Manager:
 
     # where things are
 
-    def parent_paths(self) -> dict[Tree, str]:
-        """The VM parent's cgroup in each tree that can limit it; none without a VM parent."""
+    def parent_paths(self, domain: Domain | None = None) -> dict[Tree, str]:
+        """The VM parent's cgroup in each tree that can limit it; none without a VM parent.
+
+        With DOMAIN, the top of where its XML puts it, which `<partition>` may have elsewhere.
+        """
         raise NotImplementedError
 
     def place_of(self, domain: Domain, tree: Tree, thread: Thread) -> str | None:

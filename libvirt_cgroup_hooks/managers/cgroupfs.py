@@ -43,6 +43,7 @@ NOT_TUNED = (
 
 class Cgroupfs(Manager):
     name = "cgroupfs"
+    machine = MACHINE
 
     # limits
 
@@ -171,20 +172,22 @@ class Cgroupfs(Manager):
         plan.add_below(top, *tree.make(path, self.fence.cpus if carries else None))
         if carries and existed and self.fence.cpus is None:  # no CPUs are reserved any more
             plan.add(*tree.set_cpus(directory, None))
+        if libvirt is not None:  # thread groups get a copy of a v1 device list
+            plan.add(*tree.devices(libvirt, directory))
         plan.add(*tree.make_threads(path, self.allowed(domain, groups)))
         if libvirt is None:
             return
         tuned = set().union(*(TUNED_BY[element] for element in domain.tuned))
         for group in ["", *(f"/{name}" for name in groups)] if tuned else []:
             plan.add(*tree.tuning(libvirt + group, directory + group, tuned))
-        plan.add(*tree.devices(libvirt, directory))
 
     # where things are
 
-    def parent_paths(self) -> dict[Tree, str]:
+    def parent_paths(self, domain: Domain | None = None) -> dict[Tree, str]:
         paths: dict[Tree, str] = {}
+        native = staging(domain) if domain else MACHINE
         for tree in self.trees:
-            path = MACHINE if self.layout.native else self.layout.parent_path(tree.daemon_path)
+            path = native if self.layout.native else self.layout.parent_path(tree.daemon_path)
             if path and (tree.has_cpus or tree.has_memory):
                 paths[tree] = path
         return paths
@@ -206,7 +209,7 @@ def staging(domain: Domain) -> str:
 
     Its rules are those of virCgroupSetPartitionSuffix.
     """
-    first = domain.partition.strip("/").partition("/")[0] or "machine"
+    first = domain.partition_top
     if first not in FIRST_LEVEL and "." not in first:
         first += ".partition"
     return "/" + escaped(first)

@@ -28,11 +28,17 @@ if TYPE_CHECKING:
     from .base import Limits
 
 UNITS = "/run/systemd/system"
+UNIT_FILES = (
+    "/etc/systemd/system",
+    UNITS,
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+)
 RUNTIME = "/run/systemd/system.control"  # where set-property --runtime keeps what it was told
 CONTROL = ("/etc/systemd/system.control", RUNTIME)
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
 MACHINE = "machine.slice"
-VM_SCOPE = "machine-qemu"  # begins the name of each VM's scope
 # systemd looks for drop-ins in the directories that it remembers, and loading a transient scope
 # does not make it look again (247 to 257: unit_load_fragment returns before
 # unit_file_build_name_map). Loading a unit that is not there does, if the directory has changed
@@ -43,6 +49,7 @@ REFRESH = (Touch(UNITS), LoadUnit("libvirt-cgroup-hooks-no-such-unit.service"))
 
 class Systemd(Manager):
     name = "systemd"
+    machine = units.slice_path(MACHINE)
 
     # where things are
 
@@ -51,12 +58,16 @@ class Systemd(Manager):
         """The slice that $LIBVIRTD stands for: a scope cannot be in the daemon's service."""
         if not self.layout.relative:
             return units.ROOT
-        return units.slice_of(self.daemon.get("name=systemd") or self.daemon.get("", ""))
+        return units.slice_of(self.daemon.get(self.systemd_key, ""))
 
-    def parent_slice(self) -> str | None:
-        """The VM parent; None where VMs share a slice with services, or hang below the root."""
+    def parent_slice(self, domain: Domain | None = None) -> str | None:
+        """The VM parent; None where VMs share a slice with services, or hang below the root.
+
+        A layout of ours goes before the `<partition>` of DOMAIN: its scope's drop-in names the
+        slice.
+        """
         if self.layout.native:
-            return MACHINE
+            return units.slice_unit([domain.partition_top]) if domain else MACHINE
         return units.slice_unit(self.layout.own, self.base) if self.layout.parent else None
 
     def vm_slice(self, domain: Domain) -> str | None:
@@ -122,9 +133,21 @@ class Systemd(Manager):
     # limits
 
     def parents(self, kind: Kind, domains: list[Domain]) -> list[str]:
-        managers = [self, *(self.for_domain(domain) for domain in domains)]
-        slices = [manager.parent_slice() for manager in managers]
+        slices = [self.parent_slice()]
+        slices += [self.for_domain(domain).parent_slice(domain) for domain in domains]
         return [units.slice_path(unit) for unit in slices if unit]
+
+    def hosts_own(self, path: str) -> list[str]:
+        """systemd puts a user's sessions into user-UID.slice, and the instances of a template such
+        as getty@.service into system-getty.slice, where the template does not say otherwise.
+        """
+        first, _, name = units.unit_of(path).removesuffix(".slice").partition("-")
+        if first == "user" and name.partition("-")[0].isdigit():
+            return [f"the sessions of user {name.partition('-')[0]}"]
+        template = name.replace("\\x2d", "-") + "@.service"
+        if first == "system" and any(self.host.exists(f"{one}/{template}") for one in UNIT_FILES):
+            return [template]
+        return []
 
     def makes(self, kind: Kind) -> bool:
         """On v1 the cpusets, which are not systemd's."""
@@ -142,7 +165,39 @@ class Systemd(Manager):
         return tree.read(kind, directory)
 
     def before(self, kind: Kind, path: str) -> Value:
-        return super().before(kind, path) if self.makes(kind) else self.read(kind, path)
+        if self.makes(kind):
+            return super().before(kind, path)
+        value = self.read(kind, path)
+        # all CPUs are no limit: what is left where one was taken away (`_property`)
+        return None if kind is CPUS and value == self.present() else value
+
+    def decided_elsewhere(self, kind: Kind, path: str) -> tuple[str, Value] | None:
+        """Drop-ins are read in the order of their names, whatever their directory; of those with
+        one name the first directory's counts (systemd.unit(5)).
+        """
+        key, unit = kind.unit_property, units.unit_of(path)
+        files = {}
+        for directory in reversed((*CONTROL, *UNIT_FILES)):
+            for name in self.host.names(f"{directory}/{unit}.d"):
+                files[name] = f"{directory}/{unit}.d/{name}"
+        found: tuple[str, Value] | None = None
+        for name in sorted(files):
+            for line in (self.host.read_optional(files[name]) or "").splitlines():
+                if line.startswith(f"{key}=") and name.endswith(".conf"):
+                    found = (files[name], self._value(kind, line.partition("=")[2]))
+        ours = f"{RUNTIME}/{unit}.d/50-{key}.conf"
+        return None if found is None or found[0] == ours else found
+
+    @staticmethod
+    def _value(kind: Kind, text: str) -> Value:
+        """As systemd has it, with suffixes of bytes such as 32G."""
+        shift = " KMGT".find(text[-1:]) * 10
+        if kind is not CPUS and shift > 0 and text[:-1].isdigit():
+            return int(text[:-1]) << shift
+        try:
+            return kind.parse(text)
+        except (Error, ValueError):  # a share of the host's memory, or what systemd rejects
+            return None
 
     def _promised(self, unit: str, kind: Kind) -> Value:
         key = kind.unit_property
@@ -169,7 +224,7 @@ class Systemd(Manager):
             if tree.systemd_sets(kind):
                 properties[kind] = value
             falls = kind is MEMORY and not kind.rises(there[kind], value)
-            refusable = falls and not tree.clips and self.host.exists(directory)
+            refusable = falls and tree.refuses and self.host.exists(directory)
             if refusable or not tree.systemd_sets(kind):
                 steps += tree.set(kind, directory, value, there[kind])
         if properties:
@@ -242,7 +297,7 @@ class Systemd(Manager):
         """
         found: list[str] = []
         for name in self.host.names(UNITS):
-            if not (name.startswith(VM_SCOPE) and name.endswith(".scope.d")):
+            if not (name.startswith(units.VM_SCOPE) and name.endswith(".scope.d")):
                 continue
             if set(self.host.names(f"{UNITS}/{name}")) <= {DROP_IN, DROP_IN + NEW}:
                 found.append(f"{UNITS}/{name}/{DROP_IN}")
@@ -268,7 +323,7 @@ class Systemd(Manager):
         self.records.save(plan, record, old)
         plan.add(MakeDirectory(path.rpartition("/")[0]))
         plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644), *REFRESH)
-        tree = self._cpuset_v1
+        tree = self._own_cpusets
         if tree and self._carries:
             plan.add_below(tree.hierarchy.directory(top), *tree.make(scope, self.fence.cpus))
 
@@ -279,8 +334,8 @@ class Systemd(Manager):
         return [tree.hierarchy.directory(path) for tree in self.trees if not tree.systemd_makes]
 
     @property
-    def _cpuset_v1(self) -> Tree | None:
-        """The cpuset hierarchy where that is not systemd's."""
+    def _own_cpusets(self) -> Tree | None:
+        """The hierarchy with cpusets where systemd keeps none there."""
         tree = self.tree_of(CPUS)
         return None if tree is None or tree.systemd_sets(CPUS) else tree
 
@@ -293,7 +348,7 @@ class Systemd(Manager):
         return f"{UNITS}/{self._scope(domain)}.d/{DROP_IN}"
 
     def _drop_in_text(self, unit: str) -> str:
-        carried = self._carries and not self._cpuset_v1
+        carried = self._carries and not self._own_cpusets
         cpus = f"AllowedCPUs={self.fence.cpus}\n" if carried else ""
         return f"[Scope]\nSlice={unit}\n{cpus}"
 
@@ -336,7 +391,7 @@ class Systemd(Manager):
 
         The drop-in follows: systemd goes by it when it reloads.
         """
-        tree = self._cpuset_v1
+        tree = self._own_cpusets
         if tree and tree.exists(tree.hierarchy.directory(path)):
             plan.add(*tree.set_cpus(tree.hierarchy.directory(path), self.fence.cpus))
         unit, file = self.vm_slice(domain), self._drop_in(domain)
@@ -350,7 +405,7 @@ class Systemd(Manager):
             plan.add(*self.set(path, {CPUS: self.fence.cpus or self.present()}))
 
     def _systemd_path(self, thread: Thread) -> str:
-        return thread.cgroups.get("name=systemd") or thread.cgroups.get("", "")
+        return thread.cgroups.get(self.systemd_key, "")
 
     def _make_groups(
         self, plan: Plan, domain: Domain, vm_threads: list[Thread], tree: Tree, scope: str
@@ -407,8 +462,8 @@ class Systemd(Manager):
 
     # where things are
 
-    def parent_paths(self) -> dict[Tree, str]:
-        unit = self.parent_slice()
+    def parent_paths(self, domain: Domain | None = None) -> dict[Tree, str]:
+        unit = self.parent_slice(domain)
         if unit is None:
             return {}
         trees = [tree for tree in self.trees if tree.has_cpus or tree.has_memory]

@@ -7,6 +7,7 @@ VALID = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXY
 HOST_NAME = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 MACHINE_NAME_MAX = 64
 UNIT_NAME_MAX = 255
+VM_SCOPE = "machine-qemu"  # begins the name of each VM's scope
 ROOT = "-.slice"
 
 

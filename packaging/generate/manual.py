@@ -20,19 +20,19 @@ NAME = "keep CPUs and memory for the host, and see where its VMs are"
 ABOUT = """\
 virt-cgroup shows and changes the reservation of a virtualization host, which is the CPUs and the
 memory that the host keeps for itself, and shows where the cgroups of its VMs are. It is
-configured in cgroup-hooks.conf(5); a libvirt hook enforces it when VMs start.
+configured in cgroup-hooks.conf(5), and a libvirt hook enforces it when VMs start.
 
 The hook limits the VM parent, the one cgroup that holds all VMs: they cannot leave the CPUs that
 are left to them. If VMs together exceed their memory limit, the kernel reclaims their memory and
 then kills one of them, not the host's services. With nothing configured, the hook does nothing.
 
 Other words: a layout says where the cgroup of each VM is. The thread groups of a VM are emulator,
-vcpuN and iothreadN, as in libvirt. The manager of cgroups is systemd where systemd-machined is
-there, and cgroupfs where nobody manages them and the hook writes them itself."""
+vcpuN and iothreadN, as in libvirt. The manager of cgroups is systemd on hosts with
+systemd-machined; elsewhere it is cgroupfs: the hook makes and moves cgroups itself."""
 EVERYWHERE = ("help", "root")  # options that are explained once
 STATUS = (
     ("0", "Done."),
-    ("1", "It failed; standard error says why and what to do."),
+    ("1", "It failed, and standard error says why and what to do; or validate found a failure."),
     ("2", "Wrong usage."),
 )
 FILES = (
@@ -52,9 +52,9 @@ One setting per line, key = value, in the syntax of libvirt's qemu.conf; # begin
 setting that is missing or commented out has its default.
 
 An edit takes effect, for running VMs too, when the next VM starts, or at once with virt-cgroup
-apply --all. Invalid settings are rejected; the error names the file, line and fix. After a mistake
-in this file no VM starts, unless on_error is "warn"; running VMs are not affected. Check an edit
-with virt-cgroup validate."""
+apply --all. Check it with virt-cgroup validate -q. Invalid settings are rejected; the error names
+the file, line and fix. With a mistake in this file no VM starts, unless on_error = "warn" is set;
+running VMs are not affected."""
 
 
 def program(parser: argparse.ArgumentParser, date: str, version: str) -> str:
@@ -113,8 +113,9 @@ class _Page:
             self.lines += [text] if raw else _filled(text)
 
     def command(self, name: str, parser: argparse.ArgumentParser) -> None:
-        usage = parser.format_usage().removeprefix("usage: ").rstrip()
-        self.lines += [f".SS {_escaped(name)}", ".nf", *map(_line, usage.splitlines()), ".fi"]
+        head = "usage: "
+        usage = [line[len(head) :] for line in parser.format_usage().rstrip().splitlines()]
+        self.lines += [f".SS {_escaped(name)}", ".nf", *map(_line, usage), ".fi"]
         self.prose(parser.description or "", first=".PP")
         self.actions(
             parser,
@@ -161,6 +162,8 @@ class _Page:
                 kept = wanted
             if line.strip():
                 self.lines.append(_line(line.strip() if not wanted else line))
+            elif first:
+                self.lines.append(first)
         self.lines += [".fi", ".RE"] if kept else []
 
 

@@ -81,8 +81,8 @@ def test_a_cpuset_of_somebody_else_in_the_vm_parent() -> None:
             assert told in not_applied()
             assert_same(everything(), before)
             assert told in findings()[START]
-            assert (
-                findings()[FENCE] == f"FAIL {parent} may use CPUs 2-5,7, of which the host keeps 7"
+            assert findings()[FENCE] == (
+                f"FAIL {parent} may use CPUs 2-5,7, including reserved CPUs 7"
             )
             configure(fenced(LAYOUT))
             virt_cgroup("apply", "--all")
@@ -230,7 +230,7 @@ CHANGES: dict[str, tuple[Callable[[str], None], str, str]] = {
     "more CPUs": (write_cpus, "0-7", "FAIL {parent} may use CPUs 0-7, including reserved CPUs 0-1"),
     "fewer CPUs": (write_cpus, "3-4", "WARN {parent} may use CPUs 3-4 only, and not 2,5-7"),
     "more memory": (write_memory, "2500M", "FAIL the memory limit of {parent} is 2.4 GiB"),
-    "less memory": (write_memory, "1000M", "WARN the memory limit of {parent} is 1.0 GiB"),
+    "less memory": (write_memory, "1000M", "WARN the memory limit of {parent} is 1048576000 bytes"),
     "all memory": (write_memory, "max" if V2 else "-1", "FAIL {parent} has no memory limit"),
     "AllowedCPUs=0-7": (
         set_property,
@@ -245,7 +245,7 @@ CHANGES: dict[str, tuple[Callable[[str], None], str, str]] = {
     "MemoryMax=1000M": (
         set_property,
         "MemoryMax=1000M",
-        "WARN the memory limit of {parent} is 1.0 GiB",
+        "WARN the memory limit of {parent} is 1048576000 bytes",
     ),
     "MemoryMax=infinity": (set_property, "MemoryMax=infinity", "FAIL {parent} has no memory limit"),
 }

@@ -111,7 +111,7 @@ def test_fence_costs_no_bus_call_when_it_is_there() -> None:
     configure(fenced(LAYOUT))
     start("web")
     assert "systemctl" not in virt_cgroup("plan", "prepare", "-", stdin=xml("db"))
-    assert virt_cgroup("apply", "--parent") == "parent: 0 steps\n"
+    assert virt_cgroup("apply", "--parent") == "VM parent: nothing to do\n"
 
 
 def test_reservation_taken_back() -> None:

@@ -75,14 +75,14 @@ def test_settings_of_a_vm_that_is_off() -> None:
     define()
     assert settings("web") == {"config": {}}
     assert (
-        done("web", "--set", "vcpu_cpus=5,4", "--set", "layout=/vms/$NAME") == "Metadata modified\n"
+        done("web", "--set", "vcpu_cpus=1,0", "--set", "layout=/vms/$NAME") == "Metadata modified\n"
     )
     assert (
         metadata("config")
-        == "<settings><vcpu_cpus>4-5</vcpu_cpus><layout>/vms/$NAME</layout></settings>"
+        == "<settings><vcpu_cpus>0-1</vcpu_cpus><layout>/vms/$NAME</layout></settings>"
     )
-    assert parse(inactive().encode()).settings == {"vcpu_cpus": "4-5", "layout": "/vms/$NAME"}
-    assert settings("web", "--config") == {"config": {"vcpu_cpus": "4-5", "layout": "/vms/$NAME"}}
+    assert parse(inactive().encode()).settings == {"vcpu_cpus": "0-1", "layout": "/vms/$NAME"}
+    assert settings("web", "--config") == {"config": {"vcpu_cpus": "0-1", "layout": "/vms/$NAME"}}
     done("web", "--unset", "vcpu_cpus", "--set", "iothread_cpus=0")
     assert (
         metadata("config")
@@ -108,7 +108,7 @@ def test_live_and_config() -> None:
     virsh("start", "web")
     result = command("web", "--set", "vcpu_cpus=0")  # "current" is the running VM
     assert (result.stdout, result.returncode) == ("Metadata modified\n", 0)
-    assert result.stderr.startswith("note: virt-cgroup apply web puts this in effect")
+    assert result.stderr.startswith("note: virt-cgroup apply web applies this now")
     assert (metadata("live"), metadata("config")) == (
         "<settings><vcpu_cpus>0</vcpu_cpus></settings>",
         "",

@@ -52,7 +52,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "less memory": (
         "memory",
         lambda parent: write_memory(parent, "1000M"),
-        "WARN the memory limit of {} is 1.0 GiB",
+        "WARN the memory limit of {} is 1048576000 bytes",
     ),
     "all memory": (
         "memory",

@@ -100,5 +100,5 @@ def bring_right(daemon: Daemon, by: str) -> None:
     assert vm.alive()
     found = status("web")
     assert found["conforms"], found["problems"]
-    assert virt_cgroup("apply", "--all").count(": 0 steps\n") == 2
+    assert virt_cgroup("apply", "--all").count(": nothing to do\n") == 2
     destroy_vm("web")

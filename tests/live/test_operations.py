@@ -388,7 +388,7 @@ def test_plan_is_what_the_hook_does(configure: Configure) -> None:
         if line.startswith("write "):
             value, _, path = line.removeprefix("write ").partition(" to ")
             assert Path(path).read_text().strip() == value.strip('"')
-    assert virt_cgroup("plan", "prepare", "-", stdin=xml) == ""
+    assert virt_cgroup("plan", "prepare", "-", stdin=xml) == "Nothing to do.\n"
     subprocess.run(
         [HOOK, "web", "release", "end", "-"],
         input=xml,

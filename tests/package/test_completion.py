@@ -68,6 +68,7 @@ def test_every_option_of_a_command(shell: Shell, name: str) -> None:
     [
         ("apply ", set(RUNNING)),
         ("apply web ", set(RUNNING)),
+        ("status ", set(RUNNING)),
         ("domain ", {*RUNNING, *STOPPED}),
         ("domain --live ", {*RUNNING, *STOPPED}),
         ("domain -c qemu:///system ", {*RUNNING, *STOPPED}),
@@ -108,7 +109,7 @@ def test_layouts(shell: Shell) -> None:
         ("map --svg vm", "map --svg vm.xml "),
         ("reserve --wait 30 --cpus au", "reserve --wait 30 --cpus auto "),
         ("plan prepare vm", "plan prepare vm.xml "),
-        ("status nothing ", "status nothing "),
+        ("status we", "status web "),
     ],
 )
 def test_the_tabulator_key(shell: Shell, line: str, after: str) -> None:
@@ -117,7 +118,7 @@ def test_the_tabulator_key(shell: Shell, line: str, after: str) -> None:
 
 def test_nothing_else_is_offered(shell: Shell) -> None:
     """Options, which zsh names where no more values are wanted, do not count."""
-    for line in ("hook install ", "plan prepare vm.xml ", "reserve --cpus auto ", "status "):
+    for line in ("hook install ", "plan prepare vm.xml ", "reserve --cpus auto "):
         assert [word for word in shell.all(f"virt-cgroup {line}") if word[0] != "-"] == []
 
 

@@ -83,7 +83,7 @@ def fedora(machine: Machine, others: dict[str, Path]) -> Machine:
 def test_the_life_of_the_rpm(fedora: Machine, rpms: dict[str, Path]) -> None:
     said = rpm(fedora, "-i", rpms["first"])
     assert f"installed {HOOK}" in said
-    assert "libvirtd does not run" in said
+    assert "libvirtd is not running" in said
     assert fedora.hooks() == ["qemu"]
     assert fedora.run(f"cat {HOOK}") == (ROOT / "hooks/qemu").read_text()
 

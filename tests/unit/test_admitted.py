@@ -233,13 +233,13 @@ def test_admission(counting: Counting) -> None:
     with pytest.raises(Refusal, match=r"^VM vm2 needs .* running VMs already account for "):
         do(counting, "prepare", again)
     do(counting, "prepare", small)
-    assert total(counting) == half.host_memory() + small.host_memory()
+    assert total(counting) == half.host_memory(4096) + small.host_memory(4096)
     do(counting, "prepare", half)  # its own earlier record does not count against it
-    assert total(counting) == half.host_memory() + small.host_memory()
+    assert total(counting) == half.host_memory(4096) + small.host_memory(4096)
     do(counting, "release", half)
     do(counting, "release", half)
     do(counting, "prepare", again)
-    assert total(counting) == again.host_memory() + small.host_memory()
+    assert total(counting) == again.host_memory(4096) + small.host_memory(4096)
 
 
 def test_without_admission_nothing_is_kept(counting: Counting) -> None:
@@ -248,10 +248,10 @@ def test_without_admission_nothing_is_kept(counting: Counting) -> None:
     assert not counting.exists(ADMITTED)
     counting.configure(CONF)
     do(counting, "prepare", numbered(2))
-    assert total(counting) == numbered(1).host_memory() + numbered(2).host_memory()
+    assert total(counting) == numbered(1).host_memory(4096) + numbered(2).host_memory(4096)
     counting.configure("")
     do(counting, "release", numbered(1))
-    assert total(counting) == numbered(2).host_memory()
+    assert total(counting) == numbered(2).host_memory(4096)
 
 
 def test_a_vm_that_ran_before_there_was_a_hook_counts_from_reconnect(tmp_path: Path) -> None:
@@ -261,6 +261,6 @@ def test_a_vm_that_ran_before_there_was_a_hook_counts_from_reconnect(tmp_path: P
         domain(inner="<memory unit='GiB'>1</memory>"), "<memory unit='GiB'>1</memory>"
     )
     do(host, "reconnect", subject)
-    assert total(host) == subject.host_memory()
+    assert total(host) == subject.host_memory(4096)
     do(host, "reconnect", subject)
-    assert total(host) == subject.host_memory()
+    assert total(host) == subject.host_memory(4096)

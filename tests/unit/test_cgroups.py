@@ -265,7 +265,8 @@ def test_another_process_than_our_own() -> None:
         "/proc/self/cgroup": "2:cpuset:/",
         "/proc/12/cgroup": "2:cpuset:/daemon",
     }
-    assert detect({**CONTROLLERS, **texts}.get, "12").hierarchies[0].placement == "/daemon"
+    found = detect({**CONTROLLERS, **texts}.get, placements(texts["/proc/12/cgroup"]))
+    assert found.hierarchies[0].placement == "/daemon"
 
 
 def test_directories() -> None:

@@ -67,7 +67,7 @@ KEYS = (
         ),
         (
             "memory_admission = 1",
-            "memory_admission = 1: it needs a memory limit: set reserved_host_mem, too",
+            "memory_admission = 1: it needs reserved_host_mem: set that, too",
         ),
         (f"reserved_host_mem = '{'x' * 5000}'", f'reserved_host_mem = "{"x" * 200}": '),
         ("cgroup_layout = '\x1b[2J'", r'cgroup_layout = "\x1b[2J": layout "\x1b[2J" is neither'),
@@ -95,7 +95,7 @@ def test_no_limit_of_memory_without_a_parent(layout: str, order: int) -> None:
     line = lines.index("reserved_host_mem = '1 GiB'") + 1
     assert str(error.value) == (
         f'{PATH}:{line}: reserved_host_mem = "1 GiB": '
-        f'cgroup_layout = "{layout}" has no cgroup that holds only VMs, to be limited: '
+        f'cgroup_layout = "{layout}" has no cgroup that holds only VMs: '
         'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"'
     )
 

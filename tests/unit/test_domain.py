@@ -77,7 +77,7 @@ def test_hugepages_and_individual_vcpus() -> None:
         "tuned": {"numatune"},
         "memory": 4 * GIB,
         "hugepages": True,
-        "hugepage_nodes": "0",
+        "pages": [(2 << 20, CpuSet([0]))],
     }
     assert made.group_names() == ["emulator", "vcpu0", "vcpu2"]
     assert made.pins() == {}

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import pytest
 
-from libvirt_cgroup_hooks.admission import Cpus, check_cpus, check_memory, check_pins, pins_outside
+from libvirt_cgroup_hooks.admission import Cpus, check_cpus, check_memory, pins_outside
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.errors import Error, Refusal, size
 from libvirt_cgroup_hooks.fence import Fence, reserved_memory
 from libvirt_cgroup_hooks.topology import Memory
 
-from .support.hosts import PAGE, configured, domain, topology
+from .support.hosts import PAGE, UUID, configured, domain, topology
 
 GIB = 2**30
 
@@ -108,6 +108,22 @@ def test_size(amount: int, text: str) -> None:
     assert size(amount) == text
 
 
+def pages(*wanted: tuple[int, int | None]) -> str:
+    """Of sizes in KiB, for a guest node or all."""
+    inner = ""
+    for size_kib, node in wanted:
+        nodeset = "" if node is None else f" nodeset='{node}'"
+        inner += f"<page size='{size_kib}' unit='KiB'{nodeset}/>"
+    return f"<memoryBacking><hugepages>{inner}</hugepages></memoryBacking>"
+
+
+def device(model: str, page_kib: int = 0) -> str:
+    """512 MiB of memory, for guest node 0."""
+    source = f"<source><pagesize unit='KiB'>{page_kib}</pagesize></source>" if page_kib else ""
+    target = "<target><size unit='MiB'>512</size><node>0</node></target>"
+    return f"<devices><memory model='{model}'>{source}{target}</memory></devices>"
+
+
 TWO_CELLS = (
     "<memory unit='GiB'>1</memory><cpu><numa><cell id='0' cpus='0' memory='768' unit='MiB'/>"
     "<cell id='1' cpus='1' memory='262144'/></numa></cpu>"
@@ -135,11 +151,28 @@ TWO_CELLS = (
             "</memoryBacking>",
             74,
         ),
+        # a page without nodeset is for all other nodes, and one of the system's own is none
+        (f"{TWO_CELLS}{pages((2048, None), (1048576, 0))}", 74),
+        (f"{TWO_CELLS}{pages((4, None), (1048576, 0))}", 256 + 74),
+        (f"{TWO_CELLS}{pages((4, None))}", 1024 + 74),
+        (f"{TWO_CELLS}{pages((4, 1))}", 1024 + 74),
+        (f"<memory unit='GiB'>1</memory>{pages((4, None))}", 1024 + 2 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{pages((2048, 0))}", 2 + 8 + 64),
+        # libvirt counts memory devices into <memory>
+        (f"<memory unit='GiB'>1</memory>{device('dimm')}", 1024 + 2 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{device('virtio-mem')}", 1024 + 2 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{device('nvdimm')}", 512 + 1 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{device('virtio-pmem')}", 512 + 1 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{device('sgx-epc')}", 512 + 1 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{device('dimm', 2048)}", 512 + 2 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{pages((2048, None))}{device('dimm')}", 2 + 8 + 64),
+        (f"<memory unit='GiB'>1</memory>{pages((2048, None))}{device('dimm', 4)}", 512 + 74),
+        (f"<memory unit='GiB'>1</memory>{pages((2048, None))}{device('nvdimm')}", 1 + 8 + 64),
         ("", 8 + 64),
     ],
 )
 def test_what_a_vm_takes_with_qemus_own(inner: str, memory: int) -> None:
-    assert domain(inner=inner).host_memory() == memory * 2**20
+    assert domain(inner=inner).host_memory(4096) == memory * 2**20
 
 
 @pytest.mark.parametrize(("others", "fits"), [(0, True), (1024, True), (1025, False)])
@@ -149,10 +182,10 @@ def test_admission(others: int, fits: bool) -> None:
         (1024 + 512 + 1 + 8 + 64) * 2**20,
     )
     if fits:
-        check_memory(made, others * 2**20, limit)
+        check_memory(made, made.host_memory(4096), others * 2**20, limit)
         return
     with pytest.raises(Refusal) as error:
-        check_memory(made, others * 2**20, limit)
+        check_memory(made, made.host_memory(4096), others * 2**20, limit)
     assert str(error.value) == (
         r"VM we\nb needs 585 MiB including QEMU's overhead; "
         "running VMs already account for 1.0 GiB of the 1.6 GiB available to VMs: "
@@ -196,21 +229,66 @@ TUNE = (
 def test_pins_outside(inner: str, cpus: str, outside: list[str]) -> None:
     made, allowed = domain(inner=inner), CpuSet.parse(cpus)
     assert sorted(pins_outside(made, allowed)) == outside
-    if not outside:
-        check_pins(made, allowed, "refuse")
+    given = Cpus(allowed, allowed, CpuSet.parse("0-3") - allowed, {}, False)
+    assert bool(check_cpus(made, given, "warn")) is bool(outside)
 
 
 def test_a_pin_outside_is_refused_in_one_sentence() -> None:
     with pytest.raises(Refusal) as error:
-        check_pins(
+        check_cpus(
             domain("we\nb", "<cputune><emulatorpin cpuset='0-1'/></cputune>"),
-            CpuSet.parse("1-7"),
+            Cpus(CpuSet.parse("1-7"), CpuSet.parse("1-7"), CpuSet([0]), {}, False),
             "refuse",
         )
     assert str(error.value) == (
         r"VM we\nb is pinned to reserved CPUs: emulator to 0-1 (reserved: 0): "
-        "pin it within 1-7, or reserve other CPUs"
+        f"pin it within 1-7 (virsh emulatorpin {UUID} 1-7 --config), or reserve other CPUs"
     )
+
+
+EIGHT = Cpus(CpuSet.parse("2-7"), CpuSet.parse("2-7"), CpuSet.parse("0-1"), {}, False)
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (
+            "<vcpupin vcpu='0' cpuset='24'/><vcpupin vcpu='1' cpuset='25'/>",
+            "CPUs that do not exist: vcpu0 to 24 (this host has no CPU 24), "
+            "vcpu1 to 25 (this host has no CPU 25): pin it within 2-7 "
+            "(virsh vcpupin db 0 2-7 --config)",
+        ),
+        (
+            "<iothreadpin iothread='1' cpuset='2,8-9'/>",
+            "CPUs that do not exist: iothread1 to 2,8-9 (this host has no CPU 8-9): "
+            "pin it within 2-7 (virsh iothreadpin db 1 2-7 --config)",
+        ),
+        (
+            "<emulatorpin cpuset='1,2'/>",
+            "reserved CPUs: emulator to 1-2 (reserved: 1): pin it within 2-7 "
+            "(virsh emulatorpin db 2-7 --config), or reserve other CPUs",
+        ),
+        ("<vcpupin vcpu='0' cpuset='2-3'/>", None),
+    ],
+)
+def test_pins_of_another_host(inner: str, message: str | None) -> None:
+    """pin_conflict counts for CPUs that do not exist as for reserved ones."""
+    made = domain("db", f"<vcpu>2</vcpu><iothreads>1</iothreads><cputune>{inner}</cputune>")
+    if message is None:
+        assert check_cpus(made, EIGHT, "refuse") == []
+        return
+    with pytest.raises(Refusal) as error:
+        check_cpus(made, EIGHT, "refuse")
+    assert str(error.value) == f"VM db is pinned to {message}"
+    assert check_cpus(made, EIGHT, "warn") == [error.value.message]
+
+
+@pytest.mark.parametrize("conflict", ["refuse", "warn"])
+@pytest.mark.parametrize("cpus", ["24-47", "0", "2,99"])
+def test_pins_of_vcpus_that_are_offline_are_told(cpus: str, conflict: str) -> None:
+    pins = f"<cputune><vcpupin vcpu='0' cpuset='2'/><vcpupin vcpu='3' cpuset='{cpus}'/></cputune>"
+    (warning,) = check_cpus(domain("db", f"<vcpu current='1'>4</vcpu>{pins}"), EIGHT, conflict)
+    assert f"vcpu3 to {cpus}" in warning
 
 
 @pytest.mark.parametrize(

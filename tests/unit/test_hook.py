@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import cli, hook, operations
+from libvirt_cgroup_hooks import cli, hook, operations, snapshot, state
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.domain import parse
 from libvirt_cgroup_hooks.errors import Error, Refusal
@@ -143,6 +143,24 @@ def stdin(clock: None) -> Iterator[int]:
 def feed(stdin: int, xml: bytes) -> None:
     os.write(stdin, xml)
     os.close(stdin)
+
+
+@pytest.mark.parametrize("operation", hook.OPERATIONS)
+def test_the_configured_deadline_is_that_of_every_operation(
+    tmp_path: Path, stdin: int, operation: str
+) -> None:
+    host = Kernel(tmp_path, "v1", f"{CONF}hook_timeout = 60\n")
+    state.prepare_directory(host)
+    snapshot.load(host, [], save=True)
+    made = _Run(host, "vm", operation)
+    feed(stdin, domain_xml("plain"))
+    if operation in ("prepare", "start", "stopped", "release"):
+        made.enforce()
+    else:
+        with pytest.raises(Error, match="has no process"):
+            made.enforce()
+    assert made.config.hook_timeout == 60
+    assert 44 < signal.getitimer(signal.ITIMER_REAL)[0] <= 45
 
 
 def test_the_deadline(clock: None) -> None:

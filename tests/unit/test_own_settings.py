@@ -54,7 +54,7 @@ def test_one_outside_the_memory_limit_is_refused(tmp_path: Path, kind: str, layo
     with pytest.raises(Refusal) as error:
         operations.plan(host, host.config(), "prepare", domain(inner=own(layout=layout)))
     assert str(error.value).startswith(
-        f'VM vm has layout = "{layout}" in its metadata, and reserved_host_mem limits what is '
+        f'VM vm has layout = "{layout}" in its metadata, but reserved_host_mem only limits VMs '
     )
 
 

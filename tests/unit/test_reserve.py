@@ -155,7 +155,7 @@ def test_memory_that_is_in_use(host: Kernel, kind: str) -> None:
     with pytest.raises(Error) as error:
         change(host, "live config", mem=f"{(total(kind) - limit) // 1024} KiB").run()
     assert str(error.value) == (
-        "cannot lower the VMs' memory limit to 800 MiB: 900 MiB are in use: vm has 900 MiB: "
+        "cannot lower the VMs' memory limit to 800 MiB: 900 MiB is in use: vm has 900 MiB: "
         "stop or shrink VMs, reserve less, or use --wait to reclaim memory first"
     )
     assert states(host) == before
@@ -311,7 +311,7 @@ def test_the_largest_vms_are_named(tmp_path: Path) -> None:
         pid, path = PID + 1000 * number, f"/vms/vm{number}"
         host.make_directory(f"/sys/fs/cgroup{path}")
         host.put(f"/sys/fs/cgroup{path}/memory.current", str(number * 100 * MIB))
-        host.start_thread(pid, pid, "qemu", {"": path})
+        host.start_thread(pid, pid, "qemu-system-x86", {"": path})
         copy = (
             text.replace("vcpu", "x")
             .replace(f"pid='{PID}'", f"pid='{pid}'")
@@ -322,4 +322,4 @@ def test_the_largest_vms_are_named(tmp_path: Path) -> None:
     with pytest.raises(Error) as error:
         change(host, "live", mem="6 GiB").run()
     names = [f"v\\x9b{number} has {number}00 MiB" for number in range(7, 2, -1)]
-    assert f"3 GiB are in use: {', '.join(names)}: stop VMs" in str(error.value)
+    assert f"3 GiB is in use: {', '.join(names)}: stop or shrink VMs" in str(error.value)

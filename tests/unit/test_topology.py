@@ -146,9 +146,51 @@ def test_take_whole_cores_spread_over_the_nodes(name: str, count: int, cpus: str
     assert str(topology(name).take(count)) == cpus
 
 
-def big(cores: int, threads: int) -> Topology:
-    """CPU n and n + CORES are siblings, as on x86."""
-    files = {f"{CPUS}/online": f"0-{cores * threads - 1}"}
+@pytest.mark.parametrize(
+    ("isolated", "count", "cpus"),
+    [
+        ("", 2, "0,4"),
+        ("0", 2, "1,5"),
+        ("0,4", 2, "1,5"),
+        ("0-1,4-5", 4, "2-3,6-7"),
+        # cores with a free CPU come before those without
+        ("0-3", 2, "0,4"),
+        ("0,4,1-3", 2, "1,5"),
+        ("1-3,5-7", 4, "0-1,4-5"),
+        ("0-7", 2, "0,4"),
+    ],
+)
+def test_isolated_cpus_come_last(isolated: str, count: int, cpus: str) -> None:
+    host = big(4, 2, {f"{CPUS}/isolated": isolated})
+    assert str(host.take(count)) == cpus
+    assert host.take(8) == host.online
+
+
+def test_auto_keeps_what_the_host_uses() -> None:
+    assert str(big(64, 2, {f"{CPUS}/isolated": "0-1,3-63,64-65,67-127"}).auto_cpus()) == "0,2,64,66"
+
+
+@pytest.mark.parametrize(
+    ("cpulists", "nodes"),
+    [
+        (["0-3"] * 8, {0: "0-3"}),
+        (["0-1", "0-1", "2-3", "2-3"], {0: "0-1", 2: "2-3"}),
+        (["0-2", "2-3"], {0: "0-2", 1: "3"}),
+        (["0-3", "0-3", ""], {0: "0-3", 2: ""}),  # one with memory alone
+    ],
+)
+def test_nodes_that_share_cpus(cpulists: list[str], nodes: dict[int, str]) -> None:
+    """Each CPU is counted once."""
+    files = {f"{NODES}/online": f"0-{len(cpulists) - 1}"}
+    files.update({f"{NODES}/node{node}/cpulist": cpus for node, cpus in enumerate(cpulists)})
+    host = big(4, 1, files)
+    assert {node: str(cpus) for node, cpus in host.nodes.items()} == nodes
+    assert str(host.take(4)) == "0-3"
+
+
+def big(cores: int, threads: int, more: dict[str, str] | None = None) -> Topology:
+    """CPU n and n + CORES are siblings, as on x86; MORE files."""
+    files = {f"{CPUS}/online": f"0-{cores * threads - 1}", **(more or {})}
     for cpu in range(cores * threads):
         siblings = [cpu % cores + cores * thread for thread in range(threads)]
         files[f"{CPUS}/cpu{cpu}/topology/thread_siblings_list"] = ",".join(map(str, siblings))

@@ -43,6 +43,7 @@ TABLE = (
     Check("HOST", "for these controllers on the VM parent", host.parent_controllers, configured),
     Check("HOST", "that VMs can start", host.first_start, configured),
     Check("HOST", "the limits of the VM parent", host.fence_in_effect, configured),
+    Check("HOST", "for what else is in the VM parent", host.beside_vms, configured),
     Check("HOST", "for memory left beside hugepages", host.hugepages, configured),
     Check("HOST", "for offline and isolated CPUs", host.special_cpus, configured),
     Check("HOOK", "for the hook", hook.installed),

@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ...cgroups import placements
+from ...cgroups import placements, systemd_key
 from ...errors import Error, printable
 from ...host import Host, Refused
 from ...managers import BOOTED
 from ...steps import SYSTEMCTL
-from ..hookfile import DIRECTORY, HOOK, HOOK_D, ours, python_of
+from ..hookfile import elsewhere, ours, places, python_of
 from .subject import FAIL, NOTE, WARN, Problem, Subject
 
 IMPORTS = """
@@ -38,8 +38,8 @@ CONFINED = tuple(
     for name in ("libvirtd", "virtqemud")
     for prefix in ("", "/usr/sbin/")
 )
-# what these profiles let it run
-ALLOWED = ("/etc/libvirt/hooks/", "/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/")
+# what these profiles let it run, beside the hooks
+ALLOWED = ("/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/")
 
 
 class Script(NamedTuple):
@@ -56,20 +56,21 @@ class Script(NamedTuple):
     @property
     def leftover(self) -> bool:
         name = self.path.rpartition("/")[2]
-        return self.path != HOOK and (name.startswith((".", "#")) or name.endswith(LEFTOVERS))
+        return name != "qemu" and (name.startswith((".", "#")) or name.endswith(LEFTOVERS))
 
 
 def scripts(host: Host) -> list[Script]:
-    """As libvirt does: HOOK, then every regular file of the directory, whatever its name. Raises
-    Refused.
+    """As libvirt does: the hook, then every regular file of the directory, whatever its name.
+    Raises Refused.
     """
+    hook, directory, _ = places(host)
     try:
-        names = sorted(os.listdir(host.root + DIRECTORY))
+        names = sorted(os.listdir(host.root + directory))
     except (FileNotFoundError, NotADirectoryError):
         names = []
     except OSError as error:
-        raise Refused(f"list {DIRECTORY}", error) from None
-    found = [_script(host, path) for path in (HOOK, *(f"{DIRECTORY}/{name}" for name in names))]
+        raise Refused(f"list {directory}", error) from None
+    found = [_script(host, path) for path in (hook, *(f"{directory}/{name}" for name in names))]
     return [script for script in found if script]
 
 
@@ -106,10 +107,15 @@ def runs(subject: Subject) -> bool:
 
 def installed(subject: Subject) -> Iterator[Problem]:
     mine = _mine(subject)
-    if not mine:
+    hook, _, hook_d = places(subject.host)
+    unread = [path for path in elsewhere(subject.host) if _is_ours(subject.host, path)]
+    if unread:
+        text = f"the hook is {' and '.join(unread)}, and libvirt looks in {hook} and {hook_d}"
+        yield Problem(WARN if mine else FAIL, text, "run virt-cgroup hook install")
+    elif not mine:
         yield Problem(
             FAIL,
-            f"neither {HOOK} nor {HOOK_D} is this package's hook",
+            f"neither {hook} nor {hook_d} is this package's hook",
             "run virt-cgroup hook install",
         )
     for script in [script for script in mine if script.executable][1:]:
@@ -118,6 +124,11 @@ def installed(subject: Subject) -> Iterator[Problem]:
             f"{script.path} is the same hook again, and libvirt runs both",
             f"remove {script.path}",
         )
+
+
+def _is_ours(host: Host, path: str) -> bool:
+    script = _script(host, path)
+    return script is not None and script.ours
 
 
 def executable(subject: Subject) -> Iterator[Problem]:
@@ -134,20 +145,17 @@ def directory(subject: Subject) -> Iterator[Problem]:
     """Daemons of ordinary users read it too, and do not start where they cannot
     (VIR_DAEMON_ERR_HOOKS).
     """
+    path = places(subject.host).directory
     try:
-        mode = os.stat(subject.host.root + DIRECTORY).st_mode
+        mode = os.stat(subject.host.root + path).st_mode
     except FileNotFoundError:
         return
     except OSError as error:
-        raise Refused(f"look at {DIRECTORY}", error) from None
+        raise Refused(f"look at {path}", error) from None
     if not stat.S_ISDIR(mode):
-        yield Problem(
-            FAIL, f"{DIRECTORY} is not a directory, so every hook fails", f"remove {DIRECTORY}"
-        )
+        yield Problem(FAIL, f"{path} is not a directory, so every hook fails", f"remove {path}")
     elif mode & 0o005 != 0o005:
-        yield Problem(
-            WARN, f"daemons of other users cannot read {DIRECTORY}", f"chmod 755 {DIRECTORY}"
-        )
+        yield Problem(WARN, f"daemons of other users cannot read {path}", f"chmod 755 {path}")
 
 
 def program(subject: Subject) -> Iterator[Problem]:
@@ -174,7 +182,7 @@ def seen(subject: Subject) -> Iterator[Problem]:
             NOTE, "neither libvirtd nor virtqemud is running", "it looks for hooks when it starts"
         )
     elif changed > _looked(subject):
-        text = f"{path} was changed after {name} (process {subject.daemon}) last looked for hooks"
+        text = f"{path} was changed after {name} (process {subject.pid}) last looked for hooks"
         yield Problem(
             WARN,
             f"{text}, so it may not know the hook",
@@ -184,11 +192,11 @@ def seen(subject: Subject) -> Iterator[Problem]:
 
 def _looked(subject: Subject) -> float:
     """When the daemon started, or systemd reloaded it; other SIGHUPs leave no trace."""
-    host, pid = subject.host, subject.daemon
+    host, pid = subject.host, subject.pid
     fields = host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     started = _booted(host) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
     cgroups = placements(host.read_optional(f"/proc/{pid}/cgroup") or "")
-    unit = (cgroups.get("name=systemd") or cgroups.get("", "")).rpartition("/")[2]
+    unit = cgroups.get(systemd_key(host.read_optional), "").rpartition("/")[2]
     if not host.real or not unit.endswith(".service") or not host.exists(BOOTED):
         return started
     text = host.run([SYSTEMCTL, "show", "--value", "-p", "StateChangeTimestampMonotonic", unit])
@@ -237,7 +245,7 @@ def selinux(subject: Subject) -> Iterator[Problem]:
         text = "SELinux is enforcing, and its policy has no boolean virt_hooks_unconfined"
         yield Problem(NOTE, text, "see ausearch -m avc if VMs are not placed")
     elif boolean.split()[:1] != ["1"]:
-        text = "SELinux is enforcing and may deny the hook what it writes"
+        text = "SELinux is enforcing and may keep the hook from writing"
         yield Problem(WARN, text, "run setsebool -P virt_hooks_unconfined on")
 
 
@@ -255,8 +263,9 @@ def apparmor(subject: Subject) -> Iterator[Problem]:
             "mount securityfs on /sys/kernel/security",
         )
     elif any(line.strip() in CONFINED for line in profiles.splitlines()):
+        hooks = places(subject.host).hook.removesuffix("qemu")
         for script in _mine(subject):
-            if not script.target.startswith(ALLOWED):
+            if not script.target.startswith((hooks, *ALLOWED)):
                 text = (
                     f"AppArmor does not let libvirt run {script.target}, to which "
                     f"{script.path} links"

@@ -5,22 +5,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ... import conformance, managers, operations, threads
 from ...config import PATH
 from ...cpuset import CpuSet
 from ...domain import parse
-from ...errors import Error, size
+from ...errors import Error, printable, size
+from ...host import page_size
 from ...kernel.tree import Tree
+from ...kinds import CPUS, MEMORY, Kind, as_cpus, in_bytes
 from ...managers.base import Manager
 from ...plan import Plan
+from ...state import Remembered
 from ...topology import Topology
 from .subject import FAIL, NOTE, WARN, Problem, Subject
+
+if TYPE_CHECKING:
+    from ...kinds import Value
 
 APPLY = "run virt-cgroup apply --parent"
 NO_VM = "the next VM that starts sets it, or virt-cgroup apply --parent"
 RESERVE = "take them back from it, or reserve them"
 PROBE = b"<domain type='qemu' id='1'><name>probe</name></domain>"
+SHOWN = 5  # cgroups in a message
 CPU_SETS = ("emulator_cpus", "vcpu_cpus", "iothread_cpus")
 
 
@@ -46,8 +54,8 @@ def manager(subject: Subject) -> Iterator[Problem]:
     if managers.name(subject.host) == "cgroupfs" and subject.host.exists(managers.BOOTED):
         yield Problem(
             WARN,
-            "systemd manages the cgroups here, but without systemd-machined or the system bus "
-            "libvirt creates those of VMs without telling it",
+            "systemd manages the cgroups of this host, but libvirt does not ask it for those of "
+            "VMs: systemd-machined or the system bus is missing",
             "install systemd-container and restart libvirtd",
         )
 
@@ -62,8 +70,8 @@ def controllers(subject: Subject) -> Iterator[Problem]:
 def parent_controllers(subject: Subject) -> Iterator[Problem]:
     """What a cgroup above the VM parent does not pass on, the VM parent does not have."""
     manager = subject.manager()
-    wanted = [kind.controller for kind in manager.fence.limits()]
     for tree, path in manager.parent_paths().items():
+        wanted = [kind.controller for kind in manager.fence.limits() if tree.limits(kind)]
         if not subject.host.exists(tree.hierarchy.directory(path)):
             continue
         for directory, name in tree.not_passed_down(path, wanted):
@@ -90,13 +98,69 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
                 "it is made, with its limits, when the first VM starts",
             )
             continue
+        wanted = {
+            kind: value for kind, value in manager.fence.limits().items() if tree.limits(kind)
+        }
+        for kind, value in wanted.items():
+            yield from _at_reload(manager, kind, path, value)
+            before = Remembered(subject.host).before.get((kind, path), manager.before(kind, path))
+            actual = manager.read(kind, path)
+            if before is None or actual in (None, value):
+                continue
+            if actual == kind.narrower(value, before):
+                yield _narrower(manager, kind, path, before)
+                wanted[kind] = None
         found = tree.in_effect(directory)
-        if manager.fence.cpus is not None and tree.has_cpus:
-            actual = found.cpus or CpuSet()
+        cpus, memory = as_cpus(wanted.get(CPUS)), in_bytes(wanted.get(MEMORY))
+        if cpus is not None:
             taken = conformance.taken(manager)
-            yield from _cpus(subject, tree, directory, actual, manager.fence.cpus, taken)
-        if manager.fence.memory is not None and tree.has_memory:
-            yield from _memory(subject, directory, found.memory_limit, manager.fence.memory)
+            yield from _cpus(subject, tree, directory, found.cpus or CpuSet(), cpus, taken)
+        if memory is not None:
+            yield from _memory(subject, directory, found.memory_limit, memory)
+
+
+def _narrower(manager: Manager, kind: Kind, path: str, before: Value) -> Problem:
+    """The administrator's own limit stays."""
+    decides = manager.decided_elsewhere(kind, path)
+    where = f" by {decides[0]}" if decides else ""
+    text = f"{path} was limited to {_shown(before)}{where} before, and the narrower limit stays"
+    return Problem(NOTE, text)
+
+
+def _at_reload(manager: Manager, kind: Kind, path: str, wanted: Value) -> Iterator[Problem]:
+    """systemd goes by its files at the next daemon-reload, whatever the kernel has now."""
+    decides = manager.decided_elsewhere(kind, path)
+    if decides is None:
+        return
+    file, value = decides
+    if value is None or kind.narrower(value, wanted) != value:
+        yield Problem(
+            FAIL,
+            f"{file} sets {kind.unit_property}={_shown(value)}, which replaces the limit "
+            f"{_shown(wanted)} at the next daemon-reload",
+            f"remove that line from {file}",
+        )
+
+
+def _shown(value: Value) -> str:
+    if value is None:
+        return "no limit"
+    return f"CPUs {value}" if isinstance(value, CpuSet) else size(value)
+
+
+def beside_vms(subject: Subject) -> Iterator[Problem]:
+    """Containers, such as those of podman and systemd-nspawn, are in machine.slice, too."""
+    manager = subject.manager()
+    others: list[str] = []
+    for tree, path in manager.parent_paths().items():
+        others += conformance.beside_vms(manager, tree, path)
+    if others:
+        names = ", ".join(map(printable, list(dict.fromkeys(others))[:SHOWN]))
+        yield Problem(
+            WARN,
+            f"the limits of the VMs also apply to {names}",
+            'cgroup_layout = "/vms/$NAME" gives VMs a parent of their own',
+        )
 
 
 def _cpus(
@@ -111,7 +175,7 @@ def _cpus(
         f"{path} has exclusive use of {cpus}" for path, cpus in taken.items() if cpus - actual
     )
     if not actual:
-        yield _drift(subject, f"{directory} has no CPU limit, which should be {wanted}")
+        yield _drift(subject, f"{directory} has no CPU limit; it should be {wanted}")
     elif others and not actual & wanted:
         yield Problem(
             FAIL,
@@ -138,7 +202,7 @@ def _cpus(
 
 def _memory(subject: Subject, directory: str, actual: int | None, wanted: int) -> Iterator[Problem]:
     if actual is None:
-        yield _drift(subject, f"{directory} has no memory limit, which should be {size(wanted)}")
+        yield _drift(subject, f"{directory} has no memory limit; it should be {size(wanted)}")
     elif actual > wanted:
         yield _drift(
             subject,
@@ -163,7 +227,7 @@ def hugepages(subject: Subject) -> Iterator[Problem]:
     limit = subject.manager().fence.memory
     if not pools or limit is None:
         return
-    running = sum(vm.host_memory() for vm in threads.running(subject.host))
+    running = sum(vm.host_memory(page_size()) for vm in threads.running(subject.host))
     text = f"hugepage pools hold {size(pools)}, which leaves {size(limit)} for VMs' other memory"
     if running > limit:
         remedy = "make the pools smaller, or give VMs hugepages"
@@ -187,7 +251,9 @@ def special_cpus(subject: Subject) -> Iterator[Problem]:
             f"CPUs {reserved & topology.isolated} of reserved_host_cpus are isolated (isolcpus): "
             "the host does not use them"
         )
-        yield Problem(WARN, text, "reserve other CPUs")
+        free = topology.online - topology.isolated - reserved
+        remedy = f"reserve some of {free} instead" if free else "isolate fewer CPUs"
+        yield Problem(WARN, text, remedy)
     yield from _isolated(manager, topology)
 
 

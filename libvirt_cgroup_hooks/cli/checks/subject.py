@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ... import managers, threads
+from ... import installation, managers, threads
 from ...config import PATH, Config
 from ...configfile import inert, parse, resolve
 from ...errors import Error
@@ -14,7 +14,6 @@ from ...managers.base import Manager
 from ...topology import Topology
 
 PASS, NOTE, WARN, FAIL = "PASS", "NOTE", "WARN", "FAIL"
-DAEMONS = ("libvirtd", "virtqemud")
 
 
 class Problem(NamedTuple):
@@ -33,6 +32,7 @@ class Subject:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.daemon = managers.daemon(host)
+        self.pid = installation.daemon_pid(host)
         self.warnings: list[str] = []
         self.config: Config | None = None
         self.error: Error | None = None
@@ -69,5 +69,4 @@ class Subject:
     @property
     def daemon_name(self) -> str | None:
         """None where none runs: a process id file may have outlived its daemon."""
-        comm = (self.host.read_optional(f"/proc/{self.daemon}/comm") or "").strip()
-        return comm if comm in DAEMONS else None
+        return installation.daemon_name(self.host, self.pid) if self.pid else None

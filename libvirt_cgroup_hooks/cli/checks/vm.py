@@ -12,7 +12,6 @@ from ...managers.cgroupfs import LIBVIRT_SUFFIX
 from ..describe import describe
 from .subject import FAIL, WARN, Problem, Subject
 
-QEMU = ("qemu-system-", "qemu-kvm", "qemu:")  # the last is libvirt's, with set_process_name
 MACHINE = "/machine-qemu"  # how libvirt's scopes begin
 FOREIGN = "/.."  # outside the cgroup namespace we are in: another container's
 SHOWN = 10
@@ -45,7 +44,11 @@ def outside(subject: Subject) -> Iterator[Problem]:
 def _processes(host: Host) -> list[int]:
     known = {vm.pid for vm in threads.running(host)}
     pids = [int(name) for name in host.names("/proc") if name.isdigit()]
-    return [pid for pid in sorted(pids) if pid not in known and _comm(host, pid).startswith(QEMU)]
+    return [
+        pid
+        for pid in sorted(pids)
+        if pid not in known and _comm(host, pid).startswith(threads.QEMU)
+    ]
 
 
 def _outside(host: Host, pid: int, parents: dict[str, str]) -> str | None:

@@ -63,14 +63,16 @@ def add(commands: Any) -> None:
         help="running VM: --live; otherwise --config (the default)",
     )
     parser.add_argument(
-        "--force", action="store_true", help="also what would keep the VM from starting here"
+        "--force",
+        action="store_true",
+        help="set it even if the VM could then not start on this host",
     )
     add_connect(parser)
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
     if not host.real:
-        raise Error("domain cannot be used with --root", "it asks libvirt, which a copy has not")
+        raise Error("domain cannot be used with --root", "it asks the running libvirt (-c URI)")
     _check_options(arguments)
     if arguments.partition is not None or arguments.no_partition:
         return _change_partition(arguments)
@@ -82,9 +84,11 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         found = {area: _read(vm, domain, flag) for area, flag in areas.items()}
         local = not urlsplit(opened.getURI()).hostname
         if changes:
-            found = {area: changed(domain, settings, changes) for area, settings in found.items()}
+            found = {
+                area: changed(domain, settings, changes, area) for area, settings in found.items()
+            }
             if local and not arguments.force:
-                _check(host, changes)
+                check(host, changes)
             _write(vm, domain, {area: (flag, found[area]) for area, flag in areas.items()})
     _warn(host if local else None, domain, found)
     _print(arguments, domain, found, bool(changes))
@@ -135,8 +139,10 @@ def _checked(key: str, value: str) -> str:
         raise Error(f'cannot set {key} to "{value[:200]}": {error.message}', error.hint) from None
 
 
-def changed(domain: Domain, settings: Settings, changes: dict[str, str | None]) -> Settings:
-    """SETTINGS of DOMAIN with CHANGES, all of them right. Raises Error."""
+def changed(
+    domain: Domain, settings: Settings, changes: dict[str, str | None], area: str
+) -> Settings:
+    """SETTINGS of DOMAIN in AREA with CHANGES, all of them right. Raises Error."""
     for key, value in changes.items():
         if value is None and key not in settings and key not in OF_VM:
             raise Error(
@@ -145,20 +151,21 @@ def changed(domain: Domain, settings: Settings, changes: dict[str, str | None]) 
             )
     merged: dict[str, str | None] = {**settings, **changes}
     domain.settings = {key: value for key, value in merged.items() if value is not None}
-    for_domain(Config({}), domain)  # what was there before may not be right
+    for_domain(Config({}), domain, area=area)  # what was there before may not be right
     return {key: read_of_vm(key, value)[1] for key, value in domain.settings.items()}
 
 
-def _check(host: Host, changes: dict[str, str | None]) -> None:
-    """Raises Error for what would keep the VM from starting on HOST."""
+def check(host: Host, changes: dict[str, str | None]) -> None:
+    """Raises Error for CHANGES of a VM that would keep it from starting on HOST."""
     wanted = {key: value for key, value in changes.items() if value is not None}
-    if not wanted:
+    try:
+        config, present = snapshot.load(host, []), Topology.read(host.read_optional).present
+    except Error:  # a mistake in the file, of which _warn tells
         return
-    present = Topology.read(host.read_optional).present
-    for key, reason in laid_over(snapshot.load(host, []), wanted, present)[1].items():
+    for key, reason in laid_over(config, wanted, present)[1].items():
         raise Error(
             f'cannot set {key} to "{printable(wanted[key])}": {reason}',
-            "--force sets it all the same; the VM does not start on this host then",
+            "--force sets it anyway, but the VM will not start on this host",
         )
 
 
@@ -218,14 +225,14 @@ def _write(vm: Any, domain: Domain, wanted: dict[str, tuple[int, Settings]]) -> 
 def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None:
     """Tells what would keep the VM from starting; HOST is None where that is another."""
     warnings: list[str] = []
-    for settings in found.values():
+    for area, settings in found.items():
         domain.settings = settings
         try:
             if host and settings:
                 present = Topology.read(host.read_optional).present
-                for_domain(snapshot.load(host, warnings), domain, present)
+                for_domain(snapshot.load(host, warnings), domain, present, area)
             else:
-                for_domain(Config({}), domain)
+                for_domain(Config({}), domain, area=area)
         except Error as error:
             warnings.append(str(error))
     for warning in dict.fromkeys(warnings):

@@ -13,17 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ... import managers
+from ... import installation
 from ...errors import Error, printable
 from ...host import NEW, Host, Refused
 from ...leave import leave
 from ..command import add as add_command
-from ..hookfile import HOOK, HOOK_D, PYTHON, ours, python_of, shipped_file
+from ..hookfile import HOOK, HOOK_D, PYTHON, elsewhere, ours, places, python_of, shipped_file
 from ..output import print_json, print_pairs
 
 SHIPPED = ("share/libvirt-cgroup-hooks/qemu", "hooks/qemu")  # installed, and in the source tree
 ACTIONS = ("install", "remove", "status")
-DAEMONS = ("libvirtd", "virtqemud")
 NEEDS = "import libvirt_cgroup_hooks.hook, configobj"
 
 
@@ -38,7 +37,8 @@ def add(commands: Any) -> None:
     parser.description = (
         "Install, remove or show the file that libvirtd runs.\n\n"
         f"  install  as {HOOK} or, if another program owns that file,\n"
-        f"           {HOOK_D};\n"
+        f"           {HOOK_D}\n"
+        "           (if libvirt was built to read hooks elsewhere, there);\n"
         "           then sends libvirtd SIGHUP so that it finds the hook\n"
         "  remove   also lifts the limits and removes what is kept in /run;\n"
         "           VMs keep running where they are\n"
@@ -76,20 +76,25 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
 def install(host: Host, python: str) -> list[str]:
     """Puts the hook in its place, to be run by PYTHON; what was done. Raises Error."""
     text = shipped().replace(PYTHON, shlex.quote(python))
-    if _foreign(host, HOOK) and ours(_read(host, HOOK)):
-        return [f"{HOOK} belongs to another program, which already runs this hook"]
-    place, other = (HOOK_D, HOOK) if _foreign(host, HOOK) else (HOOK, HOOK_D)
+    hook, _, hook_d = places(host)
+    if _foreign(host, hook) and ours(_read(host, hook)):
+        return [f"{hook} belongs to another program, which already runs this hook"]
+    place, other = (hook_d, hook) if _foreign(host, hook) else (hook, hook_d)
     if _foreign(host, place):
         raise Error(
             f"{place} exists but was not installed by this package", "rename it, and run this again"
         )
-    if _text(host, place) == text and _text(host, other) is None:
+    unread = [path for path in elsewhere(host) if _text(host, path) is not None]
+    if _text(host, place) == text and _text(host, other) is None and not unread:
         return [f"{place} is in place"]
-    done = [f"{HOOK} belongs to another program and is left alone"] if place == HOOK_D else []
+    done = [f"{hook} belongs to another program and is left alone"] if place == hook_d else []
     done += _saved(host, place, text)
     _make_directories(host, place)
     host.replace(place, text, 0o755)
-    return [*done, f"installed {place}", *(_removed(host, other) if place == HOOK else [])]
+    done.append(f"installed {place}")
+    for path in [other, *unread] if place == hook else unread:
+        done += _removed(host, path)
+    return done
 
 
 def interpreter() -> str:
@@ -144,10 +149,10 @@ def _reload(host: Host) -> list[str]:
     SIGHUP would die.
     """
     done = []
-    for path in managers.PID_FILES:
+    for path in installation.PID_FILES:
         pid = (host.read_optional(path) or "").strip()
-        name = (host.read_optional(f"/proc/{pid}/comm") or "").strip() if pid.isdigit() else ""
-        if name in DAEMONS and _catches_sighup(host, pid):
+        name = installation.daemon_name(host, pid) if pid.isdigit() else None
+        if name and _catches_sighup(host, pid):
             os.kill(int(pid), signal.SIGHUP)
             done.append(f"reloaded {name}")
     return done or ["libvirtd is not running; it finds the hook when it starts"]
@@ -164,9 +169,10 @@ def _catches_sighup(host: Host, pid: str) -> bool:
 
 def remove(host: Host) -> list[str]:
     """What was done. Raises Error once all that can be done is done."""
-    done = _removed(host, HOOK) + _removed(host, HOOK_D)
-    for path in (HOOK, HOOK_D):  # of an install that was killed
-        host.remove(path + NEW)
+    done: list[str] = []
+    for path in _all_places(host):
+        done += _removed(host, path)
+        host.remove(path + NEW)  # of an install that was killed
     if not done:
         done = ["the hook is not installed"]
     return done + leave(host)
@@ -209,16 +215,28 @@ def _pristine(text: str) -> bool:
         return False
 
 
+def _all_places(host: Host) -> list[str]:
+    """Where the daemon looks comes first."""
+    hook, _, hook_d = places(host)
+    return [hook, hook_d, *elsewhere(host)]
+
+
 def state(host: Host) -> dict[str, Any]:
-    found = [(path, _text(host, path)) for path in (HOOK, HOOK_D)]
+    found = [(path, _text(host, path)) for path in _all_places(host)]
     path, text = next(((path, text) for path, text in found if text is not None), (None, None))
     pristine = text is not None and _pristine(text)
     return {
         "path": path,
         "python": python_of(text) if text is not None and pristine else None,
         "edited": text is not None and not pristine,
-        "other": HOOK if _foreign(host, HOOK) else None,
+        "other": places(host).hook if _foreign(host, places(host).hook) else None,
     }
+
+
+def _shown(host: Host, path: str | None) -> str:
+    if path in elsewhere(host):
+        return f"{path}, where libvirt does not look: run virt-cgroup hook install"
+    return path or "not installed"
 
 
 def _show(host: Host, as_json: bool) -> None:
@@ -228,7 +246,7 @@ def _show(host: Host, as_json: bool) -> None:
         return
     print_pairs(
         [
-            ("Hook", found["path"] or "not installed"),
+            ("Hook", _shown(host, found["path"])),
             (
                 "Python",
                 found["python"] or ("unknown: the file was edited" if found["edited"] else "-"),

@@ -31,14 +31,15 @@ if TYPE_CHECKING:
 WAIT = 60  # seconds
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HELP = """\
-A bare number of CPUs is a count, which takes whole cores; CPU 4 alone is 4-4. "auto" is as in
-cgroup-hooks.conf, "none" reserves nothing. Without --cpus and --memory the reservation is shown: as
-it is in the file, as it is required now, and as the kernel enforces it.
+A bare number of CPUs is a count, which takes whole cores; for CPU 4 alone write 4-4. "auto" is as
+in cgroup-hooks.conf, "none" reserves nothing. --live and --config can be combined. A change that
+fails is undone.
 
-Both --live and --config may be given. A change that fails half-way is undone."""
+Without --cpus and --memory the reservation is shown: as it is in the file, as it is required now
+(the file, with what --live has changed), and as the kernel enforces it."""
 REMEDY = {
-    "cpus": "give a list such as 0-1, a count, auto or none (CPU 0 alone is 0-0)",
-    "memory": "give a size such as '4 GiB', a share such as 10%, auto or none",
+    "cpus": "use a list such as 0-1, a count, auto or none; for CPU 0 alone write 0-0",
+    "memory": "use a size such as '4 GiB', a percentage such as 10%, auto or none",
 }
 LIVE = "change the limits now, for running VMs too, until the next boot"
 CONFIG = "change the configuration file; running VMs follow when the next VM starts, or after apply"
@@ -69,7 +70,7 @@ def add(commands: Any) -> None:
         help=f"first reclaim VM memory, for up to SECONDS (default {WAIT})",
     )
     parser.add_argument(
-        "--force", action="store_true", help="also take CPUs that running VMs are pinned to"
+        "--force", action="store_true", help="also reserve CPUs that running VMs are pinned to"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="print each step")
 
@@ -165,7 +166,7 @@ class _Progress:
         self.terminal = sys.stderr.isatty()
 
     def __call__(self, used: int, limit: int) -> None:
-        text = f"reclaiming: {size(used)} in use, {size(limit)} wanted"
+        text = f"reclaiming: {size(used)} in use, new limit {size(limit)}"
         if self.terminal:
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
         elif time.monotonic() - self.told < self.EVERY:
@@ -285,7 +286,8 @@ def _in_effect(parent: InEffect, topology: Topology) -> dict[str, Any]:
 
 FILE, REQUIRED, KERNEL = "In the file", "Required now", "In the kernel"
 LATER = "In effect when the next VM starts, or now with: virt-cgroup apply --all"
-NO_HOOK = "no hook is installed, so VMs that start are not limited: run virt-cgroup hook install"
+UNTIL = "What --live has changed lasts until the next boot, or until the setting is edited."
+NO_HOOK = "the hook is not installed, so new VMs are not limited: run virt-cgroup hook install"
 ROWS = {
     "Reserved CPUs": "reserved_cpus",
     "Reserved memory": "reserved_memory",
@@ -312,10 +314,24 @@ def _print(arguments: argparse.Namespace, host: Host, report: dict[str, Any]) ->
             end="",
         )
         print("" if used is None else f", {size(used)} of memory in use")
-    if report["configured"] != report["live"] and FILE in columns:
+    if FILE in columns and KERNEL in columns and report["configured"] != report["live"]:
+        print(f"\n{UNTIL}")
+    if _is_pending(report, KERNEL in columns):
         print(f"\n{LATER}")
     if any(report["live"].values()) and not is_installed(host):
         print(f"warning: {NO_HOOK}", file=sys.stderr)
+
+
+def _is_pending(report: dict[str, Any], kernel_is_shown: bool) -> bool:
+    """Whether the kernel does not enforce yet what is required."""
+    required, kernel = report["live"], report["in_effect"]
+    if report["parent"] is None:  # the limits are on each VM, which is not looked at here
+        return not kernel_is_shown
+    if required["memory_limit"] != kernel["memory_limit"]:
+        return True
+    # without a reservation the kernel may have no list, or all CPUs
+    key = "cpus" if required["cpus"] else "reserved_cpus"
+    return bool(required[key] != kernel[key])
 
 
 def _shown(value: str | int | None) -> str:

@@ -6,6 +6,7 @@ kernel, not libvirtd.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from typing import Any
 
@@ -29,7 +30,10 @@ def add(commands: Any) -> None:
         "show the reservation and every running VM, or the threads of one",
         "virt-cgroup status web",
     ).add_argument(
-        "domains", metavar="DOMAIN", nargs="*", help="running VMs (name, id or UUID): their threads"
+        "domains",
+        metavar="DOMAIN",
+        nargs="*",
+        help="a running VM's name, id or UUID: show its threads",
     )
 
 
@@ -106,13 +110,15 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
         )
         for vm in report["domains"]
     ]
-    print_table(("Id", "Name", "Layout", "Cgroup", "Conforms"), rows)
+    print_table(("Id", "Name", "Layout", "Cgroup", "As configured"), rows)
     for vm in report["domains"]:
         if with_threads:
             _print_threads(vm)
         elif vm["problems"]:
             more = len(vm["problems"]) - 1
-            told = f" (and {more} more: virt-cgroup status {vm['name']})" if more else ""
+            told = (
+                f" (and {more} more: virt-cgroup status {shlex.quote(vm['name'])})" if more else ""
+            )
             print(f"\nproblem: {printable(vm['name'])}: {printable(vm['problems'][0] + told)}")
     for note in dict.fromkeys(note for vm in report["domains"] for note in vm["notes"]):
         print(f"\nnote: {note}")

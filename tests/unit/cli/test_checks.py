@@ -32,13 +32,13 @@ from ..support.validating import (
     well,
 )
 
-RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, HUGEPAGES, CPUS = (
-    one.title for one in TABLE[:9]
+RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, BESIDE, HUGEPAGES, CPUS = (
+    one.title for one in TABLE[:10]
 )
 THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
-    one.title for one in TABLE[9:18]
+    one.title for one in TABLE[10:19]
 )
-OUTSIDE, CONFORM = (one.title for one in TABLE[18:])
+OUTSIDE, CONFORM = (one.title for one in TABLE[19:])
 FOREIGN = "#!/bin/sh\nexit 0\n"
 APPLY = "run virt-cgroup apply --parent"
 
@@ -58,6 +58,10 @@ def each(*breaks: Break) -> Break:
 
 def both(host: Kernel) -> None:
     install(host, HOOK_D)
+
+
+def built_for(settings: str) -> Break:
+    return lambda host: host.put(f"{settings}/qemu.conf", "")
 
 
 def directory_mode(host: Kernel, mode: int = 0o700) -> None:
@@ -141,7 +145,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             lambda h: h.put(f"{managers.BOOTED}/x", ""),
             MANAGER,
             WARN,
-            "without systemd-machined or the system bus",
+            "systemd-machined or the system bus is missing",
             "install systemd-container",
         ),
         (
@@ -180,7 +184,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             START_VM,
             FAIL,
             f"cannot limit {CG}/vms to ",
-            "stop VMs",
+            "stop some of it",
         ),
         (
             lambda h: effective(h, "0-3"),
@@ -200,7 +204,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             lambda h: effective(h, ""),
             FENCE,
             FAIL,
-            f"{CG}/vms has no CPU limit, which should be 1-3",
+            f"{CG}/vms has no CPU limit; it should be 1-3",
             APPLY,
         ),
         (
@@ -289,7 +293,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             CPUS,
             WARN,
             "CPUs 0 of reserved_host_cpus are isolated",
-            "reserve other CPUs",
+            "reserve some of ",
         ),
         (
             lambda h: h.put(f"{CPU}/isolated", "3"),
@@ -331,6 +335,24 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             THE_HOOK,
             FAIL,
             f"neither {HOOK} nor",
+            "run virt-cgroup hook install",
+        ),
+        *(
+            (
+                each(breaks, built_for(path)),
+                THE_HOOK,
+                FAIL,
+                f"the hook is {HOOK}{more}, and libvirt looks in {path}/hooks/qemu and ",
+                "run virt-cgroup hook install",
+            )
+            for path in ("/var/lib/libvirt", "/usr/local/etc/libvirt")
+            for breaks, more in ((each(), ""), (both, f" and {HOOK_D}"))
+        ),
+        (
+            lambda h: install(h, "/var/lib/libvirt/hooks/qemu"),
+            THE_HOOK,
+            WARN,
+            "the hook is /var/lib/libvirt/hooks/qemu, and libvirt looks in /etc/libvirt/hooks/qemu",
             "run virt-cgroup hook install",
         ),
         (both, THE_HOOK, WARN, f"{HOOK_D} is the same hook again", f"remove {HOOK_D}"),
@@ -422,14 +444,14 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             selinux,
             SELINUX,
             WARN,
-            "SELinux is enforcing and may deny the hook",
+            "SELinux is enforcing and may keep the hook",
             "run setsebool -P virt_hooks_unconfined on",
         ),
         (
             lambda h: selinux(h, boolean="0 1"),
             SELINUX,
             WARN,
-            "SELinux is enforcing and may deny the hook",
+            "SELinux is enforcing and may keep the hook",
             "run setsebool",
         ),
         (

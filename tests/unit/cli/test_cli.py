@@ -235,7 +235,10 @@ def test_plan_where_systemd_owns_cgroups(command: Command, machined: Machined) -
 def test_plan_for_a_vm_that_does_not_run(command: Command, tmp_path: Path, operation: str) -> None:
     host = Kernel(tmp_path, "v2", CONF)
     status, out, err = command("--root", host.root, "plan", operation, PLAIN)
-    assert (status, err) == (0, "warning: VM plain is not running: no process of it is placed\n")
+    assert (status, err) == (
+        0,
+        "warning: VM plain is not running, so there is no process to place\n",
+    )
     assert "make /sys/fs/cgroup/vms/plain" in out.splitlines()
     assert "move" not in out
 
@@ -246,7 +249,7 @@ def test_also_where_systemd_owns_cgroups(command: Command, machined: Machined) -
         0,
         [f"systemctl set-property --runtime vms.slice AllowedCPUs=1-3 MemoryMax={UNIFIED_LIMIT}"],
     )
-    assert err == "warning: VM plain is not running: no process of it is placed\n"
+    assert err == "warning: VM plain is not running, so there is no process to place\n"
 
 
 def test_plan_reads_standard_input(

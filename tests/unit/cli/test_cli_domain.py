@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from libvirt_cgroup_hooks import settings
 from libvirt_cgroup_hooks.cli import main, metadata, partition
-from libvirt_cgroup_hooks.cli.commands.domain import changed
+from libvirt_cgroup_hooks.cli.commands.domain import changed, check
 from libvirt_cgroup_hooks.domain import SETTINGS_URI, parse
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.layout import PRESETS
 
+from ..support import reserving
 from ..support.hosts import domain, domain_xml
 
 KEYS = "emulator_cpus, vcpu_cpus, iothread_cpus, layout"
@@ -20,6 +23,16 @@ ALL = {
     "iothread_cpus": "9",
     "layout": "/vms/$DRIVER-$NAME",
 }
+
+
+def test_a_copy_of_a_host_has_no_libvirt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--root", "/nowhere", "domain", "vm"]) == 1
+    assert capsys.readouterr().err.startswith("error: domain cannot be used with --root: ")
+    with pytest.raises(SystemExit):
+        main(["domain", "vm", "--root", "/nowhere"])
+    with pytest.raises(SystemExit):
+        main(["domain", "--help"])
+    assert "--root" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -245,7 +258,7 @@ def test_the_schema_refuses(wrong: dict[str, str]) -> None:
 def test_changes(
     before: dict[str, str], changes: dict[str, str | None], after: dict[str, str]
 ) -> None:
-    assert changed(domain(), before, changes) == after
+    assert changed(domain(), before, changes, "live") == after
 
 
 @pytest.mark.parametrize(
@@ -264,8 +277,45 @@ def test_changes_that_cannot_be(
     before: dict[str, str], changes: dict[str, str | None], message: str
 ) -> None:
     with pytest.raises(Error) as error:
-        changed(domain(), before, changes)
+        changed(domain(), before, changes, "config")
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("area", ["live", "config"])
+def test_the_remedy_is_for_the_xml_that_is_wrong(area: str) -> None:
+    with pytest.raises(Error, match=f"virt-cgroup domain vm --unset foo --{area}$"):
+        changed(domain(), {"foo": "1"}, {"vcpu_cpus": "1"}, area)
+
+
+RESERVED = "reserved_host_cpus = '0'\nreserved_host_mem = '1 GiB'\n"
+
+
+@pytest.mark.parametrize(
+    ("conf", "changes", "message"),
+    [
+        (
+            None,
+            {"vcpu_cpus": "44"},
+            'cannot set vcpu_cpus to "44": this host has no CPU 44 (its CPUs are 0-3): '
+            "--force sets it anyway, but the VM will not start on this host",
+        ),
+        (RESERVED, {"emulator_cpus": "0"}, 'cannot set emulator_cpus to "0": all of these CPUs'),
+        (RESERVED, {"layout": "root"}, 'cannot set layout to "root": the VM would be outside'),
+        (RESERVED, {"vcpu_cpus": "0-1", "layout": "native"}, ""),
+        (None, {"vcpu_cpus": None}, ""),
+        ("reserved_host_cpus = 0-1\n", {"vcpu_cpus": "44"}, ""),  # what the mistake hides
+    ],
+)
+def test_what_would_keep_the_vm_from_starting(
+    tmp_path: Path, conf: str | None, changes: dict[str, str | None], message: str
+) -> None:
+    host = reserving.made(tmp_path, "cgroupfs-v2", conf)
+    if not message:
+        check(host, changes)
+        return
+    with pytest.raises(Error) as error:
+        check(host, changes)
+    assert str(error.value).startswith(message)
 
 
 # the partition

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_cgroup_hooks.cli import main
-from libvirt_cgroup_hooks.cli.commands.reserve import LATER, NO_HOOK
+from libvirt_cgroup_hooks.cli.commands.reserve import LATER, NO_HOOK, UNTIL
 
 from ..support import reserving
 from ..support.hosts import CONF as PATH
@@ -31,7 +31,7 @@ from ..test_reserve import change
         ("--cpus 3-1", "--cpus 3-1: "),
         ("--cpus=", "--cpus : "),
         ("--memory 4", "--memory 4: "),
-        ("--memory 0%", '--memory 0%: "0%" of memory cannot be kept'),
+        ("--memory 0%", '--memory 0%: "0%" of memory cannot be reserved'),
         ("--memory \x1b", "--memory \\x1b: "),
         ("--cpus 0", "--cpus 0: the count of CPUs has to be 1 or more"),
         (
@@ -92,13 +92,42 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         [],
         ["VM parent: /vms, 300 MiB of memory in use"],
         [],
-        [LATER],
+        [UNTIL],
     ]
     assert "Required now" not in show(host, capsys, "--config")
     for option in ("--live", "--current"):
         assert "In the file" not in show(host, capsys, option)
-        assert LATER not in show(host, capsys, option)
+        assert UNTIL not in show(host, capsys, option)
     assert "In the file" in show(host, capsys, "--live", "--config")
+
+
+@pytest.mark.parametrize("kind", reserving.KINDS)
+@pytest.mark.parametrize(("what", "value"), [("cpus", "0-1"), ("cpus", None), ("mem", "1 GiB")])
+def test_what_is_not_in_effect_yet(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    what: str,
+    value: str | None,
+) -> None:
+    host = reserving.running(tmp_path, kind)
+    effective = reserving.file(host, "cpuset.cpus.effective")
+    host.put(effective, "1-3")
+    assert LATER not in show(host, capsys)
+    change(host, "config", False, **{what: value}).run()
+    for arguments in ([], ["--config"]):
+        assert LATER in show(host, capsys, *arguments)
+    change(host, "live config", False, **{what: value}).run()
+    host.put(effective, reserving.says(host, "cpuset.cpus") or "0-3")
+    assert LATER not in show(host, capsys)
+
+
+def test_where_no_parent_has_the_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host = reserving.made(
+        tmp_path, "cgroupfs-v2", "reserved_host_cpus = '0'\ncgroup_layout = 'root'\n"
+    )
+    assert LATER not in show(host, capsys)
+    assert LATER in show(host, capsys, "--config")
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

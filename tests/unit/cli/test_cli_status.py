@@ -39,8 +39,8 @@ def test_status_with_nothing_configured(command: Command) -> None:
         "",
         "The VM parent is created when the first VM starts.",
         "",
-        " Id   Name   Layout   Cgroup   Conforms",
-        "-" * 41,
+        " Id   Name   Layout   Cgroup   As configured",
+        "-" * 46,
     ]
 
 
@@ -127,6 +127,26 @@ def test_status_of_a_vm(command: Command, machined: Machined, cpus: str) -> None
     _, out, _ = command("--root", machined.root, "status")
     assert "vcpu0" not in out.replace(text, "")
     assert (f"problem: vm: {text}" in out.splitlines()) == (cpus != "1-3")
+
+
+def test_status_of_many_vms_is_a_line_each(command: Command) -> None:
+    busy = recorded("busy").root
+    _, out, _ = command("--root", busy, "status")
+    assert "\nold:\n" not in out and "Thread " not in out
+    assert (
+        "problem: old: thread 1400 (emulator): it may use CPUs 0-15, not only 1-3,5-7,9-11,13-15 "
+        "(and 1 more: virt-cgroup status old)"
+    ) in out.splitlines()
+    for name in ("web", "1", shown(command, "--root", busy, "status")["domains"][0]["uuid"]):
+        _, out, _ = command("--root", busy, "status", name)
+        assert "web:" in out.splitlines() and "old" not in out
+        found = shown(command, "--root", busy, "status", name)["domains"]
+        assert [vm["name"] for vm in found] == ["web"]
+    assert command("--root", busy, "status", "none") == (
+        1,
+        "",
+        "error: no VM 'none' is running: give the name, id or UUID that virsh list shows\n",
+    )
 
 
 def test_status_shows_no_control_characters(command: Command, machined: Machined) -> None:

@@ -107,6 +107,69 @@ def test_beside_another_program(host: Host) -> None:
     assert hook.install(host, PYTHON) == [f"{HOOK_D} is in place"]
 
 
+SYSCONFDIRS = [
+    ({"/var/lib/libvirt/qemu.conf": ""}, "/var/lib/libvirt/hooks"),
+    ({"/usr/local/etc/libvirt/qemu.conf": ""}, "/usr/local/etc/libvirt/hooks"),
+    (
+        {
+            "/run/libvirtd.pid": "77",
+            "/proc/77/comm": "libvirtd",
+            "/proc/77/maps": "1-2 r--p 0 fd:00 1 /opt/lib/libvirt.so.0.1\n",
+            "/opt/lib/libvirt.so.0.1": "\0/opt/etc/libvirt/hooks\0",
+            "/etc/libvirt/qemu.conf": "",
+        },
+        "/opt/etc/libvirt/hooks",
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "folder"), SYSCONFDIRS)
+def test_where_the_daemon_of_this_host_looks(
+    host: Host, files: dict[str, str], folder: str
+) -> None:
+    for path, text in files.items():
+        put(host, path, text)
+    assert hook.install(host, PYTHON) == [f"installed {folder}/qemu"]
+    assert hook.install(host, PYTHON) == [f"{folder}/qemu is in place"]
+    put(host, f"{folder}/qemu", VDSM)
+    assert hook.install(host, PYTHON)[-1] == f"installed {folder}/qemu.d/50-cgroup-hooks"
+    assert hook.state(host) == {
+        "path": f"{folder}/qemu.d/50-cgroup-hooks",
+        "python": PYTHON,
+        "edited": False,
+        "other": f"{folder}/qemu",
+    }
+    assert hook.remove(host) == [f"removed {folder}/qemu.d/50-cgroup-hooks"]
+
+
+@pytest.mark.parametrize(("files", "folder"), SYSCONFDIRS)
+def test_a_hook_where_the_daemon_does_not_look(
+    host: Host, capsys: pytest.CaptureFixture[str], files: dict[str, str], folder: str
+) -> None:
+    """It moves to where the daemon looks, or goes altogether."""
+    put(host, HOOK, SOURCE)
+    put(host, HOOK_D, VDSM)
+    for path, text in files.items():
+        put(host, path, text)
+    main(["--root", host.root, "hook", "status"])
+    shown = capsys.readouterr().out
+    assert f"{HOOK}, where libvirt does not look: run virt-cgroup hook install\n" in shown
+    assert hook.install(host, PYTHON) == [f"installed {folder}/qemu", f"removed {HOOK}"]
+    assert tree(host) == {"qemu.d/50-cgroup-hooks*": VDSM}
+    put(host, HOOK, SOURCE)
+    assert hook.remove(host) == [f"removed {folder}/qemu", f"removed {HOOK}"]
+
+
+def test_a_folder_that_is_a_link_to_where_the_daemon_looks(host: Host) -> None:
+    put(host, "/var/lib/libvirt/qemu.conf", "")
+    put(host, "/var/lib/libvirt/hooks/README", "")
+    Path(host.root + "/etc/libvirt/hooks").rmdir()
+    Path(host.root + "/etc/libvirt/hooks").symlink_to("../../var/lib/libvirt/hooks")
+    for done in ("installed", "/var/lib/libvirt/hooks/qemu is"):
+        assert hook.install(host, PYTHON)[0].startswith(done)
+    assert hook.state(host)["path"] == "/var/lib/libvirt/hooks/qemu"
+
+
 def test_beside_a_link_that_leads_nowhere(host: Host) -> None:
     Path(host.root + HOOK).symlink_to("/opt/not/there")
     assert hook.install(host, PYTHON)[-1] == f"installed {HOOK_D}"

@@ -34,13 +34,13 @@ from ..support.validating import (
     well,
 )
 
-RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, HUGEPAGES, CPUS = (
-    one.title for one in TABLE[:9]
+RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, BESIDE, HUGEPAGES, CPUS = (
+    one.title for one in TABLE[:10]
 )
 THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
-    one.title for one in TABLE[9:18]
+    one.title for one in TABLE[10:19]
 )
-OUTSIDE, CONFORM = (one.title for one in TABLE[18:])
+OUTSIDE, CONFORM = (one.title for one in TABLE[19:])
 LIVE = (RIGHT, PROGRAM)
 
 
@@ -167,7 +167,7 @@ class Running(Machined):
         self.written.append(" ".join(command[:2]))
         if command[0] == "/usr/bin/python3" and self.python:
             raise Error("cannot run /usr/bin/python3: exit status 1", self.python)
-        return self.timestamp if command[0] == "/bin/systemctl" else ""
+        return self.timestamp if command[0] == "systemctl" else ""
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def running(tmp_path: Path) -> Running:
 def test_a_reload_by_systemd_counts(running: Running, timestamp: str, result: str) -> None:
     running.timestamp = timestamp
     assert found(running)[SEEN][0][0] == result
-    assert "/bin/systemctl show" in running.written
+    assert "systemctl show" in running.written
 
 
 def test_a_package_that_the_hook_does_not_find(running: Running) -> None:

@@ -37,6 +37,7 @@ MACHINED = "dbus-1/system-services/org.freedesktop.machine1.service"
         ([BUS, BOOTED, f"/usr/share/{MACHINED}"], "systemd"),
         ([BUS, BOOTED, f"/etc/{MACHINED}"], "systemd"),
         ([BUS, BOOTED, f"/run/{MACHINED}"], "systemd"),
+        ([BUS, BOOTED, f"/run/current-system/sw/share/{MACHINED}"], "systemd"),  # NixOS
     ],
 )
 def test_the_manager(v2: Kernel, files: list[str], name: str) -> None:
@@ -45,24 +46,84 @@ def test_the_manager(v2: Kernel, files: list[str], name: str) -> None:
     assert managers.name(v2) == name
 
 
+def test_where_the_daemon_that_runs_is(v1: Kernel) -> None:
+    v1.put("/run/virtqemud.pid", "78")
+    v1.put("/proc/78/comm", "virtqemud")
+    v1.put("/proc/78/cgroup", "2:cpuset:/\n3:memory:/a")
+    assert managers.daemon(v1) == {"cpuset": "/", "memory": "/a"}
+
+
+UNIT = "[Service]\nSlice=vms.slice\n"
+SYSTEMD_V1 = "\n1:name=systemd:/user.slice/session-1.scope\n7:cpu,cpuacct:/user.slice\n0::/x"
+ON_V1 = {
+    **dict.fromkeys(("", "name=systemd", "cpu,cpuacct", "cpu", "memory", "devices"), "/vms.slice"),
+    "cpuset": "/",
+    "name=openrc": "/",
+}
+
+
 @pytest.mark.parametrize(
-    ("files", "pid"),
+    ("name", "own", "files", "daemon"),
     [
-        ({}, "self"),
-        ({"/run/libvirtd.pid": "77"}, "self"),  # it has ended
-        ({"/run/libvirtd.pid": "77", "/proc/77/cgroup": "0::/"}, "77"),
-        ({"/run/virtqemud.pid": "78\n", "/proc/78/cgroup": "0::/"}, "78"),
+        # as an administrator who is logged in, where no daemon runs
+        ("v2", "0::/user.slice/user-0.slice/session-1.scope", {}, {"": "/"}),
         (
-            {"/run/libvirtd.pid": "x", "/run/libvirt/libvirtd.pid": "9", "/proc/9/cgroup": "0::/"},
-            "9",
+            "v2",
+            "0::/user.slice/user-0.slice/session-1.scope\n4:net_cls:/vpn\n5:name=systemd:/",
+            {BOOTED: ""},
+            {"": "/system.slice/libvirtd.service", "net_cls": "/", "name=systemd": "/"},
         ),
-        ({"/run/libvirtd.pid": "../77", "/proc/77/cgroup": "0::/"}, "self"),
+        (
+            "v2",
+            "0::/init.scope",
+            {BOOTED: "", "/lib/systemd/system/virtqemud.service": UNIT},
+            {"": "/vms.slice/virtqemud.service"},
+        ),
+        (
+            "v2",
+            "0::/init.scope",
+            {BOOTED: "", "/lib/systemd/system/libvirtd.service": "[Service]\nSlice=-.slice"},
+            {"": "/libvirtd.service"},
+        ),
+        (
+            "v1",
+            SYSTEMD_V1,
+            {BOOTED: "", "/usr/lib/systemd/system/libvirtd.service": UNIT},
+            {
+                key: path if path == "/" else f"{path}/libvirtd.service"
+                for key, path in ON_V1.items()
+            },
+        ),
     ],
 )
-def test_the_daemon(v2: Kernel, files: dict[str, str], pid: str) -> None:
+def test_where_a_daemon_that_is_away_will_be(
+    tmp_path: Path, name: str, own: str, files: dict[str, str], daemon: dict[str, str]
+) -> None:
+    host = Kernel(tmp_path, name)
+    host.put("/proc/self/cgroup", (host.get("/proc/self/cgroup") if name == "v1" else "") + own)
     for path, text in files.items():
-        v2.put(path, text)
-    assert managers.daemon(v2) == pid
+        host.put(path, text)
+    assert managers.daemon(host) == daemon
+
+
+@pytest.mark.parametrize(
+    ("layout", "parent"),
+    [
+        ("nested", "/system.slice/system-qemu.slice"),
+        ("$LIBVIRTD/vms/$UUID", "/system.slice/system-vms.slice"),
+        ("flat", None),
+        ("native", "/machine.slice"),
+    ],
+)
+def test_an_administrators_session_is_not_the_daemon(
+    tmp_path: Path, layout: str, parent: str | None
+) -> None:
+    host = Kernel(tmp_path, "v2", f"reserved_host_cpus = '0'\ncgroup_layout = '{layout}'\n")
+    host.put("/proc/self/cgroup", "0::/user.slice/user-0.slice/session-1.scope")
+    for path in (BUS, BOOTED, f"/usr/share/{MACHINED}"):
+        host.put(path, "")
+    paths = managers.choose(host, host.config(), managers.daemon(host)).parent_paths().values()
+    assert list(paths) == ([parent] if parent else [])
 
 
 @pytest.mark.parametrize(
@@ -222,7 +283,7 @@ def test_a_limit_below_what_is_in_use_is_refused(host: Kernel) -> None:
     directory = usage.rpartition("/")[0]
     message = str(error.value)
     assert f"cannot limit {directory} to " in message
-    assert ": 1.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one" in message
+    assert ": 1.7 GiB is in use: stop some of it or reserve less; a lower" in message
     assert host.snapshot() == before
 
 

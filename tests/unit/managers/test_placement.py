@@ -108,7 +108,7 @@ def test_a_vm_in_v2_takes_its_device_program_along(v2: Kernel) -> None:
     assert len(carried) == 1
     assert carried[0] < moves[0]
     assert str(made.steps[carried[0]]) == (
-        f"attach the device program of {CG}/machine/qemu-3-vm.libvirt-qemu to {CG}/vms/qemu-vm"
+        f"attach the device filter of {CG}/machine/qemu-3-vm.libvirt-qemu to {CG}/vms/qemu-vm"
     )
 
 
@@ -143,7 +143,7 @@ def test_a_hybrid_hosts_v2_hierarchy_stays_as_it_is(tmp_path: Path) -> None:
     v1 = Kernel(tmp_path, "v1", CONF)
     v1.put("/proc/mounts", v1.get("/proc/mounts") + f"\ncgroup2 {CG}/unified cgroup2 rw 0 0")
     v1.put("/proc/self/cgroup", v1.get("/proc/self/cgroup") + "\n0::/")
-    v1.put(f"{CG}/unified/cgroup.controllers", "io")
+    v1.put(f"{CG}/unified/cgroup.controllers", "hugetlb")
     do(v1, "prepare", vm())
     subject = v1.start_vm(vm(), INNER)
     v1.place(4200100, 4200100, {"": "/machine/qemu-3-vm.libvirt-qemu/emulator"})

@@ -7,8 +7,11 @@ from __future__ import annotations
 import pytest
 
 from libvirt_cgroup_hooks import managers, state
+from libvirt_cgroup_hooks.cli.checks.host import fence_in_effect
+from libvirt_cgroup_hooks.cli.checks.subject import Subject
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error
+from libvirt_cgroup_hooks.leave import leave
 from libvirt_cgroup_hooks.steps import Write
 
 from ..support.hosts import NO_LIMIT, run
@@ -126,9 +129,9 @@ def test_the_text_of_properties(v2: Machined, conf: str, properties: list[str]) 
     [
         ("1-3", str(UNIFIED_LIMIT), []),
         ("", str(UNIFIED_LIMIT), ["AllowedCPUs=1-3"]),
-        ("1-2", str(UNIFIED_LIMIT), ["AllowedCPUs=1-3"]),
+        ("1-2", str(UNIFIED_LIMIT), []),  # the administrator's is narrower
         ("1-3", "max", [f"MemoryMax={UNIFIED_LIMIT}"]),
-        ("1-3", "4096", [f"MemoryMax={UNIFIED_LIMIT}"]),
+        ("1-3", "4096", []),
         ("", "max", ["AllowedCPUs=1-3", f"MemoryMax={UNIFIED_LIMIT}"]),
     ],
 )
@@ -184,7 +187,7 @@ def test_the_order_of_systemds_directories(v2: Machined) -> None:
     v2.put(
         "/etc/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "[Slice]\nAllowedCPUs=0-1"
     )
-    assert calls(v2, vm()) == ["vms.slice AllowedCPUs=1-3"]
+    assert calls(v2, vm()) == ["vms.slice AllowedCPUs=1"]  # what both leave
 
 
 def test_a_limit_below_what_is_in_use_is_refused(host: Machined) -> None:
@@ -195,7 +198,7 @@ def test_a_limit_below_what_is_in_use_is_refused(host: Machined) -> None:
     directory = f"{CG}/memory/vms.slice" if host.version == 1 else f"{CG}/vms.slice"
     assert str(error.value).startswith(f"cannot limit {directory} to ")
     assert str(error.value).endswith(
-        ": 7.7 GiB are in use: stop VMs or reserve less; a lower limit would kill one"
+        ": 7.7 GiB is in use: stop some of it or reserve less; a lower limit would kill a process"
     )
     assert host.snapshot() == before
 
@@ -341,3 +344,74 @@ def test_what_an_earlier_run_left_goes_once(host: Machined) -> None:
         f"remove {old} if it is empty",
         f"systemctl stop --no-block vms-{U}.slice",
     ]
+
+
+OVERRIDE = "/etc/systemd/system/vms.slice.d/override.conf"
+
+
+@pytest.mark.parametrize(
+    ("memory", "bytes_"), [("max", "max"), ("4G", str(4 << 30)), ("64G", str(64 << 30))]
+)
+def test_a_narrower_limit_of_the_administrator_stays(
+    v2: Machined, memory: str, bytes_: str
+) -> None:
+    """And is what remains when nothing is reserved any more."""
+    v2.put(OVERRIDE, f"[Slice]\nAllowedCPUs=2-3\nMemoryMax={memory}")
+    v2.slice("vms.slice", "2-3", bytes_)
+    made = calls(v2, vm())
+    assert not any("AllowedCPUs" in line for line in made)
+    assert any("MemoryMax" in line for line in made) == (memory != "4G")
+    assert (v2.get(f"{CG}/vms.slice/cpuset.cpus")) == "2-3"
+    leave(v2)
+    assert v2.get(f"{CG}/vms.slice/cpuset.cpus") == "2-3"
+    assert v2.get(f"{CG}/vms.slice/memory.max") == bytes_
+
+
+def test_one_that_is_newer_than_ours_stays_too(v2: Machined) -> None:
+    v2.slice("vms.slice")
+    do(v2, "prepare", vm())
+    v2.put(OVERRIDE, "[Slice]\nMemoryMax=4G")
+    v2.put(f"{CG}/vms.slice/memory.max", str(4 << 30))
+    assert calls(v2, vm()) == []
+    leave(v2)
+    assert v2.get(f"{CG}/vms.slice/memory.max") == str(4 << 30)
+
+
+def test_all_cpus_are_no_limit(v2: Machined) -> None:
+    """That is what a slice keeps whose limit was taken away; nothing of ours is left then."""
+    for _ in range(2):
+        calls(v2, vm())
+        leave(v2)
+        assert v2.directories("/run/systemd/system.control") == []
+
+
+def test_a_limit_that_leaves_vms_nothing_is_told(v2: Machined) -> None:
+    v2.slice("vms.slice", "0")
+    with pytest.raises(Error, match=r"cannot limit /vms.slice to CPUs 1-3: it was limited to 0"):
+        calls(v2, vm())
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        (OVERRIDE, "AllowedCPUs=0-3", "AllowedCPUs=CPUs 0-3"),
+        (OVERRIDE, "AllowedCPUs=", "AllowedCPUs=no limit"),
+        (OVERRIDE, "AllowedCPUs=2-3", None),
+        ("/etc/systemd/system/vms.slice.d/10-first.conf", "AllowedCPUs=0-3", None),
+        ("/etc/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "AllowedCPUs=0-3", "0-3"),
+        ("/run/systemd/system.control/vms.slice.d/90-MemoryMax.conf", "MemoryMax=infinity", "no l"),
+        ("/usr/lib/systemd/system/vms.slice.d/zz.conf", "MemoryMax=1G", None),
+    ],
+)
+def test_what_systemd_will_do_at_the_next_reload_is_told(
+    v2: Machined, file: str, text: str, told: str | None
+) -> None:
+    v2.slice("vms.slice")
+    do(v2, "prepare", vm())
+    v2.put(file, f"[Slice]\n{text}")
+    problems = [one for one in fence_in_effect(Subject(v2)) if "daemon-reload" in one.message]
+    assert [one.result for one in problems] == (["FAIL"] if told else [])
+    for one in problems:
+        assert one.message.startswith(f"{file} sets ")
+        assert str(told) in one.message
+        assert one.remedy == f"remove that line from {file}"

@@ -358,6 +358,8 @@ class Kernel(Host):
     def start_thread(self, pid: int, tid: int, comm: str, paths: dict[str, str]) -> None:
         self.place(pid, tid, paths)
         self.put(f"/proc/{pid}/task/{tid}/comm", comm)
+        if tid == pid:
+            self.put(f"/proc/{pid}/comm", comm)
         self.set_affinity(tid, CpuSet.parse(self.get("/sys/devices/system/cpu/online")))
 
     def end_vm(self, vm: Domain, libvirt: bool = True) -> None:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from libvirt_cgroup_hooks import cgroups, configfile, domain, operations, snapshot, state, threads
-from libvirt_cgroup_hooks.admission import check_memory, check_pins
+from libvirt_cgroup_hooks.admission import Cpus, check_cpus, check_memory
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
@@ -138,9 +138,9 @@ def domain_xml(data: bytes) -> None:
 
 def asked_of(found: Domain) -> None:
     with told():
-        check_pins(found, FIRST_TWO, "refuse")
+        check_cpus(found, Cpus(FIRST_TWO, FIRST_TWO, CpuSet(), {}, False), "refuse")
     with told():
-        check_memory(found, 0, 1 << 30)
+        check_memory(found, found.host_memory(4096), 0, 1 << 30)
     assert len(found.group_names()) <= 3 * 65536 + 1
 
 
