@@ -26,6 +26,8 @@ def printable(text: str) -> str:
     """TEXT with every control, format and undecodable character escaped, for one line of a log or
     terminal.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

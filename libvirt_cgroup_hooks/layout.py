@@ -30,42 +30,33 @@ KERNEL_FILES = ("tasks", "notify_on_release", "release_agent")
 class Layout:
     """A checked template. Raises Error for one that cannot name a cgroup of each VM's own."""
 
-    __slots__ = ("components", "preset", "relative")
+    __slots__ = ("_of_vm", "components", "own", "parent", "preset", "relative")
 
     def __init__(self, text: str) -> None:
         self.preset = text
         template = PRESETS.get(text, text)
         self.relative = template.startswith("$LIBVIRTD")
         self.components = [] if template == NATIVE else _components(template)
+        own = _before_vm(self.components)
+        # the components of the VM parent below its base: the root, or the daemon's cgroup where
+        # `relative`
+        self.own = [part.replace("$DRIVER", DRIVER) for part in own]
+        self._of_vm = self.components[len(own) :]
+        # the VM parent as template text; None where the VMs hang below the root or the daemon's
+        # own cgroup
+        self.parent: str | None = None
+        if own and (self.relative or own not in OF_THE_HOST):
+            self.parent = ("$LIBVIRTD" if self.relative else "") + "/" + "/".join(self.own)
 
     @property
     def native(self) -> bool:
         return not self.components
 
-    @property
-    def parent(self) -> str | None:
-        """The VM parent as template text; None where the VMs hang below the root or the daemon's
-        own cgroup.
-        """
-        own = self._before_vm()
-        if self.native or not own or (not self.relative and own in OF_THE_HOST):
-            return None
-        return (
-            ("$LIBVIRTD" if self.relative else "") + "/" + "/".join(own).replace("$DRIVER", DRIVER)
-        )
-
-    @property
-    def own(self) -> list[str]:
-        """The components of the VM parent below its base (the root, or the daemon's cgroup where
-        `relative`).
-        """
-        return [part.replace("$DRIVER", DRIVER) for part in self._before_vm()]
-
     def of_vm(self, domain: Domain) -> list[str]:
         """The components below the VM parent, with DOMAIN's name, UUID and id. Raises Error where
         it has no id.
         """
-        return [_rendered(part, domain) for part in self.components[len(self._before_vm()) :]]
+        return [_rendered(part, domain) for part in self._of_vm]
 
     def parent_path(self, placement: str) -> str | None:
         """The VM parent's cgroup path for a daemon at PLACEMENT ("/" or "/a/b")."""
@@ -78,14 +69,6 @@ class Layout:
     def vm_top(self, domain: Domain, placement: str) -> str:
         """The first directory of `vm_path` that is DOMAIN's own; what is above it is shared."""
         return self._path([*self.own, *_directories(self.of_vm(domain)[:1], domain)], placement)
-
-    def _before_vm(self) -> list[str]:
-        own = []
-        for component in self.components:
-            if any(variable in component for variable in OF_THE_VM):
-                break
-            own.append(component)
-        return own
 
     def _path(self, components: list[str], placement: str) -> str:
         base = placement.rstrip("/") if self.relative else ""
@@ -118,6 +101,16 @@ def _components(template: str) -> list[str]:
             'write it without "//", "." and ".."',
         )
     return components
+
+
+def _before_vm(components: list[str]) -> list[str]:
+    """Those of COMPONENTS that stand before the first that names the VM."""
+    own = []
+    for component in components:
+        if any(variable in component for variable in OF_THE_VM):
+            break
+        own.append(component)
+    return own
 
 
 def _variables(template: str) -> list[str]:

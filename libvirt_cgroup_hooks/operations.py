@@ -7,7 +7,7 @@ be.
 
 from __future__ import annotations
 
-from . import limits, managers, state
+from . import managers, state
 from .errors import Error, Refusal, printable
 from .host import page_size
 from .kinds import CPUS, MEMORY
@@ -84,7 +84,7 @@ def start(plan: Plan, manager: Manager, domain: Domain) -> None:
 
 def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False) -> None:
     """QEMU runs, or was found running by a daemon that has started (reconnect)."""
-    from . import threads
+    from . import limits, threads
 
     limits.enforce(plan, manager, [domain])
     own = manager.for_domain(domain)
@@ -117,6 +117,8 @@ def release(plan: Plan, manager: Manager, domain: Domain) -> None:
     plan.add(*manager.remains(record))
     manager.records.forget(plan, record)
     if manager.records.is_last(record):
+        from . import limits
+
         limits.end(plan, manager)
 
 
@@ -194,6 +196,8 @@ def check_controllers(manager: Manager) -> None:
 
 def _enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
     """Raises Error where a cgroup that gets its first limit holds more than VMs, or will."""
+    from . import limits
+
     new = limits.enforce(plan, manager, domains)
     if not new:
         return
