@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .harness import LIVE, PRIVATE_HOST, Daemon, configure, destroy_all_vms, qemu_processes
+from .harness import LIVE, PRIVATE_HOST, Daemon, configure, end_all_vms, qemu_processes
 from .pace import wait_for
 
 
@@ -45,7 +45,7 @@ def clean_up(daemon: Daemon) -> None:
     try:
         if not daemon.running:
             daemon.start()
-        destroy_all_vms()
+        end_all_vms(daemon)
     except subprocess.TimeoutExpired:
         # a hook that hangs holds its VM's lock, and with it every listing
         daemon.kill()

@@ -252,6 +252,20 @@ def destroy_vm(name: str) -> None:
     )
 
 
+def end_all_vms(daemon: Daemon) -> None:
+    """As `destroy_all_vms`, by a new daemon where this one cannot.
+
+    A libvirtd (9.0) that finds a VM ending, after its predecessor was killed, may keep a job of
+    that VM for good: "cannot acquire state change lock".
+    """
+    try:
+        destroy_all_vms()
+    except AssertionError:
+        daemon.kill()
+        daemon.start()
+        destroy_all_vms()
+
+
 def destroy_all_vms() -> None:
     for uuid in filter(None, virsh("list", "--all", "--uuid").stdout.splitlines()):
         destroy_vm(uuid)

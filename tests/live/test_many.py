@@ -31,6 +31,7 @@ from .harness import (
     cgroup_directory,
     destroy_vm,
     domain_xml,
+    end_all_vms,
     qemu_processes,
     start_vm,
     virsh,
@@ -173,8 +174,7 @@ def test_many_at_once_and_a_daemon_that_is_killed(
         daemon.start()
         for one in stopping:
             one.exception(patient(5 * EVENT))
-    for name in virsh("list", "--name").stdout.split():
-        destroy_vm(name)
+    end_all_vms(daemon)
     for path in (STATE / "vms").iterdir():
         os.utime(path, (1, 1))
     # a daemon that was killed in the middle of a stop has forgotten that VM
