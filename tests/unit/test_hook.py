@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from libvirt_cgroup_hooks.settings import TABLE
 
 from .support.hosts import UUID, Kernel, domain, domain_xml, recorded
 
+gc.enable()  # which the hook disables in its own process, and so just now in this one
 SCRIPT = Path(__file__).parents[2] / "hooks/qemu"
 CONF = "reserved_host_cpus = '0'\ncgroup_layout = '/vms/$NAME'\n"
 FOREIGN = ["migrate", "restore", "attach", "", "PREPARE", "prepare ", "unplugged", "-h"]
