@@ -14,6 +14,7 @@ SETTINGS_URI = "urn:libvirt-cgroup-hooks:domain:1"
 # of XML that has none: libvirt gives it one when it is defined
 NIL_UUID = "00000000-0000-0000-0000-000000000000"
 DEPTH = 256  # libxml2's own limit
+PATH_MAX = 4096  # characters; no path that is read is as long
 HEXADECIMAL = frozenset("0123456789abcdef-")
 LIMIT = 4 * 1024**2  # bytes: libvirt's own limit for a string on its protocol
 UNITS = {
@@ -217,7 +218,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.domain = Domain()
-        self.path: list[str] = []
+        self.paths: list[str] = [""]  # of the document, and of each open element
         self.text: list[str] = []
         self.attributes: dict[str, str] = {}
         # namespaces by prefix, of <domain>, <metadata> and two levels below
@@ -236,15 +237,15 @@ class _Reader:
         )
 
     def start(self, element: str, attributes: dict[str, str]) -> None:
-        self.path.append(element)
-        if len(self.path) > DEPTH:
+        path = self.path_of(element)
+        self.paths.append(path)
+        if len(self.paths) > DEPTH + 1:
             raise Error(
                 f"the domain XML has elements nested more than {DEPTH} deep",
                 "libvirt itself accepts no more",
             )
         self.text.clear()
         self.attributes = attributes
-        path = self.where()
         if path == "domain":
             self.in_domain(attributes)
         elif path == "domstatus" and attributes.get("pid"):
@@ -256,9 +257,17 @@ class _Reader:
         elif path.startswith("domain/"):
             self.element(path[len("domain/") :], element, attributes)
 
-    def where(self) -> str:
-        """The path of open elements; below <domstatus> it is that of the plain domain."""
-        return "/".join(self.path[1:] if self.path[:2] == ["domstatus", "domain"] else self.path)
+    def path_of(self, element: str) -> str:
+        """The path of ELEMENT, which has begun; below <domstatus> it is that of the plain domain.
+
+        One that is too long for any meaning does not grow: each is kept while its element is open.
+        """
+        above = self.paths[-1]
+        if len(above) > PATH_MAX:
+            return above
+        if not above or (above == "domstatus" and element == "domain"):
+            return element
+        return f"{above}/{element}"
 
     def in_domain(self, attributes: dict[str, str]) -> None:
         self.domain.type = attributes.get("type", "")
@@ -319,8 +328,7 @@ class _Reader:
             pins[_integer(attributes.get(number), element)] = cpus
 
     def end(self, element: str) -> None:
-        path = self.where()
-        self.path.pop()
+        path = self.paths.pop()
         text = "".join(self.text)
         self.text.clear()
         if path == "domain/name":

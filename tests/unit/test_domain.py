@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from libvirt_cgroup_hooks.cpuset import CpuSet
@@ -404,6 +406,19 @@ def test_elements_in_one_another(levels: int, read: bool) -> None:
         str(error.value)
         == "the domain XML has elements nested more than 256 deep: libvirt itself accepts no more"
     )
+
+
+def test_elements_in_one_with_a_long_name() -> None:
+    """The path of each would hold that name once more."""
+    name = "a" * 2**20
+    inner = "<b>" * 200 + "</b>" * 200
+    xml = f"<domain><name>a</name><{name}>{inner}</{name}><vcpu>3</vcpu></domain>".encode()
+    tracemalloc.start()
+    made = parse(xml)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert made.vcpus == 3
+    assert peak < 10 * len(xml)
 
 
 OURS = f"xmlns:p='{SETTINGS_URI}'"
