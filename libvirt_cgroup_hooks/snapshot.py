@@ -12,7 +12,7 @@ from . import __version__
 from .config import PATH, Config
 from .errors import Error
 from .host import Host, page_size
-from .state import DIRECTORY, FORMAT, lines_of, prepare_directory, read_lines, saved
+from .state import DIRECTORY, FORMAT, lines_in, lines_of, prepare_directory, saved
 from .topology import Topology, read_online
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ class Live:
 
     def __init__(self, host: Host) -> None:
         self._text = host.read_optional(LIVE)
-        lines = [line.split("\t") for line in read_lines(host, LIVE)]
+        lines = [line.split("\t") for line in lines_in(self._text)]
         self.changes: Changes = {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
 
     def save(self) -> list[Step]:

@@ -58,7 +58,7 @@ class Record:
     @classmethod
     def read(cls, host: Host, uuid: str) -> Record | None:
         """None where there is none, or none that is understood."""
-        lines = [line.partition(" ") for line in read_lines(host, f"{VMS}/{uuid}")]
+        lines = [line.partition(" ") for line in lines_in(host.read_optional(f"{VMS}/{uuid}"))]
         values = {key: [value for kind, _, value in lines if kind == key] for key, _, _ in lines}
         if "name" not in values:
             return None
@@ -105,7 +105,7 @@ class Admitted:
         return self._total
 
     def _read(self) -> int:
-        values = dict(line.partition(" ")[::2] for line in read_lines(self.host, ADMITTED))
+        values = dict(line.partition(" ")[::2] for line in lines_in(self._text))
         try:
             total, before, after = (int(values[key]) for key in ("total", "before", "after"))
         except (KeyError, ValueError):
@@ -174,7 +174,7 @@ class Remembered:
         self.made: list[str] = []
         self.before: dict[Row, Value] = {}
         self._text = host.read_optional(SHARED)
-        for line in read_lines(host, SHARED, LIMITS_FORMAT):
+        for line in lines_in(self._text, LIMITS_FORMAT):
             word, _, rest = line.partition(" ")
             if word == "made":
                 self.made.append(rest)
@@ -229,9 +229,9 @@ def lines_of(lines: list[str], version: str = FORMAT) -> str:
     return "\n".join([version, *lines]) + "\n"
 
 
-def read_lines(host: Host, path: str, version: str = FORMAT) -> list[str]:
-    """None where the file is missing or of another version."""
-    head, *lines = (host.read_optional(path) or "").split("\n")
+def lines_in(text: str | None, version: str = FORMAT) -> list[str]:
+    """The lines of a file's TEXT; none where the file is missing or of another version."""
+    head, *lines = (text or "").split("\n")
     return [line for line in lines if line] if head == version else []
 
 
