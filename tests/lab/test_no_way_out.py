@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_cgroup_hooks.host import Host
+from libvirt_cgroup_hooks.leave import leave
+
 from ..live.harness import Vm, running_vm, virsh
 from .drift import Shown, findings, not_started
 from .host import FENCE_CPUS, V2, configure, directory, fenced, run, start, value, virt_cgroup, xml
@@ -18,6 +21,14 @@ ELSEWHERE = "<resource><partition>/virtualmachines/production</partition></resou
 FENCE = "the limits of the VM parent"
 OVERRIDE = Path("/etc/systemd/system/machine.slice.d/override.conf")
 LIMIT = 700 << 20
+pytestmark = pytest.mark.thorough
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept() -> Iterator[None]:
+    """Limits of other slices than the VM parent would be those of later tests, too."""
+    yield
+    leave(Host())
 
 
 def allowed(vm: Vm) -> set[str]:
