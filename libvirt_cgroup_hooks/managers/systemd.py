@@ -447,18 +447,30 @@ class Systemd(Manager):
         return steps
 
     def opened(self, running: list[Domain]) -> list[Step]:
-        scopes = {self._scope(domain) for domain in running if domain.id is not None}
+        scopes = {self._scope(domain): domain for domain in running if domain.id is not None}
         steps: list[Step] = []
         for name in self.host.names(UNITS):
             scope, path = name.removesuffix(".d"), f"{UNITS}/{name}/{DROP_IN}"
             text = self.host.read_optional(path)
             if text is None or not name.endswith(".scope.d"):
                 continue
-            if scope in scopes and "AllowedCPUs=" in text:
-                cpus: Limits = {CPUS: self.present()}
-                steps.append(self._set_property(scope, cpus, cpus))
+            if scope in scopes:
+                steps += self._opened_scope(scope, scopes[scope], text)
             steps += self._remove_drop_in(path)
         return steps
+
+    def _opened_scope(self, scope: str, running: Domain, drop_in: str) -> list[Step]:
+        """Nothing but its parent limits the CPUs of the VM."""
+        from .. import threads
+
+        tree = self._own_cpusets
+        if tree is None:
+            cpus: Limits = {CPUS: self.present()}
+            return [self._set_property(scope, cpus, cpus)] if "AllowedCPUs=" in drop_in else []
+        vm_threads = threads.threads(self.host, running)
+        if not vm_threads:
+            return []
+        return tree.set_cpus(tree.hierarchy.directory(self.vm_of(vm_threads[0], tree)), None)
 
     # where things are
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import snapshot, state
+from libvirt_cgroup_hooks import managers, snapshot, state
 from libvirt_cgroup_hooks.cli import main
 from libvirt_cgroup_hooks.cli.commands import hook
 from libvirt_cgroup_hooks.cli.hookfile import HOOK, HOOK_D, shipped_file
@@ -341,6 +341,18 @@ def test_leaving_where_each_vm_carries_the_fence(tmp_path: Path) -> None:
         in host.written
     )
     assert not host.exists(state.DIRECTORY)
+
+
+def test_leaving_where_the_cpuset_of_each_vm_carries_it(tmp_path: Path) -> None:
+    host = Machined(tmp_path, "v1", "reserved_host_cpus = '0'\ncgroup_layout = '/$DRIVER-$NAME'\n")
+    vm = domain(id=3)
+    scope = managers.choose(host, host.config()).scope_path(vm)  # type: ignore[attr-defined]
+    started(host, lambda: host.starts(vm, scope.rpartition("/")[0]))
+    cpusets = [f"/sys/fs/cgroup/cpuset{scope}{below}" for below in ("", "/libvirt/vcpu0")]
+    online = host.read("/sys/devices/system/cpu/online").strip()
+    assert online not in [host.read(f"{path}/cpuset.cpus").strip() for path in cpusets]
+    leave(host)
+    assert {host.read(f"{path}/cpuset.cpus").strip() for path in cpusets} == {online}
 
 
 @pytest.mark.parametrize("kind", ["v2", "v1"])
