@@ -63,15 +63,18 @@ def call(
 
 
 def field(code: int, kind: bytes, value: bytes) -> bytes:
+    """One header field, of D-Bus type KIND."""
     return bytes([code, 1]) + kind + b"\0" + value
 
 
 def string(text: str) -> bytes:
+    """A D-Bus string's bytes."""
     raw = text.encode()
     return len(raw).to_bytes(4, "little") + raw + b"\0"
 
 
 def padded(data: bytes) -> bytes:
+    """DATA up to the next multiple of eight bytes, as the D-Bus specification aligns it."""
     return data + bytes(-len(data) % 8)
 
 

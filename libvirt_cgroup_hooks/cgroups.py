@@ -56,9 +56,12 @@ class Hierarchy:
 
     def directories(self, path: str) -> list[str]:
         """Those on the way from the mount point down to the cgroup PATH, which is the last."""
-        found = []
+        found: list[str] = []
         directory = self.mount
-        for component in path.strip("/").split("/") if path.strip("/") else ():
+        below = path.strip("/")
+        if not below:
+            return found
+        for component in below.split("/"):
             directory = f"{directory}/{component}"
             found.append(directory)
         return found

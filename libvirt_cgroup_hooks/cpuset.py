@@ -31,7 +31,9 @@ class CpuSet:
         Error.
         """
         mask = 0
-        for item in text.split(",") if text.strip() else ():
+        if not text.strip():
+            return cls._of(mask)
+        for item in text.split(","):
             item = item.strip()
             bits = _range_mask(item[1:] if item.startswith("^") else item, text)
             mask = mask & ~bits if item.startswith("^") else mask | bits

@@ -77,7 +77,7 @@ class Host:
             os.close(descriptor)
 
     def write(self, path: str, value: str) -> None:
-        """One write(2), as cgroup files want it. Raises Refused."""
+        """Writes VALUE in a single call, as cgroup files want it. Raises Refused."""
         try:
             descriptor = os.open(self.root + path, os.O_WRONLY | os.O_CLOEXEC)
             try:
@@ -358,4 +358,5 @@ def _unlink(path: str) -> None:
 
 
 def page_size() -> int:
+    """Bytes in a page of the running kernel."""
     return os.sysconf("SC_PAGE_SIZE")

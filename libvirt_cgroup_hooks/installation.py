@@ -47,7 +47,7 @@ def daemon_pid(host: Host) -> str | None:
 
 
 def daemon_name(host: Host, pid: str) -> str | None:
-    """ "libvirtd" or "virtqemud"; None for another process.
+    """Either "libvirtd" or "virtqemud"; None for another process.
 
     NixOS and Guix run a program behind a wrapper: .libvirtd-wrapped, .virtqemud-real; the kernel
     keeps 15 characters of such a name.

@@ -108,8 +108,10 @@ class Change:
     def _text(self) -> tuple[str | None, str]:
         """The configuration file as it is, and as it will be."""
         old = self.host.read_optional(PATH)
-        new = settings.sample() if old is None and self.config else old or ""
-        for key, value in self.wanted.items() if self.config else ():
+        if not self.config:
+            return old, old or ""
+        new = settings.sample() if old is None else old
+        for key, value in self.wanted.items():
             new = virconf.edited(new, PATH, key, None if value is None else literal(value))
         return old, new
 
@@ -263,7 +265,9 @@ def _largest(manager: Manager, running: list[Domain]) -> str:
     """What the largest VMs have, and what else is in the VM parent, for the end of a sentence."""
     uses = [(conformance.memory_in_use(manager, domain), domain.name) for domain in running]
     for tree, path in manager.parent_paths().items():
-        for other in conformance.beside_vms(manager, tree, path) if tree.has_memory else []:
+        if not tree.has_memory:
+            continue
+        for other in conformance.beside_vms(manager, tree, path):
             uses.append((tree.memory_in_use(tree.hierarchy.directory(other)), other))
     largest = sorted(uses, reverse=True)[:LARGEST]
     if not largest:

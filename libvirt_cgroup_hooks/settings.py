@@ -44,12 +44,14 @@ class Setting:
 
 
 def text(value: Value) -> str:
+    """What is in quotes."""
     if not isinstance(value, str):
         raise Error("the value has to be a string", "put it in quotes")
     return value
 
 
 def cpu_list(value: Value) -> str:
+    """A list with at least one CPU, in canonical form."""
     cpus = CpuSet.parse(text(value))
     if not cpus:
         raise Error("the CPU list is empty", "name at least one CPU, or remove the line")
@@ -96,16 +98,19 @@ def reserved_memory(value: Value) -> str:
 
 
 def layout(value: Value) -> str:
+    """The layout's preset, or its template."""
     return Layout(text(value)).preset
 
 
 def flag(value: Value) -> str:
+    """Either "0" or "1"."""
     if value not in (0, 1):
         raise Error("the value has to be 0 or 1", "write it without quotes")
     return str(value)
 
 
 def seconds(value: Value) -> str:
+    """From 1 to 600."""
     if not isinstance(value, int) or not 1 <= value <= 600:
         raise Error(
             "the value has to be a number of seconds from 1 to 600", "write it without quotes"
@@ -114,6 +119,8 @@ def seconds(value: Value) -> str:
 
 
 def one_of(*words: str) -> Callable[[Value], str]:
+    """One of the WORDS."""
+
     def read(value: Value) -> str:
         if value not in words:
             raise Error(

@@ -95,6 +95,7 @@ def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config
 
 
 def snapshot(stamp: str, config: Config) -> str:
+    """CONFIG as text, for the configuration files that have STAMP."""
     return (
         stamp + "".join(f"{key} {value}\n" for key, value in config.values.items() if value) + END
     )

@@ -266,6 +266,7 @@ def _runs(host: Host, name: str, running: set[str] | None) -> bool:
 
 
 def forget(host: Host, uuid: str) -> Step:
+    """Removes the record of the VM with UUID."""
     path = f"{VMS}/{uuid}"
     return Remove(path, host.read_optional(path) or "")
 

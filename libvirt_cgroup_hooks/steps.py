@@ -15,6 +15,8 @@ SYSTEMCTL = "systemctl"
 
 
 class Step:
+    """One change to the host, which can be run, and undone after it was."""
+
     path = ""  # of what it changes, where that is a file or a directory
     writes_cgroup = False
     undone_last = False  # rather than in the reverse order of what was made
@@ -151,6 +153,8 @@ class Move(Step):
 
 
 class Several(Step):
+    """Moves, one after the other."""
+
     def __init__(self, steps: list[Move]) -> None:
         self.steps = steps
 
@@ -251,6 +255,8 @@ class Replace(Step):
 
 
 class Remove(Step):
+    """Removes a file, and is undone by writing its OLD text with its MODE."""
+
     def __init__(self, path: str, old: str, mode: int = 0o600) -> None:
         self.path = path
         self.old = old

@@ -228,14 +228,11 @@ class _Parser:
         return self.text[self.at : self.at + 1]
 
     def shown(self) -> str:
+        """What comes next, for a message."""
         rest = self.text[self.at : self.at + 20].splitlines()
-        return (
-            f'"{printable(rest[0])}"'
-            if rest and rest[0]
-            else "the end of the line"
-            if rest
-            else "the end of the file"
-        )
+        if not rest:
+            return "the end of the file"
+        return f'"{printable(rest[0])}"' if rest[0] else "the end of the line"
 
     def line(self) -> int:
         at, line = self.counted if self.counted[0] <= self.at else (0, 1)

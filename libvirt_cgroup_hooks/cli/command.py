@@ -33,6 +33,7 @@ def add(
 
 
 def add_root(parser: argparse.ArgumentParser) -> None:
+    """Adds `--root`, for the commands that can tell of a copy of another host."""
     parser.add_argument(
         "--root",
         metavar="DIR",

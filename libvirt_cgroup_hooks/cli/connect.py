@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 
 def add_connect(parser: argparse.ArgumentParser) -> None:
+    """Adds `--connect`, for the commands that ask libvirt."""
     parser.add_argument(
         "-c",
         "--connect",

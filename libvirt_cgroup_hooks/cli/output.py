@@ -10,6 +10,7 @@ from ..errors import printable
 
 
 def print_json(value: object) -> None:
+    """VALUE as all `--json` is printed."""
     print(json.dumps(value, indent=2))
 
 

@@ -217,4 +217,5 @@ class Tree:
 
 
 def parent(directory: str) -> str:
+    """The directory that has DIRECTORY; nothing is asked of the host."""
     return directory.rpartition("/")[0]

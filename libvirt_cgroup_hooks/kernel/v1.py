@@ -209,7 +209,9 @@ class V1(Tree):
 
     def check_free(self, directory: str, cpus: CpuSet) -> None:
         """The kernel would say no more than EINVAL."""
-        for other, taken in self.taken(directory).items() if self.has_cpus else ():
+        if not self.has_cpus:
+            return
+        for other, taken in self.taken(directory).items():
             if taken & cpus:
                 raise Error(
                     f"cannot give CPUs {taken & cpus} to VMs: {printable(other)} has "

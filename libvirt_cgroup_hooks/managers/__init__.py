@@ -28,7 +28,7 @@ ACTIVATION = "dbus-1/system-services/org.freedesktop.machine1.service"
 
 
 def name(host: Host) -> str:
-    """ "systemd" where libvirt hands VMs to machined, else "cgroupfs"."""
+    """Either "systemd", where libvirt hands VMs to machined, or "cgroupfs"."""
     activatable = any(host.exists(f"{directory}/{ACTIVATION}") for directory in SERVICES)
     return "systemd" if activatable and host.exists(BUS) and host.exists(BOOTED) else "cgroupfs"
 

@@ -50,7 +50,7 @@ class Manager:
         self.records = Records(host, config.memory_admission)
 
     def for_domain(self: M, domain: Domain) -> M:
-        """This with DOMAIN's own settings; what it knows of the host is shared.
+        """The manager with DOMAIN's own settings; what it knows of the host is shared.
 
         Raises Refusal for impossible ones.
         """

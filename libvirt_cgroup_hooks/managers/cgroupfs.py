@@ -42,6 +42,8 @@ NOT_TUNED = (
 
 
 class Cgroupfs(Manager):
+    """Hosts where libvirt makes the cgroups itself; limits are files of the kernel's."""
+
     name = "cgroupfs"
     machine = MACHINE
 
@@ -120,7 +122,9 @@ class Cgroupfs(Manager):
         plan.add(*placement.pin(self.host, pins, vm_threads, moved=bool(moves)))
 
     def imagined(self, plan: Plan, domain: Domain) -> None:
-        for tree in () if self.layout.native else self.trees:
+        if self.layout.native:
+            return
+        for tree in self.trees:
             path = self.layout.vm_path(domain, tree.daemon_path)
             self._make_place(plan, tree, path, domain, domain.group_names(), None)
 
@@ -178,8 +182,9 @@ class Cgroupfs(Manager):
         if libvirt is None:
             return
         tuned = set().union(*(TUNED_BY[element] for element in domain.tuned))
-        for group in ["", *(f"/{name}" for name in groups)] if tuned else []:
-            plan.add(*tree.tuning(libvirt + group, directory + group, tuned))
+        if tuned:
+            for group in ["", *(f"/{name}" for name in groups)]:
+                plan.add(*tree.tuning(libvirt + group, directory + group, tuned))
 
     # where things are
 

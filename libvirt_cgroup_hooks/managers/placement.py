@@ -44,7 +44,9 @@ def move(
         if cgroups[key] != arrival:
             back = Move("process", number, _procs(tree, cgroups[key]), [])
             steps.append(Move("process", number, _procs(tree, arrival), [back]))
-    for thread in vm_threads if tree.splits else ():
+    if not tree.splits:
+        return steps
+    for thread in vm_threads:
         group = f"{path}/{thread.group}"
         if places[thread.tid] != group:
             # a thread that came with its process goes back with it

@@ -48,6 +48,8 @@ REFRESH = (Touch(UNITS), LoadUnit("libvirt-cgroup-hooks-no-such-unit.service"))
 
 
 class Systemd(Manager):
+    """Hosts where libvirt has machined make a scope for each VM; limits are properties of units."""
+
     name = "systemd"
     machine = units.slice_path(MACHINE)
 

@@ -12,7 +12,7 @@ ROOT = "-.slice"
 
 
 def escape(text: str) -> str:
-    """As systemd-escape: every byte but letters, digits, ":", "_" and an inner "." as \\xHH."""
+    r"""As systemd-escape: every byte but letters, digits, ":", "_" and an inner "." as \xHH."""
     parts = []
     for position, byte in enumerate(text.encode("utf-8", "surrogateescape")):
         character = chr(byte)

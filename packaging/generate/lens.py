@@ -50,9 +50,11 @@ KINDS = {"number": ("number",), "text": ("text",), "both": ("number", "digits", 
 
 
 def kind(setting: Setting) -> str:
-    """ "number", "text" or "both": what the file may say without quotes and with them."""
+    """Either "number", "text" or "both": what the file may say without quotes and with them."""
     text = setting.example.startswith('"')
-    return "both" if text and _takes_number(setting) else "text" if text else "number"
+    if not text:
+        return "number"
+    return "both" if _takes_number(setting) else "text"
 
 
 def _takes_number(setting: Setting) -> bool:

@@ -156,9 +156,7 @@ class _Page:
         for line in text.splitlines():
             wanted = line.startswith(" ")
             if wanted != kept:
-                self.lines += (
-                    [".RS", ".nf"] if wanted else [".fi", ".RE", *([first] if first else [".IP"])]
-                )
+                self.lines += [".RS", ".nf"] if wanted else [".fi", ".RE", first or ".IP"]
                 kept = wanted
             if line.strip():
                 self.lines.append(_line(line.strip() if not wanted else line))

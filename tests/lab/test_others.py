@@ -210,11 +210,10 @@ def test_a_partition_that_was_there_first() -> None:
 def write_cpus(value: str) -> None:
     """As somebody would who means it: on v1 in an order that the kernel takes."""
     parent = cpu_files()
-    groups = sorted(
-        (one for one in all_cgroups() if parent in (one, *one.parents)),
-        reverse=CpuSet.parse(value) <= CpuSet.parse("2-7"),
-    )
-    for group in groups if not V2 else [parent]:
+    groups = [parent]
+    if not V2:
+        groups = [one for one in all_cgroups() if parent in (one, *one.parents)]
+    for group in sorted(groups, reverse=CpuSet.parse(value) <= CpuSet.parse("2-7")):
         (group / "cpuset.cpus").write_text(value)
 
 

@@ -89,7 +89,9 @@ def first_start(subject: Subject) -> Iterator[Problem]:
 
 def fence_in_effect(subject: Subject) -> Iterator[Problem]:
     manager = subject.manager()
-    for tree, path in manager.parent_paths().items() if manager.fence else ():
+    if not manager.fence:
+        return
+    for tree, path in manager.parent_paths().items():
         directory = tree.hierarchy.directory(path)
         if not subject.host.exists(directory):
             yield Problem(

@@ -92,7 +92,8 @@ def install(host: Host, python: str) -> list[str]:
     _make_directories(host, place)
     host.replace(place, text, 0o755)
     done.append(f"installed {place}")
-    for path in [other, *unread] if place == hook else unread:
+    superseded = [other, *unread] if place == hook else unread
+    for path in superseded:
         done += _removed(host, path)
     return done
 

@@ -335,4 +335,6 @@ def _is_pending(report: dict[str, Any], kernel_is_shown: bool) -> bool:
 
 
 def _shown(value: str | int | None) -> str:
-    return "-" if value is None else size(value) if isinstance(value, int) else value
+    if value is None:
+        return "-"
+    return size(value) if isinstance(value, int) else value

@@ -43,6 +43,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Vm:
+    """A running VM."""
+
     name: str
     uuid: str
     id: int | None
@@ -51,6 +53,8 @@ class Vm:
 
 @dataclass(frozen=True)
 class Map:
+    """The CPUs of the host and who may use them; `fence` is None where VMs may use all."""
+
     online: CpuSet
     offline: CpuSet
     isolated: CpuSet
@@ -133,6 +137,7 @@ def _vm(host: Host, domain: Domain, online: CpuSet) -> Vm:
 
 
 def union(sets: Iterable[CpuSet]) -> CpuSet:
+    """All CPUs of the SETS."""
     return CpuSet(cpu for cpus in sets for cpu in cpus)
 
 
@@ -145,6 +150,7 @@ def _number(group: str) -> int:
 
 
 def as_json(found: Map) -> dict[str, object]:
+    """As `map --json` prints it."""
     return {
         "cpus": str(found.online),
         "offline": str(found.offline),
@@ -205,15 +211,12 @@ def host_rows(found: Map) -> list[tuple[str, Mark, CpuSet]]:
 
 
 def mark(found: Map, row: Row, cpu: int) -> Mark:
+    """How the map shows CPU in ROW."""
     one = CpuSet([cpu])
     if one <= row.cpus:
-        return (
-            Mark.TRESPASS
-            if one <= found.reserved
-            else Mark.PINNED
-            if one <= row.pinned
-            else Mark.ALLOWED
-        )
+        if one <= found.reserved:
+            return Mark.TRESPASS
+        return Mark.PINNED if one <= row.pinned else Mark.ALLOWED
     if one <= row.pinned:
         return Mark.MISSED
     if one <= found.offline:
@@ -248,6 +251,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def title(node: Node) -> str:
+    """Of the block of columns that shows NODE."""
     return "no node" if node.number is None else f"node {node.number}"
 
 

@@ -37,7 +37,9 @@ def unplug(host: Kernel, number: int) -> None:
     ):
         left = CpuSet.parse(host.get(f"{directory}/cpuset.cpus")) - gone
         host.put(f"{directory}/cpuset.cpus", str(left))
-        for pid, tid in [] if left else host.tasks(tree, directory):
+        if left:
+            continue
+        for pid, tid in host.tasks(tree, directory):
             host.place(pid, tid, {"cpuset": directory.rpartition("/")[0][len(tree.mount) :]})
 
 

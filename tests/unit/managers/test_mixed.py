@@ -116,7 +116,8 @@ def test_each_limit_is_where_its_controller_is(
     host = Mixed(tmp_path, v1, controllers, mount)
     host.configure(conf)
     do(host, "prepare", vm())
-    for path in ("machine", "vms") if conf == MOVED else ("machine",):
+    parents = ("machine", "vms") if conf == MOVED else ("machine",)
+    for path in parents:
         assert host.get(f"{cpuset}/{path}/cpuset.cpus") == "1"
         limits = [
             host.get(f"{memory}/{path}/{name}") for name in ("memory.max", "memory.limit_in_bytes")

@@ -341,7 +341,8 @@ class Kernel(Host):
                 self.put(file, str(cpus))
 
     def libvirt_cgroups(self, hierarchy: Hierarchy, paths: list[str]) -> None:
-        for path in paths if splits(hierarchy) else paths[:2]:
+        made = paths if splits(hierarchy) else paths[:2]
+        for path in made:
             directory = hierarchy.directory(path)
             parent = directory.rpartition("/")[0]
             if hierarchy.version == 2:

@@ -88,14 +88,8 @@ class Machined(Kernel):
                     f"{hierarchy.directory('/' + unit)}/{FILES[hierarchy.version].get(name, '-')}"
                 )
                 if self.exists(file):
-                    self.write(
-                        file,
-                        value
-                        if value != "infinity"
-                        else "max"
-                        if hierarchy.version == 2
-                        else NO_LIMIT,
-                    )
+                    no_limit = "max" if hierarchy.version == 2 else NO_LIMIT
+                    self.write(file, no_limit if value == "infinity" else value)
 
     def slice(self, unit: str, cpus: str = "", memory: str = "", used: str = "0") -> None:
         """A slice below the root has its cgroup, with these limits."""
