@@ -49,11 +49,10 @@ def _plan(host: Host, errors: list[Error]) -> Plan:
 
 
 def _running(host: Host, errors: list[Error]) -> list[Domain]:
-    try:
-        return threads.running(host)
-    except Error as error:
-        errors.append(error)
-        return []
+    unknown: dict[str, Error] = {}
+    found = threads.running(host, unknown)
+    errors += unknown.values()
+    return found
 
 
 def _forget(host: Host, directory: str) -> None:

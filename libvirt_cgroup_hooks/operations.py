@@ -125,10 +125,10 @@ def release(plan: Plan, manager: Manager, domain: Domain) -> None:
 # beside libvirt's operations
 
 
-def parent(plan: Plan, manager: Manager, running: list[Domain]) -> None:
-    """The VM parent alone: at boot, or as `virt-cgroup apply --parent`."""
+def parent(plan: Plan, manager: Manager, running: set[str]) -> None:
+    """The VM parent alone: at boot, or as `virt-cgroup apply --parent`. RUNNING: names."""
     check_controllers(manager)
-    forget_left_behind(plan, manager, running={domain.name for domain in running})
+    forget_left_behind(plan, manager, running=running)
     _enforce(plan, manager, [])
 
 
@@ -142,12 +142,23 @@ def refit(plan: Plan, manager: Manager, running: list[Domain], force: bool = Fal
     check_controllers(manager)
     for tree in manager.trees:
         tree.forced = force
-    _enforce(plan, manager, running)
-    for domain in running:
-        own = manager.for_domain(domain)
+    managers_of = _managers_of(plan, manager, running)
+    _enforce(plan, manager, list(managers_of))
+    for domain, own in managers_of.items():
         vm_threads = threads.threads(manager.host, domain) if own.reaches_into_vms else []
         if vm_threads:
             _place(plan, own, domain, domain, vm_threads)
+
+
+def _managers_of(plan: Plan, manager: Manager, running: list[Domain]) -> dict[Domain, Manager]:
+    """By VM. One of RUNNING whose own settings cannot be is left as it is, and told."""
+    found: dict[Domain, Manager] = {}
+    for domain in running:
+        try:
+            found[domain] = manager.for_domain(domain)
+        except Refusal as error:
+            plan.warnings.append(f"left as it is: {error}")
+    return found
 
 
 def _place(

@@ -96,7 +96,9 @@ class Change:
             live = snapshot.Live(self.host)
             live.changes = self._changes(new, live.changes)
             manager = self._choose(snapshot.compiled(self.host, new, live.changes, []))
-            running = threads.running(self.host)
+            unknown: dict[str, Error] = {}
+            running = threads.running(self.host, unknown)
+            self.warnings += map(str, unknown.values())
             self._check(manager, running)
             plan.add(*live.save())
             operations.refit(plan, manager, running, self.force)
@@ -203,7 +205,7 @@ class Change:
         while not all(self._settled(manager)):
             used = self._used(manager)
             if time.monotonic() > deadline:
-                running = threads.running(self.host)
+                running = threads.running(self.host, {})
                 raise Error(
                     f"after {wait:g} seconds the VMs still use {size(used)}; "
                     f"the new limit is {size(limit)}"

@@ -47,19 +47,38 @@ def status(host: Host, name: str) -> Domain | None:
     return found if found and found.pid is not None else None
 
 
-def running(host: Host) -> list[Domain]:
-    """Every VM that has a status XML and a living process, by id. Raises Error where one is not
-    understood.
+def running(host: Host, errors: dict[str, Error]) -> list[Domain]:
+    """Every VM that has a status XML and its process, by id.
+
+    One whose status XML is not understood is left out, and told in ERRORS by its name.
     """
-    names = [
-        name.removesuffix(".xml") for name in host.names(domains.STATUS) if name.endswith(".xml")
-    ]
-    found = [
-        domain
-        for domain in (status(host, name) for name in names)
-        if domain and host.exists(f"/proc/{domain.pid}")
-    ]
+    found: list[Domain] = []
+    for file in host.names(domains.STATUS):
+        name = file.removesuffix(".xml")
+        if name == file:
+            continue
+        try:
+            domain = status(host, name)
+        except Error as error:
+            errors[name] = Error(f"VM {printable(name)}: {error.message}", error.hint)
+            continue
+        if domain and _has_process(host, domain):
+            found.append(domain)
     return sorted(found, key=lambda domain: domain.id or 0)
+
+
+def _has_process(host: Host, domain: Domain) -> bool:
+    """Whether the process that the status XML names is QEMU with DOMAIN.
+
+    Where no daemon runs, the file outlives the VM, and the kernel gives the number to others.
+    libvirt has QEMU called `-name guest=NAME,...` (qemuBuildNameCommandLine), with commas doubled.
+    """
+    command = host.read_optional(f"/proc/{domain.pid}/cmdline")
+    if command is None:  # ended, or in a copy of a host, which has no more of it
+        return host.exists(f"/proc/{domain.pid}")
+    guest = "guest=" + domain.name.replace(",", ",,") + ","
+    arguments = [f"{argument}," for argument in command.split("\0")]
+    return any(one.startswith(guest) and not one.startswith(f"{guest},") for one in arguments)
 
 
 def named(found: list[Domain], wanted: str) -> Domain:

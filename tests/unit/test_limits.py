@@ -136,15 +136,23 @@ def life(host: Kernel, layout: str) -> Iterator[tuple[str, Domain]]:
 def changes(host: Kernel) -> dict[str, Callable[[], Plan]]:
     """What is done beside libvirt's operations while a VM runs."""
 
-    def planned(operation: Callable[[Plan, Manager, list[Domain]], None]) -> Plan:
-        plan = Plan("test")
-        operation(plan, managers.choose(host, host.config()), threads.running(host))
+    running = threads.running(host, {})
+
+    def parent() -> Plan:
+        plan = Plan("apply")
+        names = {domain.name for domain in running}
+        operations.parent(plan, managers.choose(host, host.config()), names)
+        return plan
+
+    def refit() -> Plan:
+        plan = Plan("reserve")
+        operations.refit(plan, managers.choose(host, host.config()), running)
         return plan
 
     wanted = {"reserved_host_cpus": "0-2", "reserved_host_mem": "768 MiB"}
     return {
-        "parent": lambda: planned(operations.parent),
-        "refit": lambda: planned(operations.refit),
+        "parent": parent,
+        "refit": refit,
         "reserve": lambda: Change(host, dict(wanted), live=True, config=False).plan(),
         "leave": lambda: leave._plan(host, []),
     }

@@ -48,6 +48,20 @@ def test_its_own_parent_is_fenced_too(tmp_path: Path, kind: str) -> None:
     assert reserving.cpus(host) == "2-3"
 
 
+@pytest.mark.parametrize("bad", [own(vcpu_cpus="0-99"), own(layout="a b"), own(color="red")])
+def test_what_is_wrong_with_one_vm_stops_no_change(tmp_path: Path, kind: str, bad: str) -> None:
+    """As `virsh metadata --live` can make it of one that runs."""
+    host = reserving.running(tmp_path, kind, CPUS)
+    status = host.get("/run/libvirt/qemu/vm.xml")
+    host.put("/run/libvirt/qemu/vm.xml", status.replace(INNER, bad))
+    change = Change(host, {"reserved_host_cpus": "0-1"}, live=True, config=False)
+    change.run()
+    assert host.get(reserving.file(host, "cpuset.cpus")) == "2-3"
+    told = [text for text in change.warnings if text.startswith("left as it is: VM vm has ")]
+    assert "--unset" in told[0]
+    assert "--live" in told[0]
+
+
 @pytest.mark.parametrize("layout", ["/other/$NAME", "/vmsx/$NAME", "native"])
 def test_one_outside_the_memory_limit_is_refused(tmp_path: Path, kind: str, layout: str) -> None:
     host = reserving.made(tmp_path, kind, CONF)

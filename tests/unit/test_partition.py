@@ -89,7 +89,7 @@ def test_one_that_ran_before_is_told_and_apply_limits_it(tmp_path: Path, kind: s
     host.configure(RESERVED_MEMORY)
 
     def described() -> dict[str, Any]:
-        return describe(host, managers.choose(host, host.config()), threads.running(host)[0])
+        return describe(host, managers.choose(host, host.config()), threads.running(host, {})[0])
 
     (problem,) = described()["problems"]
     assert problem.startswith("it is in /lab.slice/lab-a.slice/machine-qemu")

@@ -51,7 +51,7 @@ def test_the_status_of_a_vm_by_its_name(host: Kernel, name: str) -> None:
     host.start_vm(domain(name, INNER), INNER)
     found = threads.status(host, name)
     assert found
-    assert (found.name, found.pid, [vm.name for vm in threads.running(host)]) == (
+    assert (found.name, found.pid, [vm.name for vm in threads.running(host, {})]) == (
         name,
         MAIN,
         [name],
@@ -64,7 +64,35 @@ def test_what_is_no_running_vm(host: Kernel) -> None:
     host.put("/run/libvirt/qemu/web.pid", "12")
     assert threads.status(host, "none") is None
     assert threads.status(host, "defined") is None
-    assert threads.running(host) == []
+    assert threads.running(host, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "runs"),
+    [
+        ("web", "/usr/bin/qemu-system-x86_64\0-name\0guest=web,debug-threads=on\0-S\0", True),
+        ("web", "/opt/vmm\0-name\0guest=web\0", True),
+        ("a,b", "qemu\0-name\0guest=a,,b,debug-threads=on\0", True),
+        ("a", "qemu\0-name\0guest=a,,b,debug-threads=on\0", False),
+        ("web", "qemu\0-name\0guest=web2,debug-threads=on\0", False),
+        ("web", "/usr/sbin/cron\0-f\0", False),
+        ("web", "", False),  # a zombie, or a thread of the kernel's
+    ],
+)
+def test_the_process_of_a_vm(host: Kernel, name: str, command: str, runs: bool) -> None:
+    """Where no daemon runs, the status XML outlives the VM, and another gets its process id."""
+    host.start_vm(domain(name, INNER), INNER)
+    host.put(f"/proc/{MAIN}/cmdline", command)
+    assert [vm.name for vm in threads.running(host, {})] == ([name] if runs else [])
+
+
+def test_one_that_is_not_understood_hides_no_other(host: Kernel) -> None:
+    host.start_vm(domain("web", INNER), INNER)
+    host.put("/run/libvirt/qemu/db.xml", "<domstatus")
+    errors: dict[str, Error] = {}
+    assert [vm.name for vm in threads.running(host, errors)] == ["web"]
+    assert list(errors) == ["db"]
+    assert str(errors["db"]).startswith("VM db: the domain XML is not well-formed")
 
 
 def test_a_status_that_is_not_understood(host: Kernel) -> None:

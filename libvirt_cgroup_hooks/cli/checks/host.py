@@ -229,7 +229,7 @@ def hugepages(subject: Subject) -> Iterator[Problem]:
     limit = subject.manager().fence.memory
     if not pools or limit is None:
         return
-    running = sum(vm.host_memory(page_size()) for vm in threads.running(subject.host))
+    running = sum(vm.host_memory(page_size()) for vm in threads.running(subject.host, {}))
     text = f"hugepage pools hold {size(pools)}, which leaves {size(limit)} for VMs' other memory"
     if running > limit:
         remedy = "make the pools smaller, or give VMs hugepages"

@@ -61,10 +61,8 @@ class Subject:
     @property
     def has_vms(self) -> bool:
         """Also where one is not understood: it is there."""
-        try:
-            return bool(threads.running(self.host))
-        except Error:
-            return True
+        unknown: dict[str, Error] = {}
+        return bool(threads.running(self.host, unknown) or unknown)
 
     @property
     def daemon_name(self) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from ... import threads
 from ...cpuset import CpuSet
+from ...errors import Error
 from ...host import Host
 from ...managers.cgroupfs import LIBVIRT_SUFFIX
 from ..describe import describe
@@ -42,7 +43,7 @@ def outside(subject: Subject) -> Iterator[Problem]:
 
 
 def _processes(host: Host) -> list[int]:
-    known = {vm.pid for vm in threads.running(host)}
+    known = {vm.pid for vm in threads.running(host, {})}
     pids = [int(name) for name in host.names("/proc") if name.isdigit()]
     return [
         pid
@@ -77,7 +78,16 @@ def _user(host: Host, pid: int) -> str:
 
 def conforming(subject: Subject) -> Iterator[Problem]:
     manager = subject.manager()
-    for vm in threads.running(subject.host):
+    unknown: dict[str, Error] = {}
+    running = threads.running(subject.host, unknown)
+    for error in unknown.values():
+        yield Problem(FAIL, error.message, error.hint)
+    for vm in running:
+        try:
+            manager.for_domain(vm)
+        except Error as error:
+            yield Problem(FAIL, error.message, error.hint)
+            continue
         found = describe(subject.host, manager, vm)
         problems = found["problems"]
         if problems:

@@ -39,10 +39,18 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         raise Error("apply cannot be used with --root", "virt-cgroup plan shows what would be done")
     warnings: list[str] = []
     config = snapshot.load(host, warnings)
-    found = [] if arguments.parent else threads.running(host)
-    domains = found if arguments.all else [threads.named(found, name) for name in arguments.domains]
-    steps = {"parent": _parent(host, config, warnings)}
-    steps.update({domain.name: _domain(host, config, domain, warnings) for domain in domains})
+    errors: dict[str, Error] = {}
+    domains = threads.running(host, errors)
+    known = {*errors, *(domain.name for domain in domains)}
+    if not arguments.all:
+        domains = [threads.named(domains, name) for name in arguments.domains]
+        errors.clear()
+    steps = {"parent": _parent(host, config, known, warnings)}
+    for domain in domains:
+        try:
+            steps[domain.name] = _domain(host, config, domain, warnings)
+        except Error as error:
+            errors[domain.name] = error
     for warning in warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)
     if arguments.json:
@@ -51,15 +59,17 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         for name, lines in steps.items():
             title = "VM parent" if name == "parent" else f"VM {printable(name)}"
             print("\n  ".join([f"{title}:", *lines]) if lines else f"{title}: nothing to do")
-    return 0
+    for text in map(str, errors.values()):
+        print(f"error: {printable(text)}", file=sys.stderr)
+    return 1 if errors else 0
 
 
-def _parent(host: Host, config: Config, warnings: list[str]) -> list[str]:
+def _parent(host: Host, config: Config, running: set[str], warnings: list[str]) -> list[str]:
     def make() -> Plan:
         plan = Plan("apply")
         if config or host.exists(state.SHARED):
             manager = managers.choose(host, config, managers.daemon(host))
-            operations.parent(plan, manager, threads.running(host))
+            operations.parent(plan, manager, running)
         return plan
 
     return _made(host, make, warnings)

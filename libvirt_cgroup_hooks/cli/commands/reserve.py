@@ -207,7 +207,7 @@ def _tell(arguments: argparse.Namespace, host: Host, change: Change, plan: Plan)
 def _ends_up(host: Host) -> list[dict[str, object]]:
     """Each thread that is pinned to CPUs of the host, and where it may run now."""
     manager, rows = _live(host), []
-    for domain in outside(threads.running(host), manager):
+    for domain in outside(threads.running(host, {}), manager):
         pins = domain.pins()
         for thread in threads.threads(host, domain):
             pin = pins.get(thread.group)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ... import conformance, managers, snapshot, threads
 from ...domain import Domain
-from ...errors import printable, size
+from ...errors import Error, printable, size
 from ...fence import reserved_memory
 from ...host import Host
 from ...managers.base import Manager
@@ -41,9 +41,10 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     warnings: list[str] = []
     config = snapshot.load(host, warnings)
     manager = managers.choose(host, config, managers.daemon(host))
-    for warning in warnings:
+    unknown: dict[str, Error] = {}
+    domains = threads.running(host, unknown)
+    for warning in [*warnings, *map(str, unknown.values())]:
         print(f"warning: {printable(warning)}", file=sys.stderr)
-    domains = threads.running(host)
     if arguments.domains:
         domains = [threads.named(domains, name) for name in arguments.domains]
     report = _report(host, manager, domains)

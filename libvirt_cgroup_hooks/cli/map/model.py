@@ -101,7 +101,7 @@ def read(host: Host, config: Config) -> Map:
         config.reserved_host_cpus or CpuSet(),
         config.fence(topology.online, topology.memory, page_size()).cpus,
         tuple(_nodes(topology)),
-        tuple(_vm(host, domain, topology.online) for domain in threads.running(host)),
+        tuple(_vm(host, domain, topology.online) for domain in threads.running(host, {})),
     )
 
 

@@ -208,11 +208,6 @@ def test_rights(running: Running, monkeypatch: pytest.MonkeyPatch, user: int, re
     ("broken", "title", "message"),
     [
         (
-            lambda h: h.put("/run/libvirt/qemu/vm.xml", "<domstatus"),
-            CONFORM,
-            "the domain XML is not well-formed",
-        ),
-        (
             lambda h: h.put(f"{CG}/vms/cpuset.cpus.effective", "none"),
             FENCE,
             '"none" is not a CPU list',
@@ -245,7 +240,10 @@ def test_what_cannot_be_checked_is_told(
 def test_a_vm_that_is_not_understood_is_one(host: Kernel) -> None:
     effective(host, "0-3")
     host.put("/run/libvirt/qemu/vm.xml", "<domstatus")
-    assert not_passed(host)[FENCE][0][0] == FAIL
+    found = not_passed(host)
+    assert found[FENCE][0][0] == FAIL
+    assert found[CONFORM][0][:1] == (FAIL,)
+    assert found[CONFORM][0][1].startswith("VM vm: the domain XML is not well-formed")
 
 
 def test_a_kernel_that_says_what_none_does(host: Kernel) -> None:

@@ -183,4 +183,4 @@ def test_pinned_to_a_partition_of_others(tmp_path: Path, kind: str) -> None:
 def test_nobody_has_anything(tmp_path: Path) -> None:
     host = made(tmp_path, V2_KINDS[0], "")
     assert conformance.taken(managers.choose(host, host.config())) == {}
-    assert threads.running(host) == []
+    assert threads.running(host, {}) == []

@@ -418,7 +418,7 @@ def test_the_parent_and_the_vms_place(host: Machined) -> None:
     parent = conformance.parent(manager)
     assert parent.path == "/vms.slice"
     assert parent.memory_current == 4096
-    main = threads.threads(host, threads.running(host)[0])[0]
+    main = threads.threads(host, threads.running(host, {})[0])[0]
     assert manager.vm_of(main) == f"/vms.slice/{SCOPE}"
     assert conformance.problems(manager, subject, main, CpuSet([1])) == []
     main.cgroups = {
@@ -441,5 +441,5 @@ def test_the_parent_and_the_vms_place(host: Machined) -> None:
 def test_a_slice_whose_name_has_a_scopes_ending_in_it(v2: Machined) -> None:
     layout(v2, "/a.scope/$NAME")
     v2.starts(vm(), "/a.scope.slice")
-    main = threads.threads(v2, threads.running(v2)[0])[0]
+    main = threads.threads(v2, threads.running(v2, {})[0])[0]
     assert systemd(v2).vm_of(main) == f"/a.scope.slice/{SCOPE}"

@@ -191,7 +191,7 @@ def contained(plan: Plan) -> None:
 def status_xml(data: bytes) -> None:
     host = Texts({"/run/libvirt/qemu/vm.xml": data}, UNIFIED)
     with told():
-        for found in threads.running(host):
+        for found in threads.running(host, {}):
             threads.threads(host, found)
     with told():
         threads.status(host, "vm")

@@ -122,7 +122,7 @@ def states(host: Kernel) -> dict[str, str]:
 
 def vm(host: Kernel) -> Domain:
     """The VM that runs, as the hook is given it."""
-    return threads.running(host)[0]
+    return threads.running(host, {})[0]
 
 
 def total(host: Kernel) -> int:
