@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from .cpuset import CpuSet
+from .errors import size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class Kind:
             return None
         return int(text)
 
+    def shown(self, value: Value) -> str:
+        """VALUE for people."""
+        return "no limit" if value is None else size(value)  # type: ignore[arg-type]  # bytes
+
     def rises(self, there: Value, wanted: Value) -> bool:
         """Whether a cgroup that has THERE may use more, or the same, when it has WANTED."""
         if wanted is None or there is None:
@@ -60,6 +65,9 @@ class Cpus(Kind):
         # systemd writes a list with spaces into its own files
         cpus = CpuSet.parse(",".join(text.split())) if text.strip() != NONE else CpuSet()
         return cpus or None
+
+    def shown(self, value: Value) -> str:
+        return "no limit" if value is None else f"CPUs {value}"
 
     def narrower(self, one: Value, other: Value) -> Value:
         both = (as_cpus(one) or CpuSet()) & (as_cpus(other) or CpuSet())

@@ -82,10 +82,19 @@ def reconcile(
     _put_back(plan, manager, remembered, [row for row in obsolete if row not in pressure])
     present = {row: manager.read(*row) for row in table}
     for (kind, path), value in table.items():
-        if present[kind, path] == value:
+        is_there = present[kind, path] == value
+        is_ours = value != remembered.before[kind, path]
+        if is_there and not (is_ours and manager.forgets(kind, path, value)):
             continue
         decided = manager.decided_elsewhere(kind, path)
-        if decided and decided[1] is not None:  # the administrator's, and newer than ours
+        if decided is None:
+            if is_there:
+                plan.add_shared(*manager.write(path, {kind: value}, {kind: value}))
+            continue
+        replaced = replaced_at_reload(decided, kind, value)
+        if replaced:
+            plan.warnings.append(f"{path}: {replaced}")
+        if not is_there and decided[1] is not None:  # the administrator's, and newer than ours
             remembered.before[kind, path] = decided[1]
             table[kind, path] = _narrowed(manager, kind, path, value, decided[1])
     if present != table:
@@ -95,6 +104,20 @@ def reconcile(
     for row in obsolete:
         del remembered.before[row]
     plan.add_shared(*remembered.save())
+
+
+def replaced_at_reload(decided: tuple[str, Value], kind: Kind, value: Value) -> Error | None:
+    """What is wrong where DECIDED, a file of the administrator's and what it sets, opens the limit
+    VALUE when systemd reads its files again.
+    """
+    file, theirs = decided
+    if theirs is not None and kind.narrower(theirs, value) == theirs:
+        return None
+    return Error(
+        f"{file} sets {kind.unit_property}={kind.shown(theirs)}, which replaces the limit "
+        f"{kind.shown(value)} at the next daemon-reload",
+        f"remove that line from {file}",
+    )
 
 
 def _narrowed(manager: Manager, kind: Kind, path: str, ours: Value, before: Value) -> Value:

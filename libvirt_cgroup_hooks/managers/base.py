@@ -76,6 +76,12 @@ class Manager:
         """
         return None
 
+    def forgets(self, kind: Kind, path: str, value: Value) -> bool:
+        """Whether systemd lifts the limit VALUE of PATH, which is there, when it reads its files
+        again, and may be told of it now.
+        """
+        return False
+
     def hosts_own(self, path: str) -> list[str]:
         """What of the host's own work will be in PATH by its name, whatever is there now."""
         return []

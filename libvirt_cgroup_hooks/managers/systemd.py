@@ -13,7 +13,7 @@ from __future__ import annotations
 from .. import state
 from ..errors import Error, printable
 from ..host import NEW
-from ..kinds import CPUS, MEMORY
+from ..kinds import CPUS, MEMORY, in_bytes
 from ..steps import LoadUnit, MakeDirectory, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import units
 from .base import Manager
@@ -189,6 +189,13 @@ class Systemd(Manager):
                     found = (files[name], self._value(kind, line.partition("=")[2]))
         ours = f"{RUNTIME}/{unit}.d/50-{key}.conf"
         return None if found is None or found[0] == ours else found
+
+    def forgets(self, kind: Kind, path: str, value: Value) -> bool:
+        tree, limit = self.tree_of(kind), in_bytes(value)
+        if tree is None or self.makes(kind) or self._promised(units.unit_of(path), kind) == value:
+            return False
+        # it writes what it is told into the kernel's file, and one that is exceeded kills
+        return limit is None or tree.memory_in_use(tree.hierarchy.directory(path)) <= limit
 
     @staticmethod
     def _value(kind: Kind, text: str) -> Value:

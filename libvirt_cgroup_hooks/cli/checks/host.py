@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ... import conformance, managers, operations, threads
+from ... import conformance, limits, managers, operations, threads
 from ...config import PATH
 from ...cpuset import CpuSet
 from ...domain import parse
@@ -125,29 +125,19 @@ def _narrower(manager: Manager, kind: Kind, path: str, before: Value) -> Problem
     """The administrator's own limit stays."""
     decides = manager.decided_elsewhere(kind, path)
     where = f" by {decides[0]}" if decides else ""
-    text = f"{path} was limited to {_shown(before)}{where} before, and the narrower limit stays"
+    text = f"{path} was limited to {kind.shown(before)}{where} before, and the narrower limit stays"
     return Problem(NOTE, text)
 
 
 def _at_reload(manager: Manager, kind: Kind, path: str, wanted: Value) -> Iterator[Problem]:
     """systemd goes by its files at the next daemon-reload, whatever the kernel has now."""
     decides = manager.decided_elsewhere(kind, path)
-    if decides is None:
-        return
-    file, value = decides
-    if value is None or kind.narrower(value, wanted) != value:
-        yield Problem(
-            FAIL,
-            f"{file} sets {kind.unit_property}={_shown(value)}, which replaces the limit "
-            f"{_shown(wanted)} at the next daemon-reload",
-            f"remove that line from {file}",
-        )
-
-
-def _shown(value: Value) -> str:
-    if value is None:
-        return "no limit"
-    return f"CPUs {value}" if isinstance(value, CpuSet) else size(value)
+    replaced = limits.replaced_at_reload(decides, kind, wanted) if decides else None
+    if replaced:
+        yield Problem(FAIL, replaced.message, replaced.hint)
+    elif not decides and manager.read(kind, path) == wanted and manager.forgets(kind, path, wanted):
+        text = f"systemd has no record of the limit {kind.shown(wanted)} of {path}, and lifts it"
+        yield Problem(FAIL, f"{text} at the next daemon-reload", APPLY)
 
 
 def beside_vms(subject: Subject) -> Iterator[Problem]:

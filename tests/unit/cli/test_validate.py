@@ -122,6 +122,7 @@ def machined(root: Path, conf: str = CONF) -> Machined:
     install(host)
     start_daemon(host, cgroup="/system.slice/libvirtd.service")
     host.slice("vms.slice", "1-3", str(UNIFIED_LIMIT), "4096")
+    host.promise("vms.slice", AllowedCPUs="1-3", MemoryMax=str(UNIFIED_LIMIT))
     host.put(f"{CG}/vms.slice/cpuset.cpus.effective", "1-3")
     return host
 
@@ -141,6 +142,19 @@ def test_a_vm_on_a_host_with_machined(tmp_path: Path, place: str, conforms: bool
             remedy
             == "run virt-cgroup apply --all, and stop and start a VM that is in another slice"
         )
+
+
+def test_a_limit_that_a_reload_lifts(tmp_path: Path) -> None:
+    host = machined(tmp_path)
+    host.remove("/run/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf")
+    assert not_passed(host)[FENCE] == [
+        (
+            FAIL,
+            "systemd has no record of the limit CPUs 1-3 of /vms.slice, and lifts it at the next "
+            "daemon-reload",
+            "run virt-cgroup apply --parent",
+        )
+    ]
 
 
 def test_a_layout_that_libvirt_loses(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_the_text_of_properties(v2: Machined, conf: str, properties: list[str]) 
     [
         ("1-3", str(UNIFIED_LIMIT), []),
         ("", str(UNIFIED_LIMIT), ["AllowedCPUs=1-3"]),
-        ("1-2", str(UNIFIED_LIMIT), []),  # the administrator's is narrower
+        ("1-2", "4096", []),  # the administrator's is narrower
         ("1-3", "max", [f"MemoryMax={UNIFIED_LIMIT}"]),
         ("1-3", "4096", []),
         ("", "max", ["AllowedCPUs=1-3", f"MemoryMax={UNIFIED_LIMIT}"]),
@@ -139,8 +139,7 @@ def test_the_bus_is_asked_only_for_what_the_kernel_does_not_say(
     v2: Machined, cpus: str, memory: str, needed: list[str]
 ) -> None:
     v2.slice("vms.slice", cpus, memory)
-    # the kernel's word counts
-    v2.put("/run/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "AllowedCPUs=1-3")
+    v2.promise("vms.slice", AllowedCPUs="1-3", MemoryMax=str(UNIFIED_LIMIT))
     assert calls(v2, vm()) == ([" ".join(["vms.slice", *needed])] if needed else [])
 
 
@@ -150,6 +149,7 @@ def test_the_bus_is_asked_only_for_what_the_kernel_does_not_say(
 )
 def test_the_same_on_v1(v1: Machined, memory: str, needed: list[str]) -> None:
     v1.slice("vms.slice", memory=memory)
+    v1.promise("vms.slice", MemoryMax=str(SMALL_LIMIT))
     assert calls(v1, vm()) == needed
 
 
@@ -206,7 +206,31 @@ def test_a_limit_below_what_is_in_use_is_refused(host: Machined) -> None:
 def test_a_limit_that_is_in_force_is_no_failure_when_more_is_in_use(host: Machined) -> None:
     limit = SMALL_LIMIT if host.version == 1 else UNIFIED_LIMIT
     host.slice("vms.slice", "1-3", str(limit), str(limit + 1))
+    host.promise("vms.slice", AllowedCPUs="1-3")
     assert calls(host, vm()) == []
+
+
+def test_what_systemd_was_not_told_of_is_set_again(v2: Machined) -> None:
+    """/run/systemd/system.control/vms.slice.d was removed, say: the next reload would lift it."""
+    v2.slice("vms.slice", "1-3", str(UNIFIED_LIMIT))
+    limits = ("AllowedCPUs=1-3", f"MemoryMax={UNIFIED_LIMIT}")
+    assert calls(v2, vm()) == [f"vms.slice {limit}" for limit in limits]
+    assert calls(v2, vm("other", uuid=OTHER)) == []
+
+
+@pytest.mark.parametrize("name", ["50-AllowedCPUs.conf", "99-own.conf"])
+def test_what_a_reload_will_lift_is_told(v2: Machined, name: str) -> None:
+    """As `systemctl set-property`, without --runtime, has left it before there was a hook."""
+    file = f"/etc/systemd/system.control/vms.slice.d/{name}"
+    v2.put(file, "[Slice]\nAllowedCPUs=0-3\n")
+    v2.slice("vms.slice", "0-3")
+    made = plan(v2, "prepare", vm())
+    run(v2, made)
+    assert made.warnings == [
+        f"/vms.slice: {file} sets AllowedCPUs=CPUs 0-3, which replaces the limit CPUs 1-3 at "
+        f"the next daemon-reload: remove that line from {file}"
+    ]
+    assert v2.get(f"{CG}/vms.slice/cpuset.cpus") == "1-3"
 
 
 def test_a_property_is_put_back_when_a_later_step_fails(v2: Machined) -> None:

@@ -78,11 +78,8 @@ class Machined(Kernel):
         for name, value in properties.items():
             if name in ("MemoryMax", "MemoryHigh") and not (value == "infinity" or value.isdigit()):
                 raise Error(f"Failed to parse {name}= value '{value}'")
+        self.promise(unit, **properties)
         for name, value in properties.items():
-            self.put(
-                f"/run/systemd/system.control/{unit}.d/50-{name}.conf",
-                f"[Slice]\n{name}={value.replace(',', ' ')}",
-            )
             for hierarchy in self.hierarchies:
                 file = (
                     f"{hierarchy.directory('/' + unit)}/{FILES[hierarchy.version].get(name, '-')}"
@@ -90,6 +87,12 @@ class Machined(Kernel):
                 if self.exists(file):
                     no_limit = "max" if hierarchy.version == 2 else NO_LIMIT
                     self.write(file, no_limit if value == "infinity" else value)
+
+    def promise(self, unit: str, **properties: str) -> None:
+        """What UNIT's PROPERTIES were set to at run time, as systemd keeps it."""
+        for name, value in properties.items():
+            text = f"[Slice]\n{name}={value.replace(',', ' ')}"
+            self.put(f"/run/systemd/system.control/{unit}.d/50-{name}.conf", text)
 
     def slice(self, unit: str, cpus: str = "", memory: str = "", used: str = "0") -> None:
         """A slice below the root has its cgroup, with these limits."""
