@@ -120,13 +120,18 @@ def replaced_at_reload(decided: tuple[str, Value], kind: Kind, value: Value) -> 
     )
 
 
-def _narrowed(manager: Manager, kind: Kind, path: str, ours: Value, before: Value) -> Value:
-    """OURS within what the administrator had limited PATH to BEFORE. Raises Error for no CPU.
+def stays(manager: Manager, kind: Kind, before: Value) -> bool:
+    """Whether what a cgroup was limited to BEFORE is somebody's limit, which ours is kept within.
 
     v1 cpusets always have a list, which may as well have lost CPUs that were offline.
     """
     tree = manager.tree_of(kind)
-    if before is None or (kind is CPUS and tree and not tree.clips):
+    return before is not None and not (kind is CPUS and tree and not tree.clips)
+
+
+def _narrowed(manager: Manager, kind: Kind, path: str, ours: Value, before: Value) -> Value:
+    """OURS within what the administrator had limited PATH to BEFORE. Raises Error for no CPU."""
+    if not stays(manager, kind, before):
         return ours
     value = kind.narrower(ours, before)
     if value is None:

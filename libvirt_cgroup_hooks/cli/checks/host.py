@@ -107,7 +107,7 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
             yield from _at_reload(manager, kind, path, value)
             before = Remembered(subject.host).before.get((kind, path), manager.before(kind, path))
             actual = manager.read(kind, path)
-            if before is None or actual in (None, value):
+            if actual in (None, value) or not limits.stays(manager, kind, before):
                 continue
             if actual == kind.narrower(value, before):
                 yield _narrower(manager, kind, path, before)

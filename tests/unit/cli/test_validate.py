@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from libvirt_cgroup_hooks import state
 from libvirt_cgroup_hooks.cli import main
 from libvirt_cgroup_hooks.cli.checks import TABLE
 from libvirt_cgroup_hooks.cli.checks.subject import FAIL, NOTE, PASS, WARN
@@ -112,6 +113,19 @@ def test_drift_on_v1(tmp_path: Path, file: str, value: str, result: str, message
     assert list(problems) == [FENCE]
     assert problems[FENCE][0][0] == result
     assert message in problems[FENCE][0][1]
+
+
+@pytest.mark.parametrize("before", ["0,2", "2"])
+def test_a_cpuset_that_has_lost_a_cpu_is_nobodys_limit(tmp_path: Path, before: str) -> None:
+    """Of cgroup v1, where a CPU that was offline is in no cpuset until somebody puts it there."""
+    host = well(tmp_path, "v1")
+    for file in ("/sys/devices/system/cpu/online", "/sys/devices/system/cpu/present"):
+        host.put(file, "0-3")
+    host.put(f"{CG}/cpuset/cpuset.cpus", "0-3")
+    host.put(f"{CG}/cpuset/vms/cpuset.cpus", "2")
+    host.put(state.SHARED, f"{state.LIMITS_FORMAT}\nlimit cpus {before} /vms\n")
+    result, message, _ = not_passed(host)[FENCE][0]
+    assert (result, message) == (WARN, f"{CG}/cpuset/vms may use CPUs 2 only, and not 1,3")
 
 
 # systemd
