@@ -115,6 +115,16 @@ def check_memory(domain: Domain, needed: int, others: int, limit: int) -> None:
         )
 
 
+def may_exceed(may_take: int, limit: int) -> str | None:
+    """What is told where running VMs MAY_TAKE more than LIMIT, in bytes."""
+    if may_take <= limit:
+        return None
+    return (
+        f"running VMs may come to use {size(may_take)}, more than their limit of {size(limit)}; "
+        "the kernel would then kill one of them"
+    )
+
+
 def pins_outside(domain: Domain, cpus: CpuSet) -> list[str]:
     """The first pins of DOMAIN to CPUs outside CPUS: "vcpu0 to 0-1 (reserved: 0)"."""
     pins = domain.pins()

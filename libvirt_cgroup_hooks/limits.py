@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .errors import Error, printable
 from .kinds import CPUS, PRESSURE, as_cpus
-from .state import SHARED, Remembered
+from .state import SHARED, Remembered, may_be_starting
 from .steps import RemoveEmpty, Step
 
 TYPE_CHECKING = False
@@ -30,16 +30,37 @@ if TYPE_CHECKING:
 def wanted(manager: Manager, domains: list[Domain], remembered: Remembered) -> Table:
     """The fence, on the VM parent, on what else holds DOMAINS, and on parents of earlier layouts.
 
-    In those, VMs may still run. They keep the fence for as long as they are there.
+    In those, VMs may still run, or be about to: they keep the fence for as long.
     """
     table: Table = {}
     for kind, value in manager.fence.limits().items():
         paths = manager.parents(kind, domains)
         for known, path in remembered.before:
-            if known is kind and path not in paths and manager.exists(kind, path):
+            if known is kind and path not in paths and _may_hold_vms(manager, kind, path):
                 paths.append(path)
         table.update({(kind, path): value for path in paths})
     return table
+
+
+def _may_hold_vms(manager: Manager, kind: Kind, path: str) -> bool:
+    tree = manager.tree_of(kind)
+    directory = tree.hierarchy.directory(path) if tree else ""
+    if tree is None or not tree.exists(directory):
+        return False
+    return tree.is_populated(directory) or may_be_starting(manager.host)
+
+
+def unwanted(manager: Manager) -> Table:
+    """The limits of ours that are in the kernel, and that nobody wants any more, with their values.
+
+    The next run of the hook, and `virt-cgroup apply --parent`, put back what was there before.
+    """
+    remembered = Remembered(manager.host)
+    table = wanted(manager, [], remembered)
+    there = {row: manager.read(*row) for row in remembered.before if row not in table}
+    return {
+        row: value for row, value in there.items() if value not in (None, remembered.before[row])
+    }
 
 
 def enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> list[Row]:

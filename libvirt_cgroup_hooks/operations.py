@@ -8,7 +8,7 @@ be.
 from __future__ import annotations
 
 from . import managers, state
-from .errors import Error, Refusal, printable
+from .errors import Error, Refusal, printable, size
 from .host import page_size
 from .kinds import CPUS, MEMORY
 from .plan import Plan
@@ -75,6 +75,7 @@ def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
     _admit(plan, own, domain)
     own.prepare(plan, domain)
     _enforce(plan, manager, [domain])
+    _tell_of_memory(plan, manager, domain)
 
 
 def start(plan: Plan, manager: Manager, domain: Domain) -> None:
@@ -274,3 +275,17 @@ def _admit(plan: Plan, manager: Manager, domain: Domain) -> None:
         stale = state.Record.read(manager.host, domain.uuid)
         others = manager.records.admitted.total - (stale.memory if stale else 0)
         admission.check_memory(domain, domain.host_memory(page_size()), others, fence.memory)
+
+
+def _tell_of_memory(plan: Plan, manager: Manager, domain: Domain) -> None:
+    """What the start may do to VMs that run, where it is not refused."""
+    limit = manager.fence.memory
+    if limit is None or manager.config.memory_admission:
+        return
+    needed, used = domain.host_memory(page_size()), manager.memory_in_use()
+    if needed + used > limit:
+        plan.warnings.append(
+            f"VM {printable(domain.name)} may come to use {size(needed)}, and VMs already use "
+            f"{size(used)} of the {size(limit)} available to them: the kernel may then kill one of "
+            "them (memory_admission = 1 refuses such a start)"
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from . import conformance, limits, managers, operations, settings, snapshot, state, threads, virconf
-from .admission import pins_outside, pins_to
+from .admission import may_exceed, pins_outside, pins_to
 from .config import PATH, Config
 from .configfile import parse
 from .errors import Error, printable, size
@@ -162,11 +162,9 @@ class Change:
                         f"{_remedy(running)}, reserve less, or use --wait to reclaim memory first",
                     )
             may_take = sum(domain.host_memory(page_size()) for domain in running)
-            if may_take > fence.memory:
-                self.warnings.append(
-                    f"running VMs may come to use {size(may_take)}, more than their new limit of "
-                    f"{size(fence.memory)}; the kernel would then kill one of them"
-                )
+            exceeded = may_exceed(may_take, fence.memory)
+            if exceeded:
+                self.warnings.append(exceeded)
 
     def _before(self) -> CpuSet:
         """The CPUs that VMs have before the change, offline ones included."""

@@ -250,15 +250,22 @@ def left_behind(host: Host, running: set[str] | None = None) -> list[str]:
     hence GRACE. What is lost of one that takes longer is written again at `start` and `started`.
     """
     found = recorded(host)
-    if running is None and len(found) <= len(
-        [name for name in host.names(STATUS) if name.endswith(".xml")]
-    ):
+    if running is None and len(found) <= _statuses(host):
         return []  # the usual case costs the same however many VMs run
     old = [uuid for uuid in found if host.age(f"{VMS}/{uuid}") > GRACE]
     records = [(uuid, Record.read(host, uuid)) for uuid in old]
     return [
         uuid for uuid, record in records if record is None or not _runs(host, record.name, running)
     ]
+
+
+def may_be_starting(host: Host) -> bool:
+    """Whether there is a VM that libvirt has no status XML of yet."""
+    return len(recorded(host)) > _statuses(host)
+
+
+def _statuses(host: Host) -> int:
+    return sum(name.endswith(".xml") for name in host.names(STATUS))
 
 
 def _runs(host: Host, name: str, running: set[str] | None) -> bool:

@@ -190,6 +190,10 @@ class Tree:
         """Bytes; 0 where there is no such cgroup."""
         return int(self.host.read_optional(f"{directory}/{self.memory_use}") or 0)
 
+    def is_populated(self, directory: str) -> bool:
+        """Whether there are processes in DIRECTORY or below it."""
+        raise NotImplementedError
+
     def has_room(self, directory: str, limit: int) -> bool:
         """Whether DIRECTORY uses so little that LIMIT bytes can be set."""
         raise NotImplementedError

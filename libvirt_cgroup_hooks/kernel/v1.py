@@ -260,6 +260,12 @@ class V1(Tree):
         step = self._write(self.file(kind, directory), text)
         return [LowerLimit(step, directory)]
 
+    def is_populated(self, directory: str) -> bool:
+        if (self.host.read_optional(f"{directory}/cgroup.procs") or "").strip():
+            return True
+        below = self.host.directories(directory)
+        return any(self.is_populated(f"{directory}/{name}") for name in below)
+
     # memory
 
     def has_room(self, directory: str, limit: int) -> bool:

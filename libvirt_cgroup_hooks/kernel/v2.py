@@ -230,6 +230,9 @@ class V2(Tree):
 
     # memory
 
+    def is_populated(self, directory: str) -> bool:
+        return "populated 1" in (self.host.read_optional(f"{directory}/cgroup.events") or "")
+
     def has_room(self, directory: str, limit: int) -> bool:
         from .lowering import fits
 

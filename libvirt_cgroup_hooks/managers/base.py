@@ -161,6 +161,13 @@ class Manager:
         """Removes what was written down about a limit that was put back."""
         return []
 
+    def memory_in_use(self) -> int:
+        """Bytes that all VMs have now; 0 without a VM parent."""
+        for tree, path in self.parent_paths().items():
+            if tree.has_memory:
+                return tree.memory_in_use(tree.hierarchy.directory(path))
+        return 0
+
     # a VM
 
     @property

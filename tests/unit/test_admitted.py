@@ -15,8 +15,10 @@ from libvirt_cgroup_hooks.plan import Plan
 from libvirt_cgroup_hooks.state import ADMITTED, FORMAT, Admitted, Record
 from libvirt_cgroup_hooks.steps import Step
 
+from .support import reserving
 from .support.hosts import UUID, Kernel, domain, run
 from .support.machined import Machined
+from .support.operations import plan
 from .test_plan import planned
 
 MIB = 2**20
@@ -264,3 +266,20 @@ def test_a_vm_that_ran_before_there_was_a_hook_counts_from_reconnect(tmp_path: P
     assert total(host) == subject.host_memory(4096)
     do(host, "reconnect", subject)
     assert total(host) == subject.host_memory(4096)
+
+
+@pytest.mark.parametrize(("used", "told"), [(0, False), (600 * MIB, False), (900 * MIB, True)])
+@pytest.mark.parametrize("kind", reserving.KINDS)
+def test_without_it_what_a_start_may_do_is_told(
+    tmp_path: Path, kind: str, used: int, told: bool
+) -> None:
+    made = reserving.made(tmp_path, kind)
+    left = (reserving.total(made) >> 20) - 1024  # MiB for the host, so 1 GiB for VMs
+    made.configure(reserving.CONF.replace("512 MiB", f"{left} MiB"))
+    reserving.start(made)
+    reserving.use(made, used)
+    late = domain("late", "<memory unit='MiB'>256</memory>", uuid=A, id=4)
+    warnings = plan(made, "prepare", late).warnings
+    assert [text.split(",")[0] for text in warnings] == (
+        ["VM late may come to use 328.5 MiB"] if told else []
+    )

@@ -13,7 +13,7 @@ from libvirt_cgroup_hooks.reserve import Change
 
 from .support import reserving
 from .support.hosts import PID, domain
-from .support.operations import CG
+from .support.operations import CG, do
 from .support.reserving import CONF, INNER, KINDS
 
 CPUS = "reserved_host_cpus = '0'\ncgroup_layout = '/vms/$NAME'\n"
@@ -78,6 +78,23 @@ def test_one_below_the_memory_limit_is_not(tmp_path: Path, kind: str) -> None:
         assert operations.plan(
             host, host.config(), "prepare", domain(inner=own(layout=layout))
         ).steps
+
+
+def test_the_parent_of_an_earlier_layout_is_opened_when_it_is_empty(
+    tmp_path: Path, kind: str
+) -> None:
+    host = reserving.running(tmp_path, kind, CPUS)
+    earlier = reserving.file(host, "cpuset.cpus")
+    host.configure(CPUS.replace("/vms/", "/other/"))
+    late = domain("late", uuid="1" * 36, id=4)
+    do(host, "prepare", late)
+    assert host.get(earlier) == "1-3"  # there is a VM in it
+    host.end_vm(reserving.vm(host))
+    for uuid in state.recorded(host):
+        state.forget(host, uuid).run(host)
+    do(host, "prepare", late)
+    assert host.get(earlier) in ("0-3", "")
+    assert not [path for _, path in state.Remembered(host).before if "vms" in path]
 
 
 def test_the_parents_of_earlier_layouts_stay_fenced(tmp_path: Path, kind: str) -> None:

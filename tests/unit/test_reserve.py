@@ -172,7 +172,7 @@ def test_what_vms_may_come_to_use_is_told(tmp_path: Path, kind: str) -> None:
     made = change(host, "live", mem=f"{(total(kind) - 512 * MIB) // 1024} KiB")
     made.run()
     assert made.warnings == [
-        "running VMs may come to use 1.1 GiB, more than their new limit of 512 MiB; "
+        "running VMs may come to use 1.1 GiB, more than their limit of 512 MiB; "
         "the kernel would then kill one of them"
     ]
     quiet = change(host, "live", mem="256 MiB")

@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ... import conformance, limits, managers, operations, threads
+from ... import admission, conformance, limits, managers, operations, threads
 from ...config import PATH
 from ...cpuset import CpuSet
 from ...domain import parse
 from ...errors import Error, printable, size
 from ...host import page_size
 from ...kernel.tree import Tree
-from ...kinds import CPUS, MEMORY, Kind, as_cpus, in_bytes
+from ...kinds import CPUS, MEMORY, PRESSURE, Kind, as_cpus, in_bytes
 from ...managers.base import Manager
 from ...plan import Plan
 from ...state import Remembered
@@ -213,19 +213,31 @@ def _drift(subject: Subject, text: str) -> Problem:
     return Problem(FAIL, text, APPLY) if subject.has_vms else Problem(NOTE, text, NO_VM)
 
 
-def hugepages(subject: Subject) -> Iterator[Problem]:
-    """The kernel takes the pools' memory from all: what VMs without hugepages get is the rest."""
-    pools = Topology.read(subject.host.read_optional).memory.hugetlb
+def memory(subject: Subject) -> Iterator[Problem]:
+    """The kernel takes that of hugepage pools from all: VMs without hugepages get the rest."""
     limit = subject.manager().fence.memory
-    if not pools or limit is None:
+    if limit is None:
         return
+    pools = Topology.read(subject.host.read_optional).memory.hugetlb
     running = sum(vm.host_memory(page_size()) for vm in threads.running(subject.host, {}))
+    exceeded = admission.may_exceed(running, limit)
     text = f"hugepage pools hold {size(pools)}, which leaves {size(limit)} for VMs' other memory"
-    if running > limit:
+    if exceeded and pools:
         remedy = "make the pools smaller, or give VMs hugepages"
-        yield Problem(WARN, f"{text}; running VMs may use {size(running)}", remedy)
-    else:
+        yield Problem(WARN, f"{text}; {exceeded}", remedy)
+    elif exceeded:
+        yield Problem(WARN, exceeded, "stop or shrink VMs, or reserve less memory")
+    elif pools:
         yield Problem(NOTE, text)
+
+
+def unwanted_limits(subject: Subject) -> Iterator[Problem]:
+    """Those of a configuration, or of a command, that is no more."""
+    for (kind, path), value in limits.unwanted(subject.manager()).items():
+        text = f"{printable(path)} still has {kind.unit_property}={kind.shown(value)}"
+        if kind is PRESSURE:
+            text += ": virt-cgroup reserve --wait is at work, or was killed"
+        yield Problem(WARN, text, APPLY)
 
 
 def special_cpus(subject: Subject) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ import shlex
 import sys
 from typing import Any
 
-from ... import conformance, managers, snapshot, threads
+from ... import conformance, limits, managers, snapshot, threads
 from ...domain import Domain
 from ...errors import Error, printable, size
 from ...fence import reserved_memory
@@ -75,6 +75,10 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
             "memory_limit": parent.memory_limit,
             "memory_current": parent.memory_current,
         },
+        "unwanted": [
+            {"path": path, "limit": kind.unit_property, "value": kind.shown(value)}
+            for (kind, path), value in limits.unwanted(manager).items()
+        ],
         "taken": {path: str(cpus) for path, cpus in conformance.taken(manager).items()},
         "domains": [describe(host, manager, domain) for domain in domains],
     }
@@ -98,6 +102,11 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
     )
     for path, cpus in report["taken"].items():
         print(f"\n{printable(path)} has exclusive use of CPUs {cpus}.")
+    for row in report["unwanted"]:
+        print(
+            f"\n{printable(row['path'])} still has {row['limit']}={row['value']}, which "
+            "virt-cgroup apply --parent takes back."
+        )
     if parent["path"] and parent["cpus"] is None and parent["memory_current"] is None:
         print("\nThe VM parent is created when the first VM starts.")
     print()

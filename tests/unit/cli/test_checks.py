@@ -12,6 +12,7 @@ from libvirt_cgroup_hooks.cli.checks import TABLE
 from libvirt_cgroup_hooks.cli.checks.hook import LEFTOVERS
 from libvirt_cgroup_hooks.cli.checks.subject import FAIL, NOTE, PASS, WARN
 from libvirt_cgroup_hooks.cli.hookfile import DIRECTORY, HOOK, HOOK_D, ours
+from libvirt_cgroup_hooks.state import LIMITS_FORMAT, SHARED
 
 from ..support.hosts import PID, Kernel
 from ..support.operations import CG, UNIFIED_LIMIT
@@ -32,13 +33,13 @@ from ..support.validating import (
     well,
 )
 
-RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, BESIDE, HUGEPAGES, CPUS = (
-    one.title for one in TABLE[:10]
-)
+RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM = (one.title for one in TABLE[:6])
+FENCE, BESIDE, UNWANTED, MEMORY, CPUS = (one.title for one in TABLE[6:11])
 THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
-    one.title for one in TABLE[10:19]
+    one.title for one in TABLE[11:20]
 )
-OUTSIDE, CONFORM = (one.title for one in TABLE[19:])
+OUTSIDE, CONFORM = (one.title for one in TABLE[20:])
+TEN_GB = "<memory>9999999</memory>"
 FOREIGN = "#!/bin/sh\nexit 0\n"
 APPLY = "run virt-cgroup apply --parent"
 
@@ -276,17 +277,48 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
         ),
         (
             lambda h: pools(h, 1 << 20),
-            HUGEPAGES,
+            MEMORY,
             NOTE,
             "hugepage pools hold 1 GiB, which leaves 6.3 GiB for VMs' other",
             "",
         ),
         (
             lambda h: pools(h, 7600000),
-            HUGEPAGES,
+            MEMORY,
             WARN,
-            "running VMs may use 72 MiB",
+            "; running VMs may come to use 72 MiB, more than their limit of ",
             "make the pools smaller",
+        ),
+        (
+            lambda h: h.put(
+                "/run/libvirt/qemu/vm.xml",
+                h.get("/run/libvirt/qemu/vm.xml").replace("</name>", f"</name>{TEN_GB}"),
+            ),
+            MEMORY,
+            WARN,
+            "running VMs may come to use 9.6 GiB, more than their limit of 7.3 GiB; the kernel",
+            "stop or shrink VMs",
+        ),
+        (
+            each(
+                lambda h: h.put(SHARED, f"{LIMITS_FORMAT}\nlimit pressure - /vms\n"),
+                lambda h: h.put(f"{CG}/vms/memory.high", "536870912"),
+            ),
+            UNWANTED,
+            WARN,
+            "/vms still has MemoryHigh=512 MiB: virt-cgroup reserve --wait is at work, or was",
+            APPLY,
+        ),
+        (
+            each(
+                lambda h: h.put(SHARED, f"{LIMITS_FORMAT}\nlimit cpus - /old\n"),
+                lambda h: h.make_directory(f"{CG}/old"),
+                lambda h: h.put(f"{CG}/old/cpuset.cpus", "1"),
+            ),
+            UNWANTED,
+            WARN,
+            "/old still has AllowedCPUs=CPUs 1",
+            APPLY,
         ),
         (
             lambda h: h.put(f"{CPU}/isolated", "0"),

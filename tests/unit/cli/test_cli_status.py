@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_cgroup_hooks import state
+
 from ..conftest import Command
 from ..support.hosts import PID, UUID, Kernel, domain, recorded
 from ..support.machined import SCOPE, Machined
+from ..support.operations import CG, UNIFIED_LIMIT, do
 from ..support.operations import NAMED as CONF
-from ..support.operations import UNIFIED_LIMIT, do
 from .test_cli import shown
 
 RUNNING = "<vcpu>1</vcpu>"
@@ -52,6 +54,7 @@ def test_status_as_json(command: Command, host: Kernel) -> None:
         "reservation": {"cpus": "0", "memory": 512 * 2**20},
         "fence": {"cpus": "1-3", "memory_limit": UNIFIED_LIMIT},
         "parent": {"path": "/vms", "cpus": None, "memory_limit": None, "memory_current": None},
+        "unwanted": [],
         "taken": {},
         "domains": [],
     }
@@ -64,6 +67,16 @@ def test_status_without_a_parent(command: Command, host: Kernel) -> None:
         "VM parent:      none: each VM has the CPU limit"
         in command("--root", host.root, "status")[1]
     )
+
+
+def test_status_of_what_a_killed_command_has_left(command: Command, host: Kernel) -> None:
+    host.put(state.SHARED, f"{state.LIMITS_FORMAT}\nlimit pressure - /vms\n")
+    host.make_directory(f"{CG}/vms")
+    host.put(f"{CG}/vms/memory.high", "536870912")
+    found = shown(command, "--root", host.root, "status")
+    assert found["unwanted"] == [{"path": "/vms", "limit": "MemoryHigh", "value": "512 MiB"}]
+    told = "/vms still has MemoryHigh=512 MiB, which virt-cgroup apply --parent takes back."
+    assert told in command("--root", host.root, "status")[1]
 
 
 def allow(host: Kernel, tid: int, cpus: str) -> None:

@@ -35,13 +35,12 @@ from ..support.validating import (
     well,
 )
 
-RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM, FENCE, BESIDE, HUGEPAGES, CPUS = (
-    one.title for one in TABLE[:10]
-)
+RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM = (one.title for one in TABLE[:6])
+FENCE, BESIDE, UNWANTED, MEMORY, CPUS = (one.title for one in TABLE[6:11])
 THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
-    one.title for one in TABLE[10:19]
+    one.title for one in TABLE[11:20]
 )
-OUTSIDE, CONFORM = (one.title for one in TABLE[19:])
+OUTSIDE, CONFORM = (one.title for one in TABLE[20:])
 LIVE = (RIGHT, PROGRAM)
 
 
@@ -59,7 +58,7 @@ def test_where_all_is_well_every_check_passes(tmp_path: Path, name: str) -> None
     effective(host, host.get("/sys/devices/system/cpu/online").replace("0-", "1-"))
     problems = found(host)
     wrong = {title: problem[0][0] for title, problem in not_passed(host).items()}
-    assert wrong == ({HUGEPAGES: NOTE} if name == "numa" else {})
+    assert wrong == ({MEMORY: NOTE} if name == "numa" else {})
     assert list(problems) == [check.title for check in TABLE if check.title not in LIVE]
 
 

@@ -144,6 +144,11 @@ class Kernel(Host):
                 {pid for pid, _ in found} if name == "cgroup.procs" else {tid for _, tid in found}
             )
             return "".join(f"{number}\n" for number in sorted(numbers)).encode()
+        if hierarchy and hierarchy.version == 2 and name == "cgroup.events":
+            top = directory[len(hierarchy.mount) :]
+            places = [self.where(*one).get("", "") for one in self.all_tasks()]
+            populated = any(f"{place}/".startswith(f"{top}/") for place in places)
+            return f"populated {int(populated)}\nfrozen 0\n".encode()
         return super().read_bytes(path)
 
     def write(self, path: str, value: str) -> None:
