@@ -20,6 +20,7 @@ OWN = "/proc/self/cgroup"
 # Where cgroup2 is mounted here, systemd uses no other hierarchy (cg_unified_cached in its
 # src/basic/cgroup-util.c); else it keeps limits on v1 and its units in name=systemd.
 SYSTEMD_V2 = "/sys/fs/cgroup"
+CHARGES_HUGEPAGES = "memory_hugetlb_accounting"  # a mount option
 SYSTEMD_V1_KEY = "name=systemd"
 
 
@@ -70,15 +71,20 @@ class Hierarchy:
 class Cgroups:
     """All hierarchies of a host but the named ones (name=systemd), and which one libvirt takes each
     controller from. `systemd_key` is that of the hierarchy which has the cgroups of systemd's
-    units.
+    units. `charges_hugepages`: whether memory limits cover hugepages.
     """
 
-    __slots__ = ("controllers", "hierarchies", "systemd_key", "unified")
+    __slots__ = ("charges_hugepages", "controllers", "hierarchies", "systemd_key", "unified")
 
     def __init__(
-        self, v1: list[Hierarchy], unified: Hierarchy | None, systemd_key: str = ""
+        self,
+        v1: list[Hierarchy],
+        unified: Hierarchy | None,
+        systemd_key: str = "",
+        charges_hugepages: bool = False,
     ) -> None:
         self.systemd_key = systemd_key
+        self.charges_hugepages = charges_hugepages
         self.hierarchies = [*v1, unified] if unified else v1
         self.unified = unified
         self.controllers: dict[str, Hierarchy] = {}
@@ -106,7 +112,14 @@ def detect(read: Reader, daemon: dict[str, str] | None = None) -> Cgroups:
     unified = _unified(mounts, paths, read)
     if not v1 and not unified:
         raise Error("no cgroup controllers are mounted", "mount cgroup2 on /sys/fs/cgroup")
-    return Cgroups(v1, unified, _systemd_key(mounts))
+    return Cgroups(v1, unified, _systemd_key(mounts), _charges_hugepages(mounts, unified))
+
+
+def _charges_hugepages(mounts: list[tuple[str, str, list[str]]], unified: Hierarchy | None) -> bool:
+    """Linux 6.6 and later, where cgroup2 is mounted so; systemd does from 259 on."""
+    return bool(unified) and any(
+        kind == "cgroup2" and CHARGES_HUGEPAGES in options for kind, _, options in mounts
+    )
 
 
 def systemd_key(read: Reader) -> str:

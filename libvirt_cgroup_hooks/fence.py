@@ -17,20 +17,33 @@ if TYPE_CHECKING:
 class Fence:
     """What the VM parent may use: CPUs, memory in bytes (whole pages); None where nothing is
     reserved.
+
+    `memory` is without hugepages. Where the kernel charges those to cgroups, the limit has them on
+    top: `hugepages` are the bytes that VMs start with, and `charged` those that they have now,
+    which may be more: memory devices were added.
     """
 
-    __slots__ = ("cpus", "memory")
+    __slots__ = ("charged", "cpus", "hugepages", "memory")
 
     def __init__(self, cpus: CpuSet | None = None, memory: int | None = None) -> None:
         self.cpus = cpus
         self.memory = memory
+        self.hugepages = 0
+        self.charged = 0
 
     def __bool__(self) -> bool:
         return self.cpus is not None or self.memory is not None
 
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes of all memory that is charged to the VM parent."""
+        if self.memory is None:
+            return None
+        return self.memory + max(self.hugepages, self.charged)
+
     def limits(self) -> dict[Kind, Value]:
         """What the VM parent is limited to, by kind."""
-        values: dict[Kind, Value] = {CPUS: self.cpus, MEMORY: self.memory}
+        values: dict[Kind, Value] = {CPUS: self.cpus, MEMORY: self.memory_limit}
         return {kind: value for kind, value in values.items() if value is not None}
 
 

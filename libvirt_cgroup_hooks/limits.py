@@ -233,12 +233,13 @@ def press(plan: Plan, manager: Manager) -> None:
     remembered = Remembered(manager.host)
     steps: list[Step] = []
     for tree, path in manager.parent_paths().items():
-        if manager.fence.memory is None or not tree.limits(PRESSURE):
+        limit = manager.fence.memory_limit
+        if limit is None or not tree.limits(PRESSURE):
             continue
         if not manager.exists(PRESSURE, path):
             continue
         there = manager.read(PRESSURE, path)
-        pressed = lowering.pressure(manager.fence.memory, there)
+        pressed = lowering.pressure(limit, there)
         remembered.before.setdefault((PRESSURE, path), there)
         steps += manager.write(path, {PRESSURE: pressed}, {PRESSURE: there})
     plan.add(*remembered.save(), *steps)

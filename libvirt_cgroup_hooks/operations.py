@@ -71,6 +71,7 @@ def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
     forget_left_behind(plan, manager, but=domain.uuid)
     own = manager.for_domain(domain)
     check_controllers(manager)
+    _add_hugepages(manager, domain)
     _check_parent(manager, own, domain)
     _admit(plan, own, domain)
     own.prepare(plan, domain)
@@ -117,10 +118,35 @@ def release(plan: Plan, manager: Manager, domain: Domain) -> None:
         return
     plan.add(*manager.remains(record))
     manager.records.forget(plan, record)
-    if manager.records.is_last(record):
+    is_last = manager.records.is_last(record)
+    stays = not (is_last and manager.makes(MEMORY))
+    if record.hugepages and manager.limits_hugepages and stays:
+        _take_hugepages(plan, manager, record)
+    if is_last:
         from . import limits
 
         limits.end(plan, manager)
+
+
+def _add_hugepages(manager: Manager, domain: Domain) -> None:
+    """DOMAIN is about to start. What an earlier run of it has left is counted no more."""
+    if manager.limits_hugepages:
+        stale = state.Record.read(manager.host, domain.uuid)
+        manager.fence.hugepages -= stale.hugepages if stale else 0
+        manager.fence.hugepages += domain.hugepage_memory(page_size())
+
+
+def _take_hugepages(plan: Plan, manager: Manager, record: state.Record) -> None:
+    """The VM has given its hugepages back. Where others have more memory meanwhile than they
+    should, the limit stays, which is told.
+    """
+    from . import limits
+
+    manager.fence.hugepages -= record.hugepages
+    try:
+        limits.enforce(plan, manager, [])
+    except Error as error:
+        plan.warnings.append(str(error))
 
 
 # beside libvirt's operations
@@ -279,10 +305,12 @@ def _admit(plan: Plan, manager: Manager, domain: Domain) -> None:
 
 def _tell_of_memory(plan: Plan, manager: Manager, domain: Domain) -> None:
     """What the start may do to VMs that run, where it is not refused."""
-    limit = manager.fence.memory
+    limit = manager.fence.memory_limit
     if limit is None or manager.config.memory_admission:
         return
     needed, used = domain.host_memory(page_size()), manager.memory_in_use()
+    if manager.limits_hugepages:
+        needed += domain.hugepage_memory(page_size())
     if needed + used > limit:
         plan.warnings.append(
             f"VM {printable(domain.name)} may come to use {size(needed)}, and VMs already use "

@@ -152,12 +152,13 @@ class Change:
         fence = manager.fence
         if fence.cpus is not None and not self.force:
             _check_pins(self._before() - manager.pinnable(fence.cpus), fence.cpus, running)
-        if fence.memory is not None:
+        limit = fence.memory_limit
+        if limit is not None and fence.memory is not None:
             for directory, tree in conformance.memory_parents(manager).items():
                 used = tree.memory_in_use(directory)
-                if lowers(tree, directory, fence.memory) and used > fence.memory:
+                if lowers(tree, directory, limit) and used > limit:
                     raise Error(
-                        f"cannot lower the VMs' memory limit to {size(fence.memory)}: "
+                        f"cannot lower the VMs' memory limit to {size(limit)}: "
                         f"{size(used)} is in use{_largest(manager, running)}",
                         f"{_remedy(running)}, reserve less, or use --wait to reclaim memory first",
                     )
@@ -178,7 +179,7 @@ class Change:
 
     def _press(self, manager: Manager, progress: Callable[[int, int], None] | None) -> None:
         """Where there is something to reclaim, what runs is kept from taking more."""
-        limit = manager.fence.memory
+        limit = manager.fence.memory_limit
         if limit is None or all(self._settled(manager)):
             return
         if progress:  # pressure alone may reclaim all, and take its time
@@ -189,7 +190,7 @@ class Change:
         plan.run(self.host)
 
     def _settled(self, manager: Manager) -> list[bool]:
-        limit = manager.fence.memory or 0
+        limit = manager.fence.memory_limit or 0
         return [
             not lowers(tree, directory, limit) or tree.has_room(directory, limit)
             for directory, tree in conformance.memory_parents(manager).items()
@@ -198,7 +199,7 @@ class Change:
     def _reclaim(
         self, manager: Manager, wait: float, progress: Callable[[int, int], None] | None
     ) -> None:
-        limit = manager.fence.memory or 0
+        limit = manager.fence.memory_limit or 0
         deadline = time.monotonic() + wait
         while not all(self._settled(manager)):
             used = self._used(manager)

@@ -33,27 +33,37 @@ GRACE = 60  # seconds
 
 
 class Record:
-    """A VM that starts or runs: what is its own and has to go when it stops, and the memory it was
-    admitted with.
+    """A VM that starts or runs: what is its own and has to go when it stops, the memory it was
+    admitted with, and its hugepages.
 
     `groups` are cgroup directories, `files` drop-ins of its scope, `slices` systemd slices.
     """
 
-    __slots__ = ("files", "groups", "memory", "name", "slices", "uuid")
+    __slots__ = ("files", "groups", "hugepages", "memory", "name", "slices", "uuid")
 
-    def __init__(self, uuid: str, name: str, memory: int = 0) -> None:
+    def __init__(self, uuid: str, name: str, memory: int = 0, hugepages: int = 0) -> None:
         self.uuid = uuid
         self.name = name
-        self.memory = memory  # bytes
+        self.memory = memory  # bytes, and not of hugepages
+        self.hugepages = hugepages  # bytes
         self.groups: list[str] = []
         self.files: list[str] = []
         self.slices: list[str] = []
 
     def __str__(self) -> str:
         lines = [f"name {self.name}", f"memory {self.memory}"]
+        if self.hugepages:
+            lines.append(f"hugepages {self.hugepages}")
         for kind, values in (("group", self.groups), ("file", self.files), ("slice", self.slices)):
             lines += [f"{kind} {value}" for value in values]
         return lines_of(lines)
+
+    @classmethod
+    def of(cls, domain: Domain) -> Record:
+        """That of DOMAIN as it starts."""
+        size = page_size()
+        memory, hugepages = domain.host_memory(size), domain.hugepage_memory(size)
+        return cls(domain.uuid, domain.name, memory, hugepages)
 
     @classmethod
     def read(cls, host: Host, uuid: str) -> Record | None:
@@ -62,8 +72,10 @@ class Record:
         values = {key: [value for kind, _, value in lines if kind == key] for key, _, _ in lines}
         if "name" not in values:
             return None
-        memory = values.get("memory", ["0"])[0]
-        record = cls(uuid, values["name"][0], int(memory) if _is_number(memory) else 0)
+        texts = (values.get(key, ["0"])[0] for key in ("memory", "hugepages"))
+        record = cls(
+            uuid, values["name"][0], *(int(text) if _is_number(text) else 0 for text in texts)
+        )
         record.groups = values.get("group", [])
         record.files = values.get("file", [])
         record.slices = values.get("slice", [])
@@ -144,7 +156,7 @@ class Records:
         """DOMAIN's record, to be changed, and as it is."""
         old = Record.read(self.host, domain.uuid)
         new = Record.read(self.host, domain.uuid)
-        return new or Record(domain.uuid, domain.name, domain.host_memory(page_size())), old
+        return new or Record.of(domain), old
 
     def save(self, plan: Plan, record: Record, old: Record | None) -> None:
         before = old.memory if old else 0

@@ -7,6 +7,8 @@ from . import domain as domains
 from .cgroups import placements
 from .cpuset import CpuSet
 from .errors import Error, printable
+from .host import page_size
+from .state import Record, left_behind, recorded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,6 +81,21 @@ def _has_process(host: Host, domain: Domain) -> bool:
     guest = "guest=" + domain.name.replace(",", ",,") + ","
     arguments = [f"{argument}," for argument in command.split("\0")]
     return any(one.startswith(guest) and not one.startswith(f"{guest},") for one in arguments)
+
+
+def hugepages(host: Host) -> int:
+    """Bytes of the hugepages of all VMs that run or start.
+
+    Of those that have a record the record tells, and of others, which started before there was a
+    hook, the status XML.
+    """
+    gone = left_behind(host)
+    records = [Record.read(host, uuid) for uuid in recorded(host) if uuid not in gone]
+    known = {record.name: record.hugepages for record in records if record}
+    if any(file.removesuffix(".xml") not in known for file in host.names(domains.STATUS)):
+        for domain in running(host, {}):
+            known.setdefault(domain.name, domain.hugepage_memory(page_size()))
+    return sum(known.values())
 
 
 def named(found: list[Domain], wanted: str) -> Domain:

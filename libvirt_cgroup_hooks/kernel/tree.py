@@ -190,6 +190,10 @@ class Tree:
         """Bytes; 0 where there is no such cgroup."""
         return int(self.host.read_optional(f"{directory}/{self.memory_use}") or 0)
 
+    def hugepages_in_use(self, directory: str) -> int:
+        """Bytes that are charged to DIRECTORY; 0 where the kernel does not tell."""
+        return 0
+
     def is_populated(self, directory: str) -> bool:
         """Whether there are processes in DIRECTORY or below it."""
         raise NotImplementedError

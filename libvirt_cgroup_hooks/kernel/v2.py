@@ -230,6 +230,11 @@ class V2(Tree):
 
     # memory
 
+    def hugepages_in_use(self, directory: str) -> int:
+        stat = self.host.read_optional(f"{directory}/memory.stat") or ""
+        found = [line for line in stat.splitlines() if line.startswith("hugetlb ")]
+        return int(found[0].split()[1]) if found else 0
+
     def is_populated(self, directory: str) -> bool:
         return "populated 1" in (self.host.read_optional(f"{directory}/cgroup.events") or "")
 

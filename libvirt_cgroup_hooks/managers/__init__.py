@@ -42,13 +42,21 @@ def choose(host: Host, config: Config, daemon: dict[str, str] | None = None) -> 
     if daemon is None:
         daemon = placements(host.read_optional(OWN) or "")
     cgroups = detect(host.read_optional, daemon)
+    manager: Manager
     if name(host) == "systemd":
         from .systemd import Systemd
 
-        return Systemd(host, config, cgroups, fence, daemon)
-    from .cgroupfs import Cgroupfs
+        manager = Systemd(host, config, cgroups, fence, daemon)
+    else:
+        from .cgroupfs import Cgroupfs
 
-    return Cgroupfs(host, config, cgroups, fence, daemon)
+        manager = Cgroupfs(host, config, cgroups, fence, daemon)
+    if manager.limits_hugepages:
+        from ..threads import hugepages
+
+        fence.hugepages = hugepages(host)
+        fence.charged = manager.hugepages_in_use()
+    return manager
 
 
 def daemon(host: Host) -> dict[str, str]:

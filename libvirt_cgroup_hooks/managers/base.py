@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from .. import kernel
 from ..cpuset import CpuSet
-from ..host import page_size
 from ..kinds import MEMORY, PRESSURE, in_bytes
 from ..state import Record, Records
 from ..steps import RemoveCgroup, Step
@@ -46,6 +45,8 @@ class Manager:
         self.daemon = daemon
         self.systemd_key = cgroups.systemd_key
         self.hierarchies = cgroups.hierarchies
+        # whether the memory limit has to have room for the hugepages of VMs
+        self.limits_hugepages = cgroups.charges_hugepages and fence.memory is not None
         self.trees = kernel.trees(host, cgroups)
         self.records = Records(host, config.memory_admission)
 
@@ -168,6 +169,13 @@ class Manager:
                 return tree.memory_in_use(tree.hierarchy.directory(path))
         return 0
 
+    def hugepages_in_use(self) -> int:
+        """Bytes of the hugepages that the kernel has charged to the VM parent."""
+        for tree, path in self.parent_paths().items():
+            if tree.has_memory:
+                return tree.hugepages_in_use(tree.hierarchy.directory(path))
+        return 0
+
     # a VM
 
     @property
@@ -199,7 +207,7 @@ class Manager:
         stale = Record.read(self.host, domain.uuid)
         if stale:
             plan.add(*self.remains(stale))
-        new = Record(domain.uuid, domain.name, domain.host_memory(page_size()))
+        new = Record.of(domain)
         self.records.save(plan, new, stale)
         return stale
 

@@ -267,7 +267,7 @@ def _reservation(config: Config, topology: Topology) -> dict[str, Any]:
         "reserved_cpus": str(config.reserved_host_cpus) if config.reserved_host_cpus else None,
         "reserved_memory": memory,
         "cpus": str(fence.cpus) if fence.cpus is not None else None,
-        "memory_limit": fence.memory,
+        "memory_limit": fence.memory_limit,
     }
 
 

@@ -68,7 +68,7 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
         "manager": manager.name,
         "layout": config.cgroup_layout.preset,
         "reservation": {"cpus": str(config.reserved_host_cpus or ""), "memory": kept},
-        "fence": {"cpus": str(fence.cpus or ""), "memory_limit": fence.memory},
+        "fence": {"cpus": str(fence.cpus or ""), "memory_limit": fence.memory_limit},
         "parent": {
             "path": parent.path,
             "cpus": str(parent.cpus) if parent.cpus else None,
