@@ -8,18 +8,18 @@ import pytest
 
 from ..live.harness import CONFIG, LIVE, STATE, destroy_all_vms, virsh
 from ..live.pace import wait_for
-from .host import HOOK, drop_ins, run
+from .host import FACTS, HOOK, drop_ins, run
 
 SOURCE = Path(__file__).resolve().parents[2] / "hooks/qemu"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def lab_host() -> None:
-    if not Path("/etc/libvirt-cgroup-hooks-lab.json").exists():
+    if not FACTS.exists():
         pytest.skip("not on a lab host; run: tools/lab run 13 tests/lab")
     shutil.copy(SOURCE, HOOK)
     HOOK.chmod(0o755)
-    run("systemctl", "kill", "-s", "HUP", "libvirtd")
+    run("pkill", "-HUP", "-x", "libvirtd")
     wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
 
 

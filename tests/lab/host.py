@@ -1,4 +1,4 @@
-"""A whole host of the lab, seen from inside: systemd runs its libvirtd, machined its VMs."""
+"""A whole host of the lab, seen from inside: its libvirtd is a service, and VMs are machined's."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 from ..live.harness import CONFIG, Daemon, Vm, domain_xml, running_vm, virsh
 from ..live.pace import in_time, patient, wait_for
 
+FACTS = Path("/etc/libvirt-cgroup-hooks-lab.json")
 HOOK = Path("/etc/libvirt/hooks/qemu")
 UNITS = Path("/run/systemd/system")
 CGROUP = Path("/sys/fs/cgroup")
+SYSTEMD = UNITS.exists()
 V2 = (CGROUP / "cgroup.controllers").exists()
 FENCE_CPUS = "2-7"
 UUIDS = {
@@ -99,6 +101,9 @@ def drop_ins() -> list[Path]:
 
 
 def restart_libvirtd() -> None:
-    run("systemctl", "restart", "libvirtd")
+    if SYSTEMD:
+        run("systemctl", "restart", "libvirtd")
+    else:
+        run("rc-service", "libvirtd", "restart")
     wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
     wait_for(Daemon.reconnected, "libvirtd to reconnect to its VMs")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -25,14 +26,10 @@ from .qemu import Boot
 from .recipe import (
     DPKG_OPTIONS,
     FACTS_PATH,
-    GUEST_FILES,
-    GUEST_LINKS,
-    PACKAGES,
     ROOT_LABEL,
     ROOT_SIZE,
     SMOKE_SCRIPT,
     Recipe,
-    Release,
 )
 
 # Ends for a busy machine, too; each takes a minute or two on an idle one.
@@ -40,6 +37,12 @@ BOOTSTRAP_TIMEOUT = 3600.0
 DISK_TIMEOUT = 1800.0
 BUILD_LOCK_TIMEOUT = 7200.0
 BUILDING = ".building-"
+# What /proc/PID/attr/current has of libvirtd, and of a VM
+CONFINED_BY_DRIVER: Mapping[str, str] = {
+    "apparmor": r": \S*libvirt\S* \(enforce\)$",
+    "selinux": r": system_u:system_r:(virtd|virt_|svirt)\S*",
+    "none": r": unconfined",
+}
 CGROUP_OF_MANAGER: Mapping[str, str] = {"systemd": "/machine.slice/", "cgroupfs": "/machine/"}
 
 OUTER_PACKAGES: Mapping[str, str] = {
@@ -83,7 +86,7 @@ def build(wanted: Recipe) -> HostImage:
         with building_alone():
             root = made(wanted.root_key, lambda new: make_root(wanted, new))
             made(wanted.host_key, lambda new: make_host(wanted, root, new))
-    return HostImage(folder, wanted.release.kernel_arguments)
+    return HostImage(folder, wanted.kernel_arguments)
 
 
 def made(key: str, make: Callable[[Path], None]) -> Path:
@@ -145,8 +148,8 @@ def make_root(wanted: Recipe, new: Path) -> None:
         raise LabError("making a lab host's root file system needs root", "run the build as root")
     progress(f"installing {wanted.release.codename}")
     tree = new / "root"
-    bootstrap(wanted.release, tree)
-    add_guest_files(tree)
+    bootstrap(wanted, tree)
+    add_guest_files(wanted, tree)
     shutil.copyfile(tree / "vmlinuz", new / "vmlinuz")
     shutil.copyfile(tree / "initrd.img", new / "initrd")
     progress("making the disk image")
@@ -157,17 +160,17 @@ def make_root(wanted: Recipe, new: Path) -> None:
     shutil.rmtree(tree)
 
 
-def bootstrap(release: Release, tree: Path) -> None:
+def bootstrap(wanted: Recipe, tree: Path) -> None:
     options = [f"--dpkgopt={option}" for option in DPKG_OPTIONS]
-    options += [f"--aptopt={option}" for option in release.apt_options]
+    options += [f"--aptopt={option}" for option in wanted.release.apt_options]
     program(
         [
             "mmdebstrap",
             "--variant=minbase",
             "--mode=root",
             *options,
-            f"--include={','.join(PACKAGES)}",
-            release.codename,
+            f"--include={','.join(wanted.packages)}",
+            wanted.release.codename,
             tree,
             *debian_mirror(),
         ],
@@ -194,12 +197,14 @@ def debian_mirror() -> list[str]:
     return []
 
 
-def add_guest_files(tree: Path) -> None:
-    for path, text in GUEST_FILES.items():
+def add_guest_files(wanted: Recipe, tree: Path) -> None:
+    for path, text in wanted.guest_files.items():
         file = tree / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    for path, target in GUEST_LINKS.items():
+        if text.startswith("#!"):
+            file.chmod(0o755)
+    for path, target in wanted.guest_links.items():
         link = tree / path.lstrip("/")
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
@@ -213,13 +218,10 @@ def make_host(wanted: Recipe, root: Path, new: Path) -> None:
         os.link(root / name, new / name)
     # A relative name: the folder is about to get another name beside this one.
     overlay(Path("..") / root.name / "root.img", new / "disk.qcow2")
-    host = LabHost(HostImage(new, wanted.release.kernel_arguments))
+    host = LabHost(HostImage(new, wanted.kernel_arguments))
     try:
-        host.boot(
-            Boot(
-                new / "disk.qcow2", new / "vmlinuz", new / "initrd", wanted.release.kernel_arguments
-            )
-        )
+        arguments = wanted.kernel_arguments
+        host.boot(Boot(new / "disk.qcow2", new / "vmlinuz", new / "initrd", arguments))
         prepare_host(host, wanted)
         progress("saving the booted host")
         host.save(new / "state")
@@ -233,9 +235,9 @@ def prepare_host(host: LabHost, wanted: Recipe) -> None:
         progress(f"making the variant {wanted.variant_name}")
         host.check(wanted.variant.script)
     progress("starting a VM in the host")
-    cgroup = host.check(SMOKE_SCRIPT)
-    if CGROUP_OF_MANAGER[wanted.variant.manager] not in cgroup:
-        raise LabError(
-            f"a VM of {wanted.name} is not where the manager {wanted.variant.manager} puts it",
-            cgroup,
-        )
+    said = host.check(SMOKE_SCRIPT)
+    manager, driver = wanted.variant.manager, wanted.security_driver
+    if CGROUP_OF_MANAGER[manager] not in said:
+        raise LabError(f"a VM of {wanted.name} is not where the manager {manager} puts it", said)
+    if len(re.findall(CONFINED_BY_DRIVER[driver], said, re.MULTILINE)) != 2:
+        raise LabError(f"libvirtd or a VM of {wanted.name} is not confined by {driver}", said)

@@ -70,7 +70,6 @@ GUEST_FILES: Mapping[str, str] = {
     "/etc/default/libvirtd": 'LIBVIRTD_ARGS=""\n',
     # The tests' VMs hold no system that could shut down: a reboot would wait five minutes for each.
     "/etc/default/libvirt-guests": "SHUTDOWN_TIMEOUT=5\n",
-    "/etc/libvirt/qemu.conf": 'security_driver = "none"\n',
 }
 
 GUEST_LINKS: Mapping[str, str] = {
@@ -88,6 +87,7 @@ GUEST_LINKS: Mapping[str, str] = {
             "fstrim.timer",
             "logrotate.timer",
             "man-db.timer",
+            "systemd-tmpfiles-clean.timer",
             "serial-getty@ttyS0.service",
             "serial-getty@hvc0.service",
             "getty@tty1.service",
@@ -105,12 +105,16 @@ SMOKE_DOMAIN = """\
 """
 
 # Also fills libvirt's cache of QEMU's capabilities, which takes the emulated host many seconds.
+# Prints the VM's cgroup, and how daemon and VM are confined.
 SMOKE_SCRIPT = f"""\
 set -e
 cat >/run/lab-smoke.xml <<'XML'
 {SMOKE_DOMAIN}XML
 virsh -q create /run/lab-smoke.xml
 cat "/proc/$(pidof qemu-system-x86_64)/cgroup"
+for name in libvirtd qemu-system-x86_64; do
+    echo "$name: $(cat "/proc/$(pidof $name)/attr/current" 2>/dev/null || echo unconfined)"
+done
 virsh -q destroy lab-smoke
 rm /run/lab-smoke.xml
 sync
@@ -124,27 +128,67 @@ systemctl reload dbus
 systemctl restart libvirtd
 """
 
+# The files of an image have no labels. Whatever ran before there were any has to be started anew.
+SELINUX_SCRIPT = """\
+set -e
+fixfiles -F -f relabel >/var/log/lab-relabel.log 2>&1
+systemctl daemon-reexec
+systemctl restart dbus libvirtd
+"""
+
+OPENRC_CONF = """\
+rc_cgroup_mode="unified"
+rc_parallel="NO"
+rc_logger="NO"
+"""
+
+OPENRC_AGENT = f"""\
+#!/sbin/openrc-run
+description="Remote control of the lab host"
+supervisor=supervise-daemon
+command=/usr/bin/python3
+command_args="-I {AGENT_PATH}"
+"""
+
 
 @dataclass(frozen=True)
 class Release:
-    """One Debian release as a lab host."""
+    """One Debian release as a lab host, with what confines VMs there as it is shipped."""
 
     codename: str
     cgroup: str
     kernel_arguments: tuple[str, ...] = ()
     apt_options: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ("apparmor", "apparmor-utils")
+    security_driver: str = "apparmor"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A change made to the booted host before its snapshot, and the manager the VMs then show."""
+    """Another kind of host of a release.
+
+    `script` runs on the booted host before its snapshot. Where `packages` are given, or `files`, it
+    has a root file system of its own, and none of the packages that it is `without`.
+    """
 
     manager: str
     script: str = ""
+    kernel_arguments: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
+    security_driver: str = ""
 
 
 RELEASES: Mapping[str, Release] = {
-    "11": Release("bullseye", "v1", ("systemd.unified_cgroup_hierarchy=0",)),
+    "11": Release(
+        "bullseye",
+        "v1",
+        ("systemd.unified_cgroup_hierarchy=0",),
+        packages=(),
+        security_driver="none",
+    ),
     "12": Release("bookworm", "v2"),
     "13": Release("trixie", "v2"),
     # Debian sid. A mirror that is not brought up to date for a week has lists that have expired.
@@ -154,6 +198,33 @@ RELEASES: Mapping[str, Release] = {
 VARIANTS: Mapping[str, Variant] = {
     "": Variant("systemd"),
     "no-machined": Variant("cgroupfs", NO_MACHINED_SCRIPT),
+    "openrc": Variant(
+        "cgroupfs",
+        kernel_arguments=("init=/sbin/openrc-init",),
+        packages=(
+            "openrc",
+            "sysvinit-core",
+            "initscripts",
+            "elogind",
+            "libvirt-daemon-system-sysv",
+        ),
+        without=("systemd", "systemd-sysv", "systemd-container"),
+        files={
+            # The root is mounted read-write by then, which fsck refuses.
+            "/etc/fstab": f"LABEL={ROOT_LABEL} / ext4 defaults 0 0\n",
+            "/etc/rc.conf": OPENRC_CONF,
+            "/etc/init.d/lab-agent": OPENRC_AGENT,
+        },
+        links={"/etc/runlevels/default/lab-agent": "/etc/init.d/lab-agent"},
+    ),
+    "selinux": Variant(
+        "systemd",
+        SELINUX_SCRIPT,
+        kernel_arguments=("security=selinux", "selinux=1", "enforcing=0"),
+        packages=("selinux-basics", "selinux-policy-default", "auditd"),
+        security_driver="selinux",
+    ),
+    "podman": Variant("systemd", packages=("podman", "crun", "netavark", "busybox-static")),
 }
 
 
@@ -185,18 +256,41 @@ class Recipe:
         return "-".join(filter(None, (self.release_name, self.variant_name)))
 
     @property
+    def kernel_arguments(self) -> tuple[str, ...]:
+        return (*self.release.kernel_arguments, *self.variant.kernel_arguments)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        wanted = (*PACKAGES, *self.release.packages, *self.variant.packages)
+        return tuple(name for name in wanted if name not in self.variant.without)
+
+    @property
+    def security_driver(self) -> str:
+        return self.variant.security_driver or self.release.security_driver
+
+    @property
+    def guest_files(self) -> dict[str, str]:
+        driver = f'security_driver = "{self.security_driver}"\n'
+        return {**GUEST_FILES, "/etc/libvirt/qemu.conf": driver, **self.variant.files}
+
+    @property
+    def guest_links(self) -> dict[str, str]:
+        return {**GUEST_LINKS, **self.variant.links}
+
+    @property
     def root_key(self) -> str:
-        """Name and hash of the root file system, which all variants of a release share."""
+        """Name and hash of the root file system, which variants share that change nothing in it."""
+        own = self.variant.packages or self.variant.files
         values = [
             self.release.codename,
             self.release.apt_options,
-            PACKAGES,
+            self.packages,
             DPKG_OPTIONS,
-            dict(GUEST_FILES),
-            dict(GUEST_LINKS),
+            self.guest_files,
+            self.guest_links,
             ROOT_SIZE,
         ]
-        return f"root-{self.release_name}-{digest(values)}"
+        return f"root-{self.name if own else self.release_name}-{digest(values)}"
 
     @property
     def host_key(self) -> str:
@@ -219,4 +313,5 @@ class Recipe:
             "variant": self.variant_name,
             "cgroup": self.release.cgroup,
             "manager": self.variant.manager,
+            "security": self.security_driver,
         }
