@@ -46,8 +46,8 @@ def life(operation: str) -> None:
     destroy_vm("web")
 
 
-# A VM takes some seconds on a lab host: each layout has every fourth call, where live/test_killed.py
-# has all.
+# A VM takes some seconds on a lab host: each layout has every fourth call. live/test_killed.py has
+# them all.
 @pytest.mark.thorough
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("operation", OPERATIONS)

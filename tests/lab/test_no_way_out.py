@@ -4,8 +4,10 @@ the host's own work is not put under it.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,22 @@ from libvirt_cgroup_hooks.host import Host
 from libvirt_cgroup_hooks.leave import leave
 
 from ..live.harness import Vm, running_vm, virsh
+from ..live.pace import wait_for
+from ..live.reserving import COMMAND
 from .drift import Shown, findings, not_started
-from .host import FENCE_CPUS, V2, configure, directory, fenced, run, start, value, virt_cgroup, xml
+from .host import (
+    FENCE_CPUS,
+    V2,
+    configure,
+    directory,
+    fenced,
+    run,
+    start,
+    status,
+    value,
+    virt_cgroup,
+    xml,
+)
 
 ELSEWHERE = "<resource><partition>/virtualmachines/production</partition></resource>"
 FENCE = "the limits of the VM parent"
@@ -69,6 +85,108 @@ def test_one_that_ran_before_is_told_and_apply_limits_it() -> None:
     limit = value("memory", "/virtualmachines.slice", "memory.max", "memory.limit_in_bytes")
     assert limit == value("memory", "/machine.slice", "memory.max", "memory.limit_in_bytes")
     assert running_vm("web").pid == web.pid
+
+
+# other ways for a VM to begin, and to change
+
+
+def test_one_that_is_restored() -> None:
+    configure(fenced("/vms/$NAME"))
+    start("web")
+    image = "/var/lib/libvirt/qemu/save/web.saved"
+    virsh("save", "web", image)
+    virsh("restore", image)
+    assert allowed(running_vm("web")) == {FENCE_CPUS}
+    assert status()["domains"][0]["conforms"]
+
+
+def test_one_that_is_put_back_to_a_snapshot() -> None:
+    if int(virsh("version").stdout.split("Using library: libvirt ")[1].split(".")[0]) < 10:
+        pytest.skip("this libvirt cannot revert to an external snapshot")
+    configure(fenced("/vms/$NAME"))
+    start("web")
+    virsh(
+        "snapshot-create-as",
+        "web",
+        "first",
+        "--memspec",
+        "file=/var/lib/libvirt/qemu/save/web.memory",
+    )
+    virsh("snapshot-revert", "web", "first", "--running")
+    assert allowed(running_vm("web")) == {FENCE_CPUS}
+    assert status()["domains"][0]["conforms"]
+    virsh("snapshot-delete", "web", "first", "--metadata")
+
+
+def test_one_that_is_created_with_other_xml_than_it_was_defined_with() -> None:
+    configure(fenced("native"))
+    virsh("define", "/dev/stdin", stdin=xml("web"))
+    message = not_started("web", extra=ELSEWHERE)
+    assert "has the partition /virtualmachines/production in its XML" in message
+    virsh("create", "/dev/stdin", stdin=xml("web", vcpupin={0: "2-3"}))
+    assert allowed(running_vm("web")) == {FENCE_CPUS, "2-3"}
+
+
+@pytest.mark.parametrize("layout", ["native", "/vms/$NAME"])
+def test_threads_that_are_added(layout: str) -> None:
+    configure(fenced(layout))
+    start("web")
+    virsh("setvcpus", "web", "3", "--live")
+    virsh("iothreadadd", "web", "7", "--live")
+    vm = running_vm("web")
+    assert {"vcpu2", "iothread7"} <= {row["group"] for row in status()["domains"][0]["threads"]}
+    assert allowed(vm) == {FENCE_CPUS}
+
+
+def test_what_systemctl_is_told_of_its_scope() -> None:
+    """No scope has more than its slice, on v2; on v1 systemd has no cpusets."""
+    configure(fenced("native"))
+    web = start("web")
+    scope = Path(f"/proc/{web.pid}/cgroup").read_text().split("machine.slice/")[1].split("/")[0]
+    run("systemctl", "set-property", "--runtime", scope.strip(), "MemoryMax=infinity")
+    run("systemctl", "set-property", "--runtime", scope.strip(), "AllowedCPUs=0-7", check=False)
+    assert allowed(running_vm("web")) == {FENCE_CPUS}
+    assert findings() == {}
+
+
+def test_one_that_somebody_has_moved_out_is_told() -> None:
+    configure(fenced("native"))
+    web = start("web")
+    for controller in ("cpuset", "memory"):
+        outside = directory(controller, "/somewhere")
+        outside.mkdir(exist_ok=True)
+        if not V2 and controller == "cpuset":
+            (outside / "cpuset.mems").write_text("0-1")
+            (outside / "cpuset.cpus").write_text("0-7")
+        (outside / "cgroup.procs").write_text(str(web.pid))
+    try:
+        assert findings()["that VMs match the configuration"].startswith("FAIL VM web: ")
+    finally:
+        virsh("destroy", "web")
+        for controller in ("cpuset", "memory"):
+            outside = directory(controller, "/somewhere")
+            wait_for(partial(_removed, outside), f"{outside} to be empty")
+
+
+def _removed(path: Path) -> bool:
+    with suppress(OSError):
+        path.rmdir()
+    return not path.exists()
+
+
+def test_qemu_that_libvirt_has_not_started_is_told() -> None:
+    configure(fenced("native"))
+    qemu = subprocess.Popen(
+        ["/usr/bin/qemu-system-x86_64", "-S", "-display", "none", "-nodefaults", "-m", "16"]
+    )
+    try:
+        told = f"process {qemu.pid} (qemu-system-x86) of user 0 is in "
+        wait_for(
+            lambda: f"WARN ({told}" in run(*COMMAND, "validate", check=False), "validate to tell"
+        )
+    finally:
+        qemu.kill()
+        qemu.wait()
 
 
 # the host as VM parent
