@@ -196,4 +196,7 @@ def problems(manager: Manager, domain: Domain, thread: Thread, cpus: CpuSet) -> 
     allowed = manager.allowed(domain, [thread.group])[thread.group] or manager.fence.cpus
     if allowed and not cpus <= allowed:
         found.append(f"it may use CPUs {cpus}, not only {allowed}")
+    has_set = manager.config.set_of(thread.group) and thread.group not in domain.pins()
+    if allowed and has_set and not allowed <= cpus:
+        found.append(f"it may use only CPUs {cpus}, not all of {allowed}")
     return found

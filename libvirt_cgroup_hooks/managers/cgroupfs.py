@@ -105,6 +105,7 @@ class Cgroupfs(Manager):
 
         if self.layout.native:
             placement.set_cpus_in_place(self, plan, domain, vm_threads)
+            plan.add(*placement.unpin(self, domain, vm_threads))
             return
         main = vm_threads[0]
         libvirt = self._libvirt_directories(main)
@@ -120,6 +121,7 @@ class Cgroupfs(Manager):
             moves += steps
         pins = self.allowed(domain, domain.pins())
         plan.add(*placement.pin(self.host, pins, vm_threads, moved=bool(moves)))
+        plan.add(*placement.unpin(self, domain, vm_threads))
 
     def imagined(self, plan: Plan, domain: Domain) -> None:
         if self.layout.native:

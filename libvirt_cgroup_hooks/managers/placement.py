@@ -112,6 +112,24 @@ def pin(
     return steps
 
 
+def unpin(manager: Manager, domain: Domain, vm_threads: list[Thread]) -> list[Step]:
+    """A thread that has a configured set, and no pin in the XML, may use all of that set.
+
+    libvirt 12.8 sets no affinity of such a thread, so that it keeps that of the thread that made
+    it: `<emulatorpin>`.
+    """
+    pins = domain.pins()
+    groups = [group for group in groups_of(vm_threads) if group not in pins]
+    allowed = manager.allowed(domain, groups) if manager.config.has_sets else {}
+    steps: list[Step] = []
+    for thread in vm_threads:
+        cpus = allowed.get(thread.group)
+        old = manager.host.affinity(thread.tid) if cpus else None
+        if cpus and old and not cpus <= old:
+            steps.append(Pin(thread.tid, manager.present(), old))
+    return steps
+
+
 def set_cpus_in_place(
     manager: Manager, plan: Plan, domain: Domain, vm_threads: list[Thread]
 ) -> None:

@@ -393,6 +393,7 @@ class Systemd(Manager):
             if tree.has_cpus and not at.endswith("/emulator"):  # cgroup_controllers = []
                 scope = at if tree.systemd_sets(CPUS) else expected
                 self._make_groups(plan, domain, vm_threads, tree, scope)
+        plan.add(*placement.unpin(self, domain, vm_threads))
 
     def _fence_scope(self, plan: Plan, domain: Domain, path: str) -> None:
         """The fence that the VM carries; where no CPUs are kept any more, it gets back what our

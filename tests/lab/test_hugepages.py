@@ -31,7 +31,7 @@ VMS = {"web": (64, 0), "db": (128, 0), "plain": (0, 64)}
 STARTS = 50
 
 
-@pytest.fixture(params=[False, True], ids=["not charged", "charged"])
+@pytest.fixture(scope="module", params=[False, True], ids=["not charged", "charged"])
 def charged(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether /sys/fs/cgroup is mounted with the option; a pool of hugepages is there."""
     options = next(

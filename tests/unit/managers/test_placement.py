@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import operations
+from libvirt_cgroup_hooks import managers, operations, threads
+from libvirt_cgroup_hooks.cli.describe import describe
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.host import Refused
 from libvirt_cgroup_hooks.kernel.devices import CarryDevices
 
-from ..support.hosts import UUID, Kernel, cpus, run, splits
+from ..support.hosts import PID, UUID, Kernel, cpus, run, splits
 from ..support.operations import CG, CONF, INNER, MIB, do, plan, vm
 
 HOST = Kernel
+VCPU0, VCPU1 = PID + 10, PID + 11
 
 
 def places(host: Kernel, subject: Domain, pid: int = 4200100) -> dict[str, set[str]]:
@@ -292,6 +294,26 @@ def test_native_moves_nothing(host: Kernel) -> None:
     base = f"{top}/qemu-3-vm.libvirt-qemu"
     assert (cpus(host, f"{base}/vcpu0"), cpus(host, f"{base}/vcpu1")) == ("1", "1")
     assert cpus(host, top) == ("1" if top != "machine" else "1-3")
+
+
+@pytest.mark.parametrize("layout", ["native", "/vms/$NAME"])
+def test_sets_win_over_an_affinity_that_was_inherited(host: Kernel, layout: str) -> None:
+    """As libvirt 12.8 leaves the vCPUs of a VM with `<emulatorpin>`."""
+    host.configure(f"cgroup_layout = '{layout}'\nvcpu_cpus = '0-1'")
+    pins = "<emulatorpin cpuset='1'/><vcpupin vcpu='1' cpuset='1'/>"
+    do(host, "prepare", vm())
+    subject = host.start_vm(vm(), f"<vcpu>2</vcpu><cputune>{pins}</cputune>")
+    for thread in (VCPU0, VCPU1):
+        host.put(f"/proc/{PID}/task/{thread}/allowed", "1")
+        host.put(f"/proc/{PID}/task/{thread}/status", "Cpus_allowed_list:\t1\n")
+    running = threads.running(host, {})[0]
+    found = describe(host, managers.choose(host, host.config()), running)["problems"]
+    told = "it may use only CPUs 1, not all of"
+    assert [text for text in found if told in text] == [f"thread {VCPU0} (vcpu0): {told} 0-1"]
+    written = do(host, "started", subject)
+    present = host.get("/sys/devices/system/cpu/present")
+    assert f"affinity {VCPU0} {present}" in written
+    assert f"affinity {VCPU1} {present}" not in written
 
 
 @pytest.mark.parametrize(
