@@ -38,6 +38,7 @@ UNIT_FILES = (
 RUNTIME = "/run/systemd/system.control"  # where set-property --runtime keeps what it was told
 CONTROL = ("/etc/systemd/system.control", RUNTIME)
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
+GOES_WITH_ITS_VM = "[Unit]\nStopWhenUnneeded=yes\n"
 MACHINE = "machine.slice"
 # systemd looks for drop-ins in the directories that it remembers, and loading a transient scope
 # does not make it look again (247 to 257: unit_load_fragment returns before
@@ -301,15 +302,16 @@ class Systemd(Manager):
                 plan.add_shared(*self._remove_drop_in(path))
 
     def _drop_ins(self) -> list[str]:
-        """Ours, for scopes of VMs. An empty directory, or half a file, is what one that was killed
-        has left.
+        """Ours, for scopes and slices of VMs. An empty directory of a scope, or half a file, is
+        what one that was killed has left.
         """
         found: list[str] = []
         for name in self.host.names(UNITS):
-            if not (name.startswith(units.VM_SCOPE) and name.endswith(".scope.d")):
-                continue
-            if set(self.host.names(f"{UNITS}/{name}")) <= {DROP_IN, DROP_IN + NEW}:
-                found.append(f"{UNITS}/{name}/{DROP_IN}")
+            is_scopes = name.startswith(units.VM_SCOPE) and name.endswith(".scope.d")
+            if is_scopes or name.endswith(".slice.d"):
+                files = set(self.host.names(f"{UNITS}/{name}"))
+                if (files or is_scopes) and files <= {DROP_IN, DROP_IN + NEW}:
+                    found.append(f"{UNITS}/{name}/{DROP_IN}")
         return found
 
     # start: the id is known, and machined has not been asked yet
@@ -325,13 +327,16 @@ class Systemd(Manager):
         path, scope = self._drop_in(domain), self.scope_path(domain)
         own = self._own_slice(domain)
         top = units.slice_path(own) if own else scope
-        record.files = [path]
+        going = self._slice_drop_ins(own, unit) if own else []
+        record.files = [path, *going]
         record.slices = [own] if own else []
         record.groups = self._unmanaged(top) if own or self._carries else []
         text = self._drop_in_text(unit)
         self.records.save(plan, record, old)
-        plan.add(MakeDirectory(path.rpartition("/")[0]))
-        plan.add(Replace(path, text, self.host.read_optional(path), mode=0o644), *REFRESH)
+        plan.add(*self._write_drop_in(path, text))
+        for file in going:
+            plan.add(*self._write_drop_in(file, GOES_WITH_ITS_VM))
+        plan.add(*REFRESH)
         tree = self._own_cpusets
         if tree and self._carries:
             plan.add_below(tree.hierarchy.directory(top), *tree.make(scope, self.fence.cpus))
@@ -355,6 +360,20 @@ class Systemd(Manager):
 
     def _drop_in(self, domain: Domain) -> str:
         return f"{UNITS}/{self._scope(domain)}.d/{DROP_IN}"
+
+    @staticmethod
+    def _slice_drop_ins(own: str, unit: str) -> list[str]:
+        """Those of the slices from OWN down to UNIT.
+
+        They go with their VM without us, too: systemd keeps an empty slice otherwise.
+        """
+        above = len(units.slice_path(own).split("/")) - 1
+        names = units.slice_path(unit).split("/")[above:]
+        return [f"{UNITS}/{name}.d/{DROP_IN}" for name in names]
+
+    def _write_drop_in(self, path: str, text: str) -> list[Step]:
+        old = self.host.read_optional(path)
+        return [MakeDirectory(path.rpartition("/")[0]), Replace(path, text, old, mode=0o644)]
 
     def _drop_in_text(self, unit: str) -> str:
         carried = self._carries and not self._own_cpusets
@@ -460,12 +479,13 @@ class Systemd(Manager):
         scopes = {self._scope(domain): domain for domain in running if domain.id is not None}
         steps: list[Step] = []
         for name in self.host.names(UNITS):
-            scope, path = name.removesuffix(".d"), f"{UNITS}/{name}/{DROP_IN}"
+            unit, path = name.removesuffix(".d"), f"{UNITS}/{name}/{DROP_IN}"
             text = self.host.read_optional(path)
-            if text is None or not name.endswith(".scope.d"):
+            goes_yet = unit.endswith(".slice") and running
+            if text is None or goes_yet:
                 continue
-            if scope in scopes:
-                steps += self._opened_scope(scope, scopes[scope], text)
+            if unit in scopes:
+                steps += self._opened_scope(unit, scopes[unit], text)
             steps += self._remove_drop_in(path)
         return steps
 

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import NAMESPACE_DNS, uuid5
 
 import pytest
 
@@ -57,7 +58,8 @@ def charged(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 def begin(name: str) -> None:
     huge, plain = VMS[name]
-    start(name, memory_mib=huge or plain, extra=HUGE if huge else "")
+    uuid = str(uuid5(NAMESPACE_DNS, name))
+    start(name, uuid=uuid, memory_mib=huge or plain, extra=HUGE if huge else "")
 
 
 def expected(running: set[str], charged: bool, reserved: int = RESERVED) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from libvirt_cgroup_hooks.domain import SETTINGS_URI
 from libvirt_cgroup_hooks.host import Host
 from libvirt_cgroup_hooks.leave import leave
+from libvirt_cgroup_hooks.state import DIRECTORY
 
 from ..live.harness import virsh
 from ..live.pace import wait_for
@@ -21,6 +23,7 @@ from .drift import FENCE, Shown, findings, not_applied, only_v2
 from .host import (
     FENCE_CPUS,
     configure,
+    directory,
     fenced,
     log,
     run,
@@ -166,3 +169,28 @@ def test_a_killed_reserve_leaves_what_is_shown() -> None:
         virt_cgroup("apply", "--parent")
         assert pressure() == "max"
         assert status()["unwanted"] == []
+
+
+# a VM that is still there when the hook is not
+
+
+@pytest.mark.parametrize("layout", ["/vms/$UUID", "/vms/$UUID/$NAME", "uuid"])
+@pytest.mark.parametrize("how", ["left", "removed"])
+def test_the_slices_of_a_vm_go_with_it(layout: str, how: str) -> None:
+    """After `hook remove`, or where /run/libvirt-cgroup-hooks was removed."""
+    configure(fenced(layout, memory=layout != "uuid"))
+    vm = start("web")
+    scope = directory("memory", vm.threads()[vm.pid].group("memory"))
+    own = next(
+        one for one in (scope, *scope.parents) if "6a0e1f9c" in one.name and one.suffix == ".slice"
+    )
+    configure("")
+    if how == "left":
+        leave(Host())
+    else:
+        shutil.rmtree(DIRECTORY)
+    assert own.exists()
+    run("systemctl", "daemon-reload")
+    virsh("destroy", "web")
+    wait_for(lambda: not own.exists(), "the VM's slice to go")
+    wait_for(lambda: "6a0e1f9c" not in run("systemctl", "list-units", "*.slice"), "slices to go")

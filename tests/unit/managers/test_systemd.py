@@ -335,13 +335,16 @@ def test_drop_ins_of_no_vms_record_are_swept(host: Machined) -> None:
     for path in (
         f"{stray}/{DROP_IN}",
         f"{UNITS}/others.scope.d/50-x.conf",
-        f"{UNITS}/vms.slice.d/{DROP_IN}",
+        f"{UNITS}/vms.slice.d/50-x.conf",
+        f"{UNITS}/vms-gone.slice.d/{DROP_IN}",
     ):
         host.put(path, "[Scope]")
     made = lines(host, "prepare", vm())
     assert [line for line in made if UNITS in line] == [
         f"remove {stray}/{DROP_IN}",
         f"remove {stray} if it is empty",
+        f"remove {UNITS}/vms-gone.slice.d/{DROP_IN}",
+        f"remove {UNITS}/vms-gone.slice.d if it is empty",
     ]
     do(host, "prepare", vm())
     assert host.names(UNITS) == [
@@ -363,11 +366,32 @@ def test_what_an_earlier_run_left_goes_once(host: Machined) -> None:
     started(host, vm(number=2))
     old = f"{UNITS}/machine-qemu\\x2d2\\x2dvm.scope.d"
     planned = lines(host, "prepare", vm())
+    slice_ = f"{UNITS}/vms-{U}.slice.d"
     assert [line for line in planned if "systemctl" in line or UNITS in line] == [
         f"remove {old}/{DROP_IN}",
         f"remove {old} if it is empty",
+        f"remove {slice_}/{DROP_IN}",
+        f"remove {slice_} if it is empty",
         f"systemctl stop --no-block vms-{U}.slice",
     ]
+
+
+def test_the_slices_of_a_vm_go_with_it_where_there_is_no_hook_any_more(host: Machined) -> None:
+    layout(host, "/vms/$UUID/$NAME", CPUS)
+    started(host, vm(number=2))
+    files = [f"{UNITS}/{name}.slice.d/{DROP_IN}" for name in (f"vms-{U}", f"vms-{U}-vm")]
+    assert [host.get(file) for file in files] == ["[Unit]\nStopWhenUnneeded=yes"] * 2
+    host.starts(vm(), f"/vms.slice/vms-{U}.slice/vms-{U}-vm.slice")
+    leave(host)
+    assert all(host.exists(file) for file in files)
+    assert not host.names(f"{UNITS}/machine-qemu\\x2d2\\x2dvm.scope.d")
+
+
+def test_what_ended_vms_left_goes_when_the_host_is_left(host: Machined) -> None:
+    layout(host, "/vms/$UUID", CPUS)
+    started(host, vm(number=2))
+    leave(host)
+    assert host.names(UNITS) == [".keep"]
 
 
 OVERRIDE = "/etc/systemd/system/vms.slice.d/override.conf"
