@@ -25,6 +25,7 @@ from .harness import (
     start_vm,
     virsh,
 )
+from .marks import ENDURANCE
 from .pace import hook_timeout, patient
 from .test_operations import assert_nothing_left, status, virt_cgroup
 
@@ -95,7 +96,7 @@ def test_what_is_busy_once_is_planned_anew(configure: Configure) -> None:
     assert status("web")["conforms"]
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=ENDURANCE)])
 @pytest.mark.parametrize("errno", ["EBUSY", "ENOSPC", "ESRCH"])
 def test_the_kernel_refuses_a_write_at_started(
     configure: Configure, errno: str, every: int, record_property: Callable[[str, object], None]

@@ -26,6 +26,7 @@ from .harness import (
     start_vm,
     virsh,
 )
+from .marks import ENDURANCE
 from .test_operations import assert_nothing_left, left_since, status, virt_cgroup
 
 OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect")
@@ -54,7 +55,7 @@ def life(daemon: Daemon, operation: str) -> None:
     destroy_vm("web")
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=ENDURANCE)])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_killed_at_each_call(
     daemon: Daemon,

@@ -36,6 +36,7 @@ from .harness import (
     start_vm,
     virsh,
 )
+from .marks import ENDURANCE
 from .pace import EVENT, patient, wait_for
 from .test_operations import assert_nothing_left, left_since, status, virt_cgroup
 
@@ -144,7 +145,7 @@ def again(daemon: Daemon, names: list[str]) -> None:
         start_vm(name)
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(50, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("count", [10, pytest.param(50, marks=ENDURANCE)])
 def test_many_at_once_and_a_daemon_that_is_killed(
     daemon: Daemon, configure: Configure, count: int, record_property: Record
 ) -> None:
@@ -189,7 +190,7 @@ def test_many_at_once_and_a_daemon_that_is_killed(
 @pytest.mark.skipif(
     not HAS_V1, reason="on cgroup v2 a cgroup may be configured for CPUs that its parent has not"
 )
-@pytest.mark.parametrize("changes", [20, pytest.param(500, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("changes", [20, pytest.param(500, marks=ENDURANCE)])
 def test_cpusets_that_are_made_while_the_reservation_changes(
     configure: Configure, changes: int
 ) -> None:
@@ -227,7 +228,7 @@ def lives(name: str, count: int) -> None:
         destroy_vm(name)
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=ENDURANCE)])
 def test_start_and_stop_again_and_again(
     daemon: Daemon, configure: Configure, count: int, record_property: Record
 ) -> None:

@@ -31,6 +31,7 @@ from .harness import (
     start_vm,
     virsh,
 )
+from .marks import ENDURANCE
 from .pace import patient, wait_for
 from .reserving import (
     COMMAND,
@@ -339,7 +340,7 @@ def test_an_edit_ends_the_live_change(configure: Configure) -> None:
 # how much is written
 
 
-@pytest.mark.parametrize("count", [5, thorough(100)])
+@pytest.mark.parametrize("count", [5, pytest.param(100, marks=ENDURANCE)])
 def test_many_idle_vms(configure: Configure, count: int) -> None:
     """On v2 one write to the VM parent and one to /machine, however many VMs; v1 wants each thread
     group written.
