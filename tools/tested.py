@@ -13,9 +13,13 @@ LINE = re.compile(r"^(tests/\S+?\.py::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b")
 SHOWN = {"PASSED": "yes", "SKIPPED": "-", "FAILED": "**no**", "ERROR": "**no**"}
 HOSTS = {
     "here": "the live tests on the machine of the run, on a private host",
-    "13": "Debian 13 in QEMU: machined, cgroup v2",
-    "12": "Debian 12 in QEMU: machined, cgroup v2",
+    "13": "Debian 13 in QEMU: machined, cgroup v2, AppArmor enforced",
+    "12": "Debian 12 in QEMU: machined, cgroup v2, AppArmor enforced",
     "11": "Debian 11 in QEMU: machined, cgroup v1 (`systemd.unified_cgroup_hierarchy=0`)",
+    "newest": "Debian sid in QEMU: machined, cgroup v2, AppArmor enforced",
+    "13-selinux": "Debian 13 in QEMU with SELinux, permissive; the plain tests",
+    "13-openrc": "Debian 13 in QEMU with OpenRC in place of systemd: cgroup v2; the plain tests",
+    "13-podman": "Debian 13 in QEMU with podman; containers beside VMs",
     "13-no-machined": (
         "Debian 13 in QEMU without machined: cgroup v2, the live tests on a private host"
     ),
