@@ -8,6 +8,7 @@ import pytest
 
 from ..live.harness import CONFIG, LIVE, STATE, destroy_all_vms, virsh
 from ..live.pace import wait_for
+from . import selinux
 from .host import FACTS, HOOK, drop_ins, run
 
 SOURCE = Path(__file__).resolve().parents[2] / "hooks/qemu"
@@ -21,6 +22,18 @@ def lab_host() -> None:
     HOOK.chmod(0o755)
     run("pkill", "-HUP", "-x", "libvirtd")
     wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_denied(lab_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where SELinux is, by all that is run here."""
+    if not selinux.is_used():
+        yield
+        return
+    selinux.load_module(tmp_path_factory.mktemp("selinux"))
+    before = len(selinux.denials())
+    yield
+    assert selinux.denials()[before:] == []
 
 
 @pytest.fixture(autouse=True)

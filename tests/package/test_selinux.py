@@ -1,4 +1,4 @@
-"""The policy module: it compiles, and says what Fedora's policy says for virtnetworkd."""
+"""The policy module: it compiles, and has for virtqemud what Fedora's has for virtnetworkd."""
 
 from __future__ import annotations
 
@@ -18,3 +18,4 @@ def test_it_compiles(tmp_path: Path) -> None:
     )
     assert "(typetransition virtqemud_t virt_hook_t process virt_hook_unconfined_t)" in cil
     assert "(allow virtqemud_t virt_hook_unconfined_t (process (" in cil
+    assert "(allow virtd_t init_runtime_t (file (" in cil
