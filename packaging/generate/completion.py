@@ -39,7 +39,8 @@ def bash(parser: argparse.ArgumentParser) -> str:
     """Changes PARSER."""
     for action in _actions(parser):
         _describe(action)
-    return shtab.complete(parser, "bash") + "\n\n" + _own("completion.bash")
+    text: str = shtab.complete(parser, "bash")
+    return text + "\n\n" + _own("completion.bash")
 
 
 def zsh(parser: argparse.ArgumentParser) -> str:
@@ -47,7 +48,7 @@ def zsh(parser: argparse.ArgumentParser) -> str:
     for action in _actions(parser):
         _describe(action)
         _offer_choices_once(action)
-    text = shtab.complete(parser, "zsh", preamble=_own("completion.zsh"))
+    text: str = shtab.complete(parser, "zsh", preamble=_own("completion.zsh"))
     # shtab's form for any number of arguments completes the first alone.
     return text.replace('"(*)::', '"*:') + "\n"
 
