@@ -88,7 +88,6 @@ class _Run:
 
     def enforce(self) -> None:
         host = self.host
-        # cleaning up goes by what was recorded, whatever the configuration says now
         if self.operation in ENFORCE:
             self.config = self.configuration()
         else:
@@ -104,6 +103,8 @@ class _Run:
             state.prepare_directory(host)
         elif not state.Record.exists(host, domain.uuid):
             return
+        elif operations.asks_configuration(host, self.operation, domain):
+            self.load_if_right()
         if self.operation == "reconnect" and self.settled(domain):
             return
         counted = self.operation == "prepare" and self.config.memory_admission
@@ -124,6 +125,13 @@ class _Run:
 
             self.config.on_error = on_error_of(self.host.read_optional(PATH) or "")
             raise
+
+    def load_if_right(self) -> None:
+        """The configuration, for what is to be done with or without it."""
+        try:
+            self.config = snapshot.load(self.host, [])
+        except Error as error:
+            self.warnings.append(str(error))
 
     def work(self, domain: Domain, shared: bool = False) -> bool:
         """False where SHARED is not enough: hooks of other VMs may be at work then, and what VMs

@@ -37,6 +37,16 @@ def concerns(host: Host, config: Config, operation: str) -> bool:
     return operation in ENFORCE and (bool(config) or host.exists(state.SHARED))
 
 
+def asks_configuration(host: Host, operation: str, domain: Domain) -> bool:
+    """Cleaning up goes by what was recorded, whatever the configuration says now, but for the room
+    that hugepages had.
+    """
+    if operation in ENFORCE:
+        return True
+    record = state.Record.read(host, domain.uuid) if operation == "release" else None
+    return record is not None and record.hugepages > 0
+
+
 def plan(
     host: Host,
     config: Config,

@@ -286,6 +286,25 @@ def test_a_bad_configuration_does_not_keep_a_vm_that_has_ended(tmp_path: Path, s
     assert host.names("/run/libvirt-cgroup-hooks/vms") == []
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_the_room_of_hugepages_is_taken_back(tmp_path: Path, stdin: int, right: bool) -> None:
+    """By the configuration, unless that has a mistake by then."""
+    host = Kernel(tmp_path, "v2", CONF + "reserved_host_mem = '1 GiB'\n")
+    mounts = host.get("/proc/mounts")
+    host.put("/proc/mounts", mounts.replace(" rw,", " rw,memory_hugetlb_accounting,"))
+    state.prepare_directory(host)
+    xml = domain_xml("hugepages")
+    for subject in (parse(domain_xml("plain")), parse(xml)):
+        before = host.get("/sys/fs/cgroup/vms/memory.max") if host.cgroups() else ""
+        operations.plan(host, host.config(), "prepare", subject).run(host)
+    if not right:
+        host.configure("reserved_host_cpus = '99'\n")
+    feed(stdin, xml)
+    assert _Run(host, subject.name, "release").guarded() == 0
+    assert (host.get("/sys/fs/cgroup/vms/memory.max") == before) == right
+    assert len(host.names(state.VMS)) == 1
+
+
 def test_a_settled_vm_is_seen_at_reconnect_without_the_lock(tmp_path: Path, stdin: int) -> None:
     """All VMs are connected again at once when the daemon has restarted."""
     host = Kernel(tmp_path, "v1", CONF)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from libvirt_cgroup_hooks import operations
+from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.kernel.devices import CarryDevices
 from libvirt_cgroup_hooks.plan import Plan
@@ -33,8 +34,10 @@ def vm(name: str = "vm", inner: str = INNER, number: int | None = None, uuid: st
 
 
 def plan(host: Kernel, operation: str, subject: Domain) -> Plan:
-    """The device program needs a real kernel."""
-    made = operations.plan(host, host.config(), operation, subject)
+    """As the hook makes it, but for the device program, which needs a real kernel."""
+    asks = operations.asks_configuration(host, operation, subject)
+    config = host.config() if asks else Config({})
+    made = operations.plan(host, config, operation, subject)
     made.steps = [step for step in made.steps if not isinstance(step, CarryDevices)]
     return made
 
