@@ -1,5 +1,6 @@
 """Writes docs/tested.md from the logs of `pytest -v` on each host: usage: tested.py DIRECTORY; a
-log is named after its host and begins with the commit.
+log is named after its host and begins with the commit. What the document says of hosts that have no
+log stays.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ SHOWN = {"PASSED": "yes", "SKIPPED": "-", "FAILED": "**no**", "ERROR": "**no**"}
 HOSTS = {
     "here": "the live tests on the machine of the run, on a private host",
     "13": "Debian 13 in QEMU: machined, cgroup v2, AppArmor enforced",
-    "12": "Debian 12 in QEMU: machined, cgroup v2, AppArmor enforced",
     "11": "Debian 11 in QEMU: machined, cgroup v1 (`systemd.unified_cgroup_hierarchy=0`)",
-    "newest": "Debian sid in QEMU: machined, cgroup v2, AppArmor enforced",
+    "12": "Debian 12 in QEMU: machined, cgroup v2, AppArmor enforced; what hangs on the release",
+    "newest": "Debian sid in QEMU: machined, cgroup v2, AppArmor enforced; the same",
     "13-selinux": "Debian 13 in QEMU with SELinux, permissive; the plain tests",
     "13-openrc": "Debian 13 in QEMU with OpenRC in place of systemd: cgroup v2; the plain tests",
     "13-podman": "Debian 13 in QEMU with podman; containers beside VMs",
@@ -34,36 +35,57 @@ apply there, or was not run there. Each host was last run at the commit that is 
 """
 
 
-def commit(log: Path) -> str:
-    return log.read_text(errors="replace").partition("\n")[0].removeprefix("commit ")
+class Run:
+    """What one host had at COMMIT: by test, "yes", "-" or "**no**"."""
+
+    def __init__(self, commit: str) -> None:
+        self.commit = commit
+        self.results: dict[str, str] = {}
 
 
-def results(log: Path) -> dict[str, str]:
-    found = (LINE.match(line) for line in log.read_text(errors="replace").splitlines())
-    return {match[1].removeprefix("tests/"): SHOWN[match[2]] for match in found if match}
+def from_log(text: str) -> Run:
+    """A test that is there twice was run again: the last counts."""
+    head, *lines = text.splitlines()
+    run = Run(head.removeprefix("commit "))
+    for match in filter(None, map(LINE.match, lines)):
+        run.results[match[1].removeprefix("tests/").replace("|", " ")] = SHOWN[match[2]]
+    return run
 
 
-def table(hosts: dict[str, dict[str, str]]) -> str:
-    tests = sorted({test for found in hosts.values() for test in found})
-    rows = [["test", *hosts], ["---"] * (1 + len(hosts))]
-    rows += [
-        [f"`{test.replace('|', ' ')}`", *(found.get(test, "-") for found in hosts.values())]
-        for test in tests
-    ]
+def from_document(text: str) -> dict[str, Run]:
+    """By host."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    runs = {cells[0]: Run(cells[2]) for cells in rows if cells[0] in HOSTS}
+    columns = next((cells[1:] for cells in rows if cells[0] == "test"), [])
+    for name, *cells in rows:
+        for host, cell in zip(columns, cells):
+            if name.startswith("`"):
+                runs[host].results[name.strip("`")] = cell
+    return runs
+
+
+def document(runs: dict[str, Run]) -> str:
+    tests = sorted({test for run in runs.values() for test in run.results})
+    rows = [["host", "", "commit"], ["---"] * 3]
+    rows += [[host, HOSTS[host], run.commit] for host, run in runs.items()]
+    table = [["test", *runs], ["---"] * (1 + len(runs))]
+    for test in tests:
+        table.append([f"`{test}`", *(run.results.get(test, "-") for run in runs.values())])
+    return HEAD + _lines(rows) + "\n" + _lines(table)
+
+
+def _lines(rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def main(directory: str) -> None:
-    logs = {host: Path(directory, host) for host in HOSTS if Path(directory, host).exists()}
-    head = [
-        "| host | | commit |",
-        "|---|---|---|",
-        *(f"| {host} | {HOSTS[host]} | {commit(logs[host])} |" for host in logs),
-    ]
-    DOCUMENT.parent.mkdir(exist_ok=True)
-    DOCUMENT.write_text(
-        HEAD + "\n".join(head) + "\n\n" + table({host: results(log) for host, log in logs.items()})
-    )
+    runs = from_document(DOCUMENT.read_text()) if DOCUMENT.exists() else {}
+    for host in HOSTS:
+        log = Path(directory, host)
+        if log.exists():
+            runs[host] = from_log(log.read_text(errors="replace"))
+    DOCUMENT.write_text(document({host: runs[host] for host in HOSTS if host in runs}))
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

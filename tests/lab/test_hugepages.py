@@ -19,6 +19,7 @@ from .host import V2, configure, fenced, meminfo, restart_libvirtd, run, start, 
 
 pytestmark = [
     pytest.mark.thorough,
+    pytest.mark.releases,
     pytest.mark.skipif(not V2, reason="cgroup v1 charges no hugepages"),
 ]
 POOL = Path("/proc/sys/vm/nr_hugepages")

@@ -37,7 +37,7 @@ ELSEWHERE = "<resource><partition>/virtualmachines/production</partition></resou
 FENCE = "the limits of the VM parent"
 OVERRIDE = Path("/etc/systemd/system/machine.slice.d/override.conf")
 LIMIT = 700 << 20
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.releases]
 
 
 @pytest.fixture(autouse=True)
