@@ -49,7 +49,10 @@ def charged(request: pytest.FixtureRequest) -> Iterator[bool]:
     wanted = [*own, CHARGES] if request.param else own
     mount = ("mount", "-o")
     run(*mount, f"remount,{','.join(wanted)}", "/sys/fs/cgroup", check=False)
-    assert (CHARGES in Path("/proc/mounts").read_text()) == request.param
+    charges = CHARGES in Path("/proc/mounts").read_text()
+    if charges and not request.param:
+        pytest.skip(f"systemd mounts it with {CHARGES}, which a remount keeps")
+    assert charges == request.param
     POOL.write_text(str(PAGES))
     assert POOL.read_text().strip() == str(PAGES)
     restart_libvirtd()  # it looks for hugetlbfs, and for the pools, when it starts

@@ -267,11 +267,14 @@ def test_a_program_that_takes_too_long_is_ended(host: Host, moment: float) -> No
     def late(*_: object) -> None:
         raise Error("late")
 
+    def sleep() -> None:
+        signal.setitimer(signal.ITIMER_REAL, moment)
+        host.run(["/bin/sleep", "60"])
+
     old = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, moment)
     try:
         with pytest.raises(Error, match=r"^late$"):
-            host.run(["/bin/sleep", "60"])
+            sleep()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
