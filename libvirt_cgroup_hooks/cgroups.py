@@ -127,6 +127,14 @@ def systemd_key(read: Reader) -> str:
     return _systemd_key(_mounts(read("/proc/mounts") or ""))
 
 
+def has_v2_cpusets(read: Reader) -> bool:
+    """Whether the cpuset controller is that of v2."""
+    for kind, mount, _ in _mounts(read("/proc/mounts") or ""):
+        if kind == "cgroup2" and "cpuset" in (read(f"{mount}/cgroup.controllers") or "").split():
+            return True
+    return False
+
+
 def placements(text: str) -> dict[str, str]:
     """The lines of /proc/PID/cgroup: path by hierarchy key; the first of a key counts."""
     found: dict[str, str] = {}

@@ -25,6 +25,8 @@ DEFAULTS = {
     "memory_admission": "0",
     "hook_timeout": "10",
     "on_error": "refuse",
+    "confine_host": "no",
+    "host_units": "system.slice user.slice init.scope",
 }
 
 
@@ -34,8 +36,10 @@ class Config:
     __slots__ = (
         "anew",
         "cgroup_layout",
+        "confine_host",
         "emulator_cpus",
         "hook_timeout",
+        "host_units",
         "iothread_cpus",
         "memory_admission",
         "on_error",
@@ -47,11 +51,11 @@ class Config:
     )
 
     def __init__(self, values: dict[str, str]) -> None:
-        """VALUES: canonical text by key, as `settings.TABLE` makes it; what is missing has its
-        default.
+        """VALUES: canonical text by key, as `settings.TABLE` makes it; what is missing or empty has
+        its default.
         """
         self.anew = False  # whether it was parsed, and not read from the snapshot
-        self.values = {key: values.get(key, default) for key, default in DEFAULTS.items()}
+        self.values = {key: values.get(key) or default for key, default in DEFAULTS.items()}
         self.reserved_host_cpus = self._cpus("reserved_host_cpus")
         self.reserved_host_mem = self.values["reserved_host_mem"]
         self.cgroup_layout = Layout(self.values["cgroup_layout"])
@@ -62,6 +66,8 @@ class Config:
         self.memory_admission = self.values["memory_admission"] == "1"
         self.hook_timeout = int(self.values["hook_timeout"])
         self.on_error = self.values["on_error"]
+        self.confine_host = self.values["confine_host"]
+        self.host_units = self.values["host_units"].split(" ")
 
     def _cpus(self, key: str) -> CpuSet | None:
         return CpuSet.parse(self.values[key]) if self.values[key] else None

@@ -182,5 +182,7 @@ def _check_together(parsed: Parsed) -> None:
             f'cgroup_layout = "{layout.preset}" has no cgroup that holds only VMs',
             'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"',
         )
+    if values.get("confine_host", "no") != "no" and not values.get("reserved_host_cpus"):
+        raise parsed.error("confine_host", "it needs reserved_host_cpus", "set that, too")
     if values.get("memory_admission") == "1" and not values.get("reserved_host_mem"):
         raise parsed.error("memory_admission", "it needs reserved_host_mem", "set that, too")

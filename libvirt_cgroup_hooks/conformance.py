@@ -8,7 +8,7 @@ from __future__ import annotations
 from .admission import Cpus
 from .cpuset import CpuSet
 from .kernel.tree import InEffect
-from .kinds import MEMORY
+from .kinds import HOST_CPUS, MEMORY
 from .managers.units import VM_SCOPE
 from .state import Remembered
 
@@ -136,6 +136,59 @@ def _is_vms(host: Host, directory: str) -> bool:
             if (host.read_optional(f"/proc/{pid}/comm") or "").startswith(threads.QEMU):
                 return True
     return False
+
+
+# the host's own work
+
+
+def host_cpus(manager: Manager) -> dict[str, CpuSet]:
+    """By the cgroup of each host unit that has one, the CPUs that it may use."""
+    tree = manager.tree_of(HOST_CPUS)
+    found: dict[str, CpuSet] = {}
+    if tree is None:
+        return found
+    for path in manager.host_units():
+        cpus = tree.cpus_in_effect(tree.hierarchy.directory(path))
+        if cpus:
+            found[path] = cpus
+    return found
+
+
+def confined(manager: Manager) -> CpuSet | None:
+    """The CPUs of the host units, where all of them keep to those of the host."""
+    cpus = CpuSet()
+    for one in host_cpus(manager).values():
+        cpus = cpus | one
+    return cpus if cpus and cpus <= manager.kept else None
+
+
+def pinned_elsewhere(manager: Manager) -> list[str]:
+    """The processes of host units that have set themselves on CPUs of VMs alone, for people.
+
+    The kernel runs them on the host's CPUs while those are all that their unit has.
+    """
+    from . import threads
+
+    host, tree = manager.host, manager.tree_of(HOST_CPUS)
+    found: list[str] = []
+    if tree is None:
+        return found
+    for path in manager.host_units():
+        for pid in _members_below(host, tree.hierarchy.directory(path)):
+            cpus = threads.allowed_in(host, f"/proc/{pid}/status")
+            if cpus and not cpus & manager.kept:
+                name = (host.read_optional(f"/proc/{pid}/comm") or "").strip()
+                found.append(f"{name} ({pid}) on CPUs {cpus}")
+    return found
+
+
+def _members_below(host: Host, directory: str) -> list[int]:
+    from . import threads
+
+    found = threads.members(host, directory)
+    for name in host.directories(directory):
+        found += _members_below(host, f"{directory}/{name}")
+    return found
 
 
 # memory

@@ -22,17 +22,28 @@ class Kind:
 
     `v1` and `v2` are its files in a cgroup of that version ("" where there is none), `controller`
     the one that has to be there, `unit_property` what systemd calls it
-    (systemd.resource-control(5)).
+    (systemd.resource-control(5)). `of_host`: it is kept on the host's own units, not on VMs.
     """
 
-    __slots__ = ("controller", "name", "unit_property", "v1", "v2")
+    __slots__ = ("controller", "name", "of_host", "unit_property", "v1", "v2")
 
-    def __init__(self, name: str, controller: str, v1: str, v2: str, unit_property: str) -> None:
+    of_cpus = False
+
+    def __init__(
+        self,
+        name: str,
+        controller: str,
+        v1: str,
+        v2: str,
+        unit_property: str,
+        of_host: bool = False,
+    ) -> None:
         self.name = name
         self.controller = controller
         self.v1 = v1
         self.v2 = v2
         self.unit_property = unit_property
+        self.of_host = of_host
 
     def parse(self, text: str) -> Value:
         """From text of the kernel, of systemd or of the state file. Raises ValueError, Error."""
@@ -61,6 +72,8 @@ class Cpus(Kind):
 
     __slots__ = ()
 
+    of_cpus = True
+
     def parse(self, text: str) -> Value:
         # systemd writes a list with spaces into its own files
         cpus = CpuSet.parse(",".join(text.split())) if text.strip() != NONE else CpuSet()
@@ -75,10 +88,12 @@ class Cpus(Kind):
 
 
 CPUS = Cpus("cpus", "cpuset", "cpuset.cpus", "cpuset.cpus", "AllowedCPUs")
+# Nothing says so on v1, where systemd keeps no cpusets, and each process may leave one.
+HOST_CPUS = Cpus("host-cpus", "cpuset", "", "cpuset.cpus", "AllowedCPUs", of_host=True)
 MEMORY = Kind("memory", "memory", "memory.limit_in_bytes", "memory.max", "MemoryMax")
 # Set for the time that MEMORY is lowered: it throttles and reclaims, and kills nobody.
 PRESSURE = Kind("pressure", "memory", "", "memory.high", "MemoryHigh")
-KINDS = (CPUS, MEMORY, PRESSURE)
+KINDS = (CPUS, MEMORY, PRESSURE, HOST_CPUS)
 
 
 def named(name: str) -> Kind | None:

@@ -62,6 +62,10 @@ class Layout:
         """The VM parent's cgroup path for a daemon at PLACEMENT ("/" or "/a/b")."""
         return self._path(self.own, placement) if self.parent else None
 
+    def shared_path(self, placement: str) -> str:
+        """The cgroup path that all VMs are below, whether they have it for themselves or not."""
+        return self._path(self.own, placement)
+
     def vm_path(self, domain: Domain, placement: str) -> str:
         """The cgroup path of DOMAIN. Raises Error where its name or id makes none."""
         return self._path([*self.own, *_directories(self.of_vm(domain), domain)], placement)

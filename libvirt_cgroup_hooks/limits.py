@@ -10,7 +10,7 @@ row, and is put back when the row is no longer wanted. A limit is set here and n
 from __future__ import annotations
 
 from .errors import Error, printable
-from .kinds import CPUS, PRESSURE, as_cpus
+from .kinds import CPUS, HOST_CPUS, PRESSURE, as_cpus
 from .state import SHARED, Remembered, may_be_starting
 from .steps import RemoveEmpty, Step
 
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 
 def wanted(manager: Manager, domains: list[Domain], remembered: Remembered) -> Table:
-    """The fence, on the VM parent, on what else holds DOMAINS, and on parents of earlier layouts.
+    """The fence, on the VM parent, on what else holds DOMAINS, and on parents of earlier layouts;
+    the host's own CPUs, on its units.
 
-    In those, VMs may still run, or be about to: they keep the fence for as long.
+    In parents of earlier layouts VMs may still run, or be about to: they keep the fence for as
+    long.
     """
     table: Table = {}
     for kind, value in manager.fence.limits().items():
@@ -39,7 +41,20 @@ def wanted(manager: Manager, domains: list[Domain], remembered: Remembered) -> T
             if known is kind and path not in paths and _may_hold_vms(manager, kind, path):
                 paths.append(path)
         table.update({(kind, path): value for path in paths})
+    if confines(manager, domains):
+        table.update({(HOST_CPUS, path): manager.kept for path in manager.host_units()})
     return table
+
+
+def confines(manager: Manager, domains: list[Domain]) -> bool:
+    """Whether the host keeps to its own CPUs now; DOMAINS run or start, and all with a record."""
+    how = manager.config.confine_host
+    if how == "running":
+        return bool(domains) or bool(manager.records.living())
+    if how == "asked":
+        asking = [domain for domain in domains if manager.for_domain(domain).asks_to_confine]
+        return bool(asking) or manager.records.confining()
+    return how == "always"
 
 
 def _may_hold_vms(manager: Manager, kind: Kind, path: str) -> bool:
@@ -78,7 +93,7 @@ def enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> list[Row]:
     steps: list[Step] = []
     for tree, path in _directories(manager, domains, table):
         steps += _make(tree, path, as_cpus(table.get((CPUS, path))), table, remembered)
-    new = [row for row in table if row not in remembered.before]
+    new = [row for row in table if row not in remembered.before and not row[0].of_host]
     reconcile(plan, manager, remembered, table, steps)
     return new
 
@@ -147,7 +162,7 @@ def stays(manager: Manager, kind: Kind, before: Value) -> bool:
     v1 cpusets always have a list, which may as well have lost CPUs that were offline.
     """
     tree = manager.tree_of(kind)
-    return before is not None and not (kind is CPUS and tree and not tree.clips)
+    return before is not None and not (kind.of_cpus and tree and not tree.clips)
 
 
 def _narrowed(manager: Manager, kind: Kind, path: str, ours: Value, before: Value) -> Value:
@@ -164,14 +179,18 @@ def _narrowed(manager: Manager, kind: Kind, path: str, ours: Value, before: Valu
 
 
 def _in_order(table: Table, present: Table) -> list[tuple[str, dict[Kind, Value]]]:
-    """TABLE by cgroup, parents first: the limits that rise, then those that fall."""
-    rising: dict[str, dict[Kind, Value]] = {}
-    falling: dict[str, dict[Kind, Value]] = {}
+    """TABLE by cgroup, parents first: the limits that rise, then those that fall. The host grows
+    before VMs do, and shrinks after them.
+    """
+    changes: tuple[dict[str, dict[Kind, Value]], ...] = ({}, {}, {}, {})
     for row in sorted(table, key=lambda row: row[1]):
         kind, path = row
-        changes = rising if kind.rises(present[row], table[row]) else falling
-        changes.setdefault(path, {})[kind] = table[row]
-    return [*rising.items(), *falling.items()]
+        if kind.rises(present[row], table[row]):
+            group = 0 if kind.of_host else 1
+        else:
+            group = 3 if kind.of_host else 2
+        changes[group].setdefault(path, {})[kind] = table[row]
+    return [change for group in changes for change in group.items()]
 
 
 def _put_back(plan: Plan, manager: Manager, remembered: Remembered, rows: list[Row]) -> None:
@@ -252,25 +271,29 @@ def relieve(plan: Plan, manager: Manager) -> None:
     plan.add_shared(*remembered.save())
 
 
-def end(plan: Plan, manager: Manager) -> None:
-    """No VM runs any more: the cgroups made for them go, and what others said is put back.
+def end(plan: Plan, manager: Manager, last: bool) -> None:
+    """A VM has gone: where none is left that the host keeps to its own CPUs for, it gets back those
+    it had.
 
-    A slice's limits stay, for the VMs to come: systemd keeps them.
+    After the LAST one the cgroups made for VMs go, and what others said is put back. A slice's
+    limits stay, for the VMs to come: systemd keeps them.
     """
     remembered = Remembered(manager.host)
-    _drop(plan, manager, remembered, [row for row in remembered.before if manager.makes(row[0])])
-    plan.add_shared(*_unmade(remembered))
+    confined = confines(manager, [])
+    ended: list[Row] = []
+    for row in remembered.before:
+        if not confined if row[0].of_host else last and manager.makes(row[0]):
+            ended.append(row)
+    _drop(plan, manager, remembered, ended)
+    if last:
+        plan.add_shared(*_unmade(remembered))
     plan.add_shared(*remembered.save())
 
 
 def lift(plan: Plan, manager: Manager) -> None:
     """All limits go, for good; what was there before is put back."""
     remembered = Remembered(manager.host)
-    before = dict(remembered.before)
-    _drop(plan, manager, remembered, list(before))
-    for (kind, path), value in before.items():
-        if value is None:
-            plan.add_shared(*manager.forgotten(path, kind))
+    _drop(plan, manager, remembered, list(remembered.before))
     plan.add_shared(*_unmade(remembered))
 
 

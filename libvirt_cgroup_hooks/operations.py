@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from .domain import Domain
     from .host import Host
     from .managers.base import Manager
-    from .threads import Thread
 
 ENFORCE = ("prepare", "start", "started", "reconnect")
 CLEAN_UP = ("stopped", "release")
+SHOWN = 5  # processes in a message
+PINS_REMEDY = "put their services into a slice that host_units does not name (Slice=)"
 SUGGESTED = '"/vms/$NAME"'
 # The manager that has nothing to do at the operation
 IDLE = {"start": "cgroupfs", "stopped": "systemd"}
@@ -39,12 +40,14 @@ def concerns(host: Host, config: Config, operation: str) -> bool:
 
 def asks_configuration(host: Host, operation: str, domain: Domain) -> bool:
     """Cleaning up goes by what was recorded, whatever the configuration says now, but for the room
-    that hugepages had.
+    that hugepages had, and a host that is kept to its own CPUs.
     """
     if operation in ENFORCE:
         return True
     record = state.Record.read(host, domain.uuid) if operation == "release" else None
-    return record is not None and record.hugepages > 0
+    if record is None:
+        return False
+    return record.hugepages > 0 or state.Remembered(host).of_host
 
 
 def plan(
@@ -103,7 +106,8 @@ def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False)
     running = threads.status(manager.host, domain.name)
     vm_threads = threads.threads(manager.host, running) if running else []
     if running and vm_threads:
-        _place(plan, own, domain, running, vm_threads)
+        _count(plan, manager, own, domain)
+        own.place(plan, domain, running, vm_threads)
     elif imagine:
         plan.warnings.append(
             f"VM {printable(domain.name)} is not running, so there is no process to place"
@@ -128,14 +132,14 @@ def release(plan: Plan, manager: Manager, domain: Domain) -> None:
         return
     plan.add(*manager.remains(record))
     manager.records.forget(plan, record)
-    is_last = manager.records.is_last(record)
-    stays = not (is_last and manager.makes(MEMORY))
+    last = not manager.records.living()
+    stays = not (last and manager.makes(MEMORY))
     if record.hugepages and manager.limits_hugepages and stays:
         _take_hugepages(plan, manager, record)
-    if is_last:
+    elif last or state.Remembered(manager.host).of_host:
         from . import limits
 
-        limits.end(plan, manager)
+        limits.end(plan, manager, last)
 
 
 def _add_hugepages(manager: Manager, domain: Domain) -> None:
@@ -166,6 +170,7 @@ def parent(plan: Plan, manager: Manager, running: set[str]) -> None:
     """The VM parent alone: at boot, or as `virt-cgroup apply --parent`. RUNNING: names."""
     check_controllers(manager)
     forget_left_behind(plan, manager, running=running)
+    _tell_of_pins(plan, manager, [])
     _enforce(plan, manager, [])
 
 
@@ -180,11 +185,30 @@ def refit(plan: Plan, manager: Manager, running: list[Domain], force: bool = Fal
     for tree in manager.trees:
         tree.forced = force
     managers_of = _managers_of(plan, manager, running)
+    _tell_of_pins(plan, manager, list(managers_of))
     _enforce(plan, manager, list(managers_of))
     for domain, own in managers_of.items():
+        _count(plan, manager, own, domain)
         vm_threads = threads.threads(manager.host, domain) if own.reaches_into_vms else []
         if vm_threads:
-            _place(plan, own, domain, domain, vm_threads)
+            own.place(plan, domain, domain, vm_threads)
+
+
+def _tell_of_pins(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
+    """Where the host is to be confined now: what has chosen CPUs itself, and is to lose them."""
+    from . import conformance, limits
+
+    if limits.confines(manager, domains) and not state.Remembered(manager.host).of_host:
+        pinned = conformance.pinned_elsewhere(manager)
+        if pinned:
+            plan.warnings.append(f"{told_of_pins(pinned)}: {PINS_REMEDY}")
+
+
+def told_of_pins(pinned: list[str]) -> str:
+    """What is said of PINNED, as `conformance.pinned_elsewhere` finds it."""
+    names = ", ".join(map(printable, pinned[:SHOWN]))
+    more = f" and {len(pinned) - SHOWN} more" if len(pinned) > SHOWN else ""
+    return f"processes of the host are pinned to CPUs of VMs, and run on the host's: {names}{more}"
 
 
 def _managers_of(plan: Plan, manager: Manager, running: list[Domain]) -> dict[Domain, Manager]:
@@ -198,14 +222,12 @@ def _managers_of(plan: Plan, manager: Manager, running: list[Domain]) -> dict[Do
     return found
 
 
-def _place(
-    plan: Plan, own: Manager, domain: Domain, running: Domain, vm_threads: list[Thread]
-) -> None:
-    """A VM that runs; one that started before there was a hook is to be counted from now on."""
-    if own.config.memory_admission:
+def _count(plan: Plan, manager: Manager, own: Manager, domain: Domain) -> None:
+    """A VM that runs, and that started before there was a hook, is counted from now on."""
+    if own.config.memory_admission or manager.config.confine_host != "no":
         record, old = own.records.of(domain)
+        record.confines = own.asks_to_confine
         own.records.save(plan, record, old)
-    own.place(plan, domain, running, vm_threads)
 
 
 def forget_left_behind(
@@ -240,6 +262,21 @@ def check_controllers(manager: Manager) -> None:
         raise Error(
             "cannot keep memory for the host: there is no memory controller", "mount or enable it"
         )
+    if manager.config.confine_host != "no":
+        _check_host_units(manager)
+
+
+def _check_host_units(manager: Manager) -> None:
+    """Raises Error where VMs would be kept to the host's CPUs, too."""
+    for unit in manager.host_units():
+        for path in manager.shared_paths():
+            if f"{path}/".startswith(f"{unit}/"):
+                raise Error(
+                    f"cannot keep {printable(unit)} to the host's CPUs (host_units): VMs are in "
+                    f"{printable(path)}",
+                    f"choose another layout, such as cgroup_layout = {SUGGESTED}, or take it out "
+                    "of host_units",
+                )
 
 
 def _enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
@@ -268,6 +305,8 @@ def _check_parent(manager: Manager, own: Manager, domain: Domain) -> None:
     """
     if own is manager and not domain.partition:
         return
+    if manager.config.confine_host != "no":
+        _check_host_units(own)
     if manager.fence and domain.partition and not domain.partition.strip("/"):
         raise _partition_outside(domain, "VMs are limited by a cgroup below the root")
     if manager.fence.memory is None:

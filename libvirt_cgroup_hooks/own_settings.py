@@ -51,6 +51,7 @@ def _check(config: Config, key: str, value: str, present: CpuSet | None) -> None
         layout = Layout(value)
         if config.reserved_host_mem and not layout.native and layout.parent is None:
             raise Error("the VM would be outside the limit that reserved_host_mem sets")
+    if not key.endswith("_cpus"):
         return
     cpus = CpuSet.parse(value)
     if present is not None and not cpus <= present:

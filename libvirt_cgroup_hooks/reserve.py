@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from .managers.base import Manager
     from .virconf import Value
 
-KEYS = {"cpus": "reserved_host_cpus", "memory": "reserved_host_mem"}
+KEYS = {
+    "cpus": "reserved_host_cpus",
+    "memory": "reserved_host_mem",
+    "confine": "confine_host",
+}
 LOCK = f"{state.DIRECTORY}/reserve.lock"  # one change at a time, while VMs may start
 PAUSE = 0.2  # seconds between two attempts to reclaim
 LARGEST = 5  # VMs that a refusal names

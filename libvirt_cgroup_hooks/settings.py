@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from .virconf import Value
 
+UNIT_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:-_.\\")
+NOT_ON_TOP = (".service", ".socket", ".mount", ".timer", ".target", ".path", ".swap", ".device")
 UNITS = {
     "B": 1,
     "KiB": 2**10,
@@ -132,6 +134,22 @@ def one_of(*words: str) -> Callable[[Value], str]:
     return read
 
 
+def unit_names(value: Value) -> str:
+    """Canonical: the names, with a space between two."""
+    if not isinstance(value, list) or not value:
+        raise Error("the value has to be a list of names", 'write ["system.slice", "user.slice"]')
+    for name in value:
+        shown = printable(str(name)[:200])
+        if not isinstance(name, str) or not name or not set(name) <= UNIT_CHARACTERS:
+            raise Error(f'"{shown}" is no name of a unit', 'write ["system.slice", "user.slice"]')
+        if name.endswith(NOT_ON_TOP) or (name.endswith(".scope") and name != "init.scope"):
+            raise Error(
+                f"{shown} is no slice",
+                "name slices, and init.scope; a service of its own goes into a slice (Slice=)",
+            )
+    return " ".join(dict.fromkeys(map(str, value)))
+
+
 TABLE = (
     Setting(
         "reserved_host_cpus",
@@ -212,11 +230,31 @@ TABLE = (
         'enforced, also because of a mistake in this file: "refuse" does not start it,\n'
         '"warn" logs the reason and starts it anyway. Running VMs are never stopped.',
     ),
+    Setting(
+        "confine_host",
+        one_of("no", "asked", "running", "always"),
+        '"running"',
+        'When the host\'s own work may use no CPUs but reserved_host_cpus: "no": never\n'
+        '(the default); "running": while a VM runs; "asked": while a VM runs that has\n'
+        'confine_host = yes in its metadata; "always": from boot on. Kernel threads,\n'
+        "interrupts and units that host_units does not name are not affected. It needs\n"
+        "cgroup v2.",
+    ),
+    Setting(
+        "host_units",
+        unit_names,
+        '["system.slice", "user.slice", "init.scope"]',
+        "The host's own work, for confine_host: slices and init.scope; without systemd,\n"
+        "cgroups right below the root. A service that needs CPUs of VMs belongs into a\n"
+        "slice that is not named here.",
+    ),
 )
 
 # What a VM's own metadata may set, by its key there.
 OF_VM = {key: key for key in ("emulator_cpus", "vcpu_cpus", "iothread_cpus")}
 OF_VM["layout"] = "cgroup_layout"
+OF_VM["confine_host"] = "confine_host"
+ASKS = one_of("yes", "no")  # of a VM, as confine_host
 
 
 def read_of_vm(key: str, value: str) -> tuple[str, str]:
@@ -225,7 +263,8 @@ def read_of_vm(key: str, value: str) -> tuple[str, str]:
     """
     if key not in OF_VM:
         raise Error("there is no such setting", "the settings of a VM are " + ", ".join(OF_VM))
-    return OF_VM[key], named(OF_VM[key]).read(value)
+    read = ASKS if key == "confine_host" else named(OF_VM[key]).read
+    return OF_VM[key], read(value)
 
 
 def named(key: str) -> Setting:

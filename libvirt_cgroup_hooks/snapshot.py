@@ -84,14 +84,23 @@ def timeout(host: Host) -> int:
 
 def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config:
     """TEXT as the configuration of HOST, with CHANGES made at run time. Raises Error."""
+    from .cgroups import has_v2_cpusets
     from .configfile import parse, resolve
 
     parsed = parse(text, PATH, changes)
     warn += parsed.warnings
     try:
-        return resolve(parsed, Topology.read(host.read_optional), page_size())
+        config = resolve(parsed, Topology.read(host.read_optional), page_size())
     except ValueError:
         raise Error(f"cannot read {LIVE}: it is damaged", "remove it") from None
+    if config.confine_host != "no" and not has_v2_cpusets(host.read_optional):
+        raise parsed.error(
+            "confine_host",
+            "the cpuset controller of this host is that of cgroup v1, where systemd keeps its "
+            "units to no CPUs",
+            "boot with systemd.unified_cgroup_hierarchy=1, or remove the line",
+        )
+    return config
 
 
 def snapshot(stamp: str, config: Config) -> str:

@@ -26,6 +26,7 @@ DIRECTORY = "/run/libvirt-cgroup-hooks"
 VMS = f"{DIRECTORY}/vms"
 SHARED = f"{DIRECTORY}/shared"
 ADMITTED = f"{DIRECTORY}/admitted"
+CONFINED = f"{DIRECTORY}/confined"  # its age tells since when the host keeps to its own CPUs
 LOCK = f"{DIRECTORY}/lock"
 FORMAT = "libvirt-cgroup-hooks 1"
 LIMITS_FORMAT = "libvirt-cgroup-hooks 2"  # of SHARED; 1 had files and properties for rows
@@ -36,16 +37,18 @@ class Record:
     """A VM that starts or runs: what is its own and has to go when it stops, the memory it was
     admitted with, and its hugepages.
 
-    `groups` are cgroup directories, `files` drop-ins of its scope, `slices` systemd slices.
+    `groups` are cgroup directories, `files` drop-ins of its scope, `slices` systemd slices;
+    `confines`: it asks that the host keep to its own CPUs.
     """
 
-    __slots__ = ("files", "groups", "hugepages", "memory", "name", "slices", "uuid")
+    __slots__ = ("confines", "files", "groups", "hugepages", "memory", "name", "slices", "uuid")
 
     def __init__(self, uuid: str, name: str, memory: int = 0, hugepages: int = 0) -> None:
         self.uuid = uuid
         self.name = name
         self.memory = memory  # bytes, and not of hugepages
         self.hugepages = hugepages  # bytes
+        self.confines = False
         self.groups: list[str] = []
         self.files: list[str] = []
         self.slices: list[str] = []
@@ -54,6 +57,8 @@ class Record:
         lines = [f"name {self.name}", f"memory {self.memory}"]
         if self.hugepages:
             lines.append(f"hugepages {self.hugepages}")
+        if self.confines:
+            lines.append("confines host")
         for kind, values in (("group", self.groups), ("file", self.files), ("slice", self.slices)):
             lines += [f"{kind} {value}" for value in values]
         return lines_of(lines)
@@ -68,7 +73,12 @@ class Record:
     @classmethod
     def read(cls, host: Host, uuid: str) -> Record | None:
         """None where there is none, or none that is understood."""
-        lines = [line.partition(" ") for line in lines_in(host.read_optional(f"{VMS}/{uuid}"))]
+        return cls.parse(uuid, host.read_optional(f"{VMS}/{uuid}"))
+
+    @classmethod
+    def parse(cls, uuid: str, text: str | None) -> Record | None:
+        """From the TEXT that `str` makes; None for none, or none that is understood."""
+        lines = [line.partition(" ") for line in lines_in(text)]
         values = {key: [value for kind, _, value in lines if kind == key] for key, _, _ in lines}
         if "name" not in values:
             return None
@@ -76,6 +86,7 @@ class Record:
         record = cls(
             uuid, values["name"][0], *(int(text) if _is_number(text) else 0 for text in texts)
         )
+        record.confines = "confines" in values
         record.groups = values.get("group", [])
         record.files = values.get("file", [])
         record.slices = values.get("slice", [])
@@ -151,25 +162,36 @@ class Records:
         self.host = host
         self.keep_total = keep_total
         self.admitted = Admitted(host)
+        self._gone: set[str] = set()  # the UUIDs of those that this plan forgets
+        self._saved: dict[str, str] = {}  # by UUID, what this plan writes
 
     def of(self, domain: Domain) -> tuple[Record, Record | None]:
-        """DOMAIN's record, to be changed, and as it is."""
-        old = Record.read(self.host, domain.uuid)
-        new = Record.read(self.host, domain.uuid)
+        """DOMAIN's record, to be changed, and as it is once the steps planned so far are made."""
+        text = self._saved.get(domain.uuid)
+        if text is None:
+            text = self.host.read_optional(f"{VMS}/{domain.uuid}")
+        new, old = (Record.parse(domain.uuid, text) for _ in range(2))
         return new or Record.of(domain), old
 
     def save(self, plan: Plan, record: Record, old: Record | None) -> None:
         before = old.memory if old else 0
         plan.add_shared(*self.admitted.change(record.uuid, before, record.memory, self.keep_total))
         plan.add(*record.save(old))
+        self._saved[record.uuid] = str(record)
 
     def forget(self, plan: Plan, record: Record) -> None:
         plan.add_shared(*self.admitted.change(record.uuid, record.memory, 0, begin=False))
         plan.add_shared(record.forget())
+        self._gone.add(record.uuid)
 
-    def is_last(self, record: Record) -> bool:
-        """Whether no other VM runs or starts."""
-        return set(recorded(self.host)) - set(left_behind(self.host)) <= {record.uuid}
+    def living(self) -> list[str]:
+        """The UUIDs of the VMs that run or start, once the steps planned so far are made."""
+        return [uuid for uuid in recorded(self.host) if uuid not in self._gone]
+
+    def confining(self) -> bool:
+        """Whether one of them asks that the host keep to its own CPUs."""
+        records = (Record.read(self.host, uuid) for uuid in self.living())
+        return any(record is not None and record.confines for record in records)
 
 
 class Remembered:
@@ -180,9 +202,10 @@ class Remembered:
     ours.
     """
 
-    __slots__ = ("_text", "before", "made")
+    __slots__ = ("_marked", "_text", "before", "made")
 
     def __init__(self, host: Host) -> None:
+        self._marked = host.read_optional(CONFINED)
         self.made: list[str] = []
         self.before: dict[Row, Value] = {}
         self._text = host.read_optional(SHARED)
@@ -209,6 +232,11 @@ class Remembered:
     def __bool__(self) -> bool:
         return bool(self.made or self.before)
 
+    @property
+    def of_host(self) -> bool:
+        """Whether the host keeps to its own CPUs."""
+        return any(kind.of_host for kind, _ in self.before)
+
     def save(self) -> list[Step]:
         """No step where nothing has changed."""
         lines = [f"made {path}" for path in self.made]
@@ -216,7 +244,9 @@ class Remembered:
             lines.append(f"limit {kind.name} {kinds.text(value)} {path}")
         old, new = self._text, lines_of(lines, LIMITS_FORMAT)
         self._text = new if lines else None
-        return saved(SHARED, new, old, bool(lines))
+        mark = saved(CONFINED, "", self._marked, self.of_host)
+        self._marked = "" if self.of_host else None
+        return [*saved(SHARED, new, old, bool(lines)), *mark]
 
 
 def saved(path: str, text: str, old: str | None, wanted: bool) -> list[Step]:

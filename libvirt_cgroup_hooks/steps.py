@@ -255,9 +255,11 @@ class Replace(Step):
 
 
 class Remove(Step):
-    """Removes a file, and is undone by writing its OLD text with its MODE."""
+    """Removes a file, and is undone by writing its OLD text with its MODE; not where that is None:
+    what made it makes it again.
+    """
 
-    def __init__(self, path: str, old: str, mode: int = 0o600) -> None:
+    def __init__(self, path: str, old: str | None, mode: int = 0o600) -> None:
         self.path = path
         self.old = old
         self.mode = mode
@@ -268,5 +270,5 @@ class Remove(Step):
     def run(self, host: Host) -> None:
         host.remove(self.path)
 
-    def undo(self) -> Step:
-        return Replace(self.path, self.old, None, self.mode)
+    def undo(self) -> Step | None:
+        return None if self.old is None else Replace(self.path, self.old, None, self.mode)

@@ -141,13 +141,15 @@ def groups_of(found: list[Thread]) -> list[str]:
 
 def cpus_allowed(host: Host, running: Domain, thread: Thread) -> CpuSet:
     """Where the kernel lets THREAD run: its affinity within its cpuset. Empty if it has ended."""
-    status = host.read_optional(f"/proc/{running.pid}/task/{thread.tid}/status") or ""
-    allowed = [
-        line.partition(":")[2]
-        for line in status.split("\n")
-        if line.startswith("Cpus_allowed_list:")
-    ]
-    return CpuSet.parse(allowed[0]) if allowed else CpuSet()
+    return allowed_in(host, f"/proc/{running.pid}/task/{thread.tid}/status")
+
+
+def allowed_in(host: Host, status: str) -> CpuSet:
+    """The CPUs that the file STATUS of a process or thread names; empty where that has ended."""
+    for line in (host.read_optional(status) or "").split("\n"):
+        if line.startswith("Cpus_allowed_list:"):
+            return CpuSet.parse(line.partition(":")[2])
+    return CpuSet()
 
 
 def process_cgroups(host: Host, pid: int) -> dict[str, str] | None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..kinds import CPUS, MEMORY, as_cpus, in_bytes
+from ..kinds import MEMORY, as_cpus, in_bytes
 from ..steps import Write
 
 TYPE_CHECKING = False
@@ -139,7 +139,7 @@ class Tree:
 
     def set(self, kind: Kind, directory: str, value: Value, old: Value) -> list[Step]:
         """DIRECTORY is limited to VALUE instead of OLD. Raises Error where that cannot be."""
-        if kind is CPUS:
+        if kind.of_cpus:
             return self.set_cpus(directory, as_cpus(value))
         return self.set_bytes(kind, directory, value, old)
 

@@ -87,6 +87,21 @@ class Manager:
         """What of the host's own work will be in PATH by its name, whatever is there now."""
         return []
 
+    def host_units(self) -> list[str]:
+        """The cgroups of the host's own work that can be kept to the host's CPUs."""
+        raise NotImplementedError
+
+    def shared_paths(self) -> list[str]:
+        """The cgroups that VMs are below, or start in, whether they have them for themselves or
+        not.
+        """
+        raise NotImplementedError
+
+    @property
+    def asks_to_confine(self) -> bool:
+        """Of a VM: whether the host is to keep to its own CPUs while it runs."""
+        return self.config.confine_host == "yes"
+
     def directories(self, domains: list[Domain]) -> list[tuple[Tree, str]]:
         """The cgroups that have to be there for DOMAINS to start, whatever is limited."""
         return []
@@ -158,10 +173,6 @@ class Manager:
         """The steps that make WANTED of the limits THERE, with nothing before or after."""
         raise NotImplementedError
 
-    def forgotten(self, path: str, kind: Kind) -> list[Step]:
-        """Removes what was written down about a limit that was put back."""
-        return []
-
     def memory_in_use(self) -> int:
         """Bytes that all VMs have now; 0 without a VM parent."""
         for tree, path in self.parent_paths().items():
@@ -208,6 +219,7 @@ class Manager:
         if stale:
             plan.add(*self.remains(stale))
         new = Record.of(domain)
+        new.confines = self.asks_to_confine
         self.records.save(plan, new, stale)
         return stale
 

@@ -9,6 +9,7 @@ where it is the VM parent.
 
 from __future__ import annotations
 
+from ..kinds import HOST_CPUS
 from ..layout import escaped
 from ..steps import RemoveCgroup
 from .base import Manager
@@ -67,7 +68,12 @@ class Cgroupfs(Manager):
         return [(tree, path) for tree in self.trees for path in self._own_parents(tree, domains)]
 
     def makes(self, kind: Kind) -> bool:
-        return True
+        return not kind.of_host
+
+    def host_units(self) -> list[str]:
+        tree = self.tree_of(HOST_CPUS)
+        paths = [f"/{name}" for name in self.config.host_units]
+        return [path for path in paths if tree and tree.exists(tree.hierarchy.directory(path))]
 
     def put_back(self, path: str, kind: Kind, value: Value) -> list[Step]:
         tree = self.tree_of(kind)
@@ -86,6 +92,12 @@ class Cgroupfs(Manager):
             if tree:
                 steps += tree.set(kind, tree.hierarchy.directory(path), value, there[kind])
         return steps
+
+    def shared_paths(self) -> list[str]:
+        tree = self.tree_of(HOST_CPUS)
+        if tree is None or self.layout.native:
+            return [MACHINE]
+        return [MACHINE, self.layout.shared_path(tree.daemon_path)]
 
     # a VM
 

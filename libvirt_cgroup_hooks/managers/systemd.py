@@ -13,7 +13,7 @@ from __future__ import annotations
 from .. import state
 from ..errors import Error, printable
 from ..host import NEW
-from ..kinds import CPUS, MEMORY, in_bytes
+from ..kinds import CPUS, HOST_CPUS, MEMORY, in_bytes
 from ..steps import LoadUnit, MakeDirectory, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import units
 from .base import Manager
@@ -36,7 +36,9 @@ UNIT_FILES = (
     "/lib/systemd/system",
 )
 RUNTIME = "/run/systemd/system.control"  # where set-property --runtime keeps what it was told
-CONTROL = ("/etc/systemd/system.control", RUNTIME)
+TRANSIENT = "/run/systemd/transient"  # and for scopes, init.scope among them
+CONTROL = ("/etc/systemd/system.control", RUNTIME, TRANSIENT)
+SET = ("set-property", "--runtime")
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
 GOES_WITH_ITS_VM = "[Unit]\nStopWhenUnneeded=yes\n"
 MACHINE = "machine.slice"
@@ -154,8 +156,19 @@ class Systemd(Manager):
 
     def makes(self, kind: Kind) -> bool:
         """On v1 the cpusets, which are not systemd's."""
+        return not kind.of_host and self._writes(kind)
+
+    def _writes(self, kind: Kind) -> bool:
+        """Whether limits of KIND are not systemd's, but written into the kernel's files."""
         tree = self.tree_of(kind)
         return tree is not None and not tree.systemd_sets(kind)
+
+    def host_units(self) -> list[str]:
+        """Those without a cgroup, too: systemd limits them when they get one."""
+        if self.tree_of(HOST_CPUS) is None:
+            return []
+        names = self.config.host_units
+        return [units.slice_path(name) if name.endswith(".slice") else f"/{name}" for name in names]
 
     def read(self, kind: Kind, path: str) -> Value:
         """Of a slice without a cgroup, what systemd will do when it has one."""
@@ -167,33 +180,46 @@ class Systemd(Manager):
             return self._promised(units.unit_of(path), kind)
         return tree.read(kind, directory)
 
+    def shared_paths(self) -> list[str]:
+        if self.layout.native:
+            return [self.machine]
+        return [units.slice_path(units.slice_unit(self.layout.own, self.base))]
+
     def before(self, kind: Kind, path: str) -> Value:
-        if self.makes(kind):
+        if self._writes(kind):
             return super().before(kind, path)
         value = self.read(kind, path)
         # all CPUs are no limit: what is left where one was taken away (`_property`)
-        return None if kind is CPUS and value == self.present() else value
+        return None if kind.of_cpus and value == self.present() else value
 
     def decided_elsewhere(self, kind: Kind, path: str) -> tuple[str, Value] | None:
         """Drop-ins are read in the order of their names, whatever their directory; of those with
         one name the first directory's counts (systemd.unit(5)).
         """
-        key, unit = kind.unit_property, units.unit_of(path)
-        files = {}
+        unit = units.unit_of(path)
+        found = self._decided(unit, kind)
+        return None if found is None or found[0] == _own_file(unit, kind) else found
+
+    def _decided(self, unit: str, kind: Kind, but: str = "") -> tuple[str, Value] | None:
+        """The file, but for BUT, that decides a limit of UNIT, and what it says."""
+        drop_ins: dict[str, str] = {}
         for directory in reversed((*CONTROL, *UNIT_FILES)):
             for name in self.host.names(f"{directory}/{unit}.d"):
-                files[name] = f"{directory}/{unit}.d/{name}"
-        found: tuple[str, Value] | None = None
-        for name in sorted(files):
-            for line in (self.host.read_optional(files[name]) or "").splitlines():
-                if line.startswith(f"{key}=") and name.endswith(".conf"):
-                    found = (files[name], self._value(kind, line.partition("=")[2]))
-        ours = f"{RUNTIME}/{unit}.d/50-{key}.conf"
-        return None if found is None or found[0] == ours else found
+                file = f"{directory}/{unit}.d/{name}"
+                if name.endswith(".conf") and file != but:
+                    drop_ins[name] = file
+        fragments = [f"{directory}/{unit}" for directory in (*CONTROL, *UNIT_FILES)]
+        fragment = next((file for file in fragments if self.host.exists(file)), "")
+        key, found = kind.unit_property, None
+        for file in (fragment, *(drop_ins[name] for name in sorted(drop_ins))):
+            for line in (self.host.read_optional(file) or "" if file else "").splitlines():
+                if line.startswith(f"{key}="):
+                    found = (file, self._value(kind, line.partition("=")[2]))
+        return found
 
     def forgets(self, kind: Kind, path: str, value: Value) -> bool:
         tree, limit = self.tree_of(kind), in_bytes(value)
-        if tree is None or self.makes(kind) or self._promised(units.unit_of(path), kind) == value:
+        if tree is None or self._writes(kind) or self._promised(units.unit_of(path), kind) == value:
             return False
         # it writes what it is told into the kernel's file, and one that is exceeded kills
         return limit is None or tree.memory_in_use(tree.hierarchy.directory(path)) <= limit
@@ -202,7 +228,7 @@ class Systemd(Manager):
     def _value(kind: Kind, text: str) -> Value:
         """As systemd has it, with suffixes of bytes such as 32G."""
         shift = " KMGT".find(text[-1:]) * 10
-        if kind is not CPUS and shift > 0 and text[:-1].isdigit():
+        if not kind.of_cpus and shift > 0 and text[:-1].isdigit():
             return int(text[:-1]) << shift
         try:
             return kind.parse(text)
@@ -242,28 +268,32 @@ class Systemd(Manager):
         return steps
 
     def put_back(self, path: str, kind: Kind, value: Value) -> list[Step]:
-        """One that is not there any more is left out."""
+        """One that is not there any more is left out. systemd has the unit's property as it was,
+        too, and no file that says so besides the administrator's own.
+        """
         tree = self.tree_of(kind)
         there = self.read(kind, path)
-        if tree is None or there is None or there == value:
+        if tree is None or there is None:
             return []
-        if self.makes(kind):
-            return tree.put_back(kind, tree.hierarchy.directory(path), value, there)
-        return [self._set_property(units.unit_of(path), {kind: value}, {kind: there})]
-
-    def forgotten(self, path: str, kind: Kind) -> list[Step]:
-        directory = f"{RUNTIME}/{units.unit_of(path)}.d"
-        file = f"{directory}/50-{kind.unit_property}.conf"
-        return [
-            Remove(file, self.host.read_optional(file) or "", mode=0o644),
-            RemoveEmpty(directory),
-        ]
+        if self._writes(kind):
+            directory = tree.hierarchy.directory(path)
+            return [] if there == value else tree.put_back(kind, directory, value, there)
+        unit = units.unit_of(path)
+        steps: list[Step] = []
+        if there != value:
+            steps.append(self._set_property(unit, {kind: value}, {kind: there}))
+        if value is None and kind.of_cpus:
+            steps.append(Systemctl([*SET, unit, f"{kind.unit_property}="]))
+        ours = _own_file(unit, kind)
+        decided = self._decided(unit, kind, but=ours)
+        if value is None or (decided and decided[1] == value):
+            steps += [Remove(ours, None), RemoveEmpty(ours.rpartition("/")[0])]
+        return steps
 
     def _set_property(self, unit: str, wanted: Limits, there: Limits) -> Systemctl:
         """The limits WANTED of UNIT; those that are THERE are put back to undo it."""
         new, old = ([self._property(kind, one[kind]) for kind in wanted] for one in (wanted, there))
-        verb = ["set-property", "--runtime", unit]
-        return Systemctl([*verb, *new], [*verb, *old])
+        return Systemctl([*SET, unit, *new], [*SET, unit, *old])
 
     def _property(self, kind: Kind, value: Value) -> str:
         """An empty AllowedCPUs= would not take a limit away from what runs (systemd 257).
@@ -271,7 +301,7 @@ class Systemd(Manager):
         The full list does, with CPUs that may yet come online.
         """
         if value is None:
-            value = self.present() if kind is CPUS else None
+            value = self.present() if kind.of_cpus else None
         return f"{kind.unit_property}={'infinity' if value is None else value}"
 
     # prepare
@@ -523,6 +553,12 @@ class Systemd(Manager):
         components = self.cgroup_of(thread, tree).split("/")
         scopes = [number for number, name in enumerate(components) if name.endswith(".scope")]
         return "/".join(components[: scopes[-1] + 1] if scopes else components)
+
+
+def _own_file(unit: str, kind: Kind) -> str:
+    """What set-property --runtime writes."""
+    directory = TRANSIENT if unit.endswith(".scope") else RUNTIME
+    return f"{directory}/{unit}.d/50-{kind.unit_property}.conf"
 
 
 def _within(path: str, top: str) -> bool:

@@ -29,6 +29,9 @@ module Libvirt_cgroup_hooks =
   let not_digits = /[^"'0-9\r\n][^"'\r\n]*|[0-9]+[^"'0-9\r\n][^"'\r\n]*/
   let words = square quote (store not_digits) quote
   let digits = store /"[0-9]+"|'[0-9]+'/
+  let element = [ seq "el" . text ]
+  let list = counter "el" . del /\[[ \t]*/ "[" . element
+           . ( del /[ \t]*,[ \t]*/ ", " . element )* . del /[ \t]*\]/ "]"
 
   let prose = store /[^ \t\r\n]([^\r\n]*[^ \t\r\n])?/
   let trailing = [ label "#comment" . del /[ \t]*#[ \t]*/ " # " . prose ]
@@ -46,11 +49,20 @@ module Libvirt_cgroup_hooks =
 
   let xfm = transform lns filter
 """
-KINDS = {"number": ("number",), "text": ("text",), "both": ("number", "digits", "words")}
+KINDS = {
+    "number": ("number",),
+    "text": ("text",),
+    "both": ("number", "digits", "words"),
+    "list": ("list",),
+}
 
 
 def kind(setting: Setting) -> str:
-    """Either "number", "text" or "both": what the file may say without quotes and with them."""
+    """Either "list", "number", "text" or "both": what the file may say without quotes and with
+    them.
+    """
+    if setting.example.startswith("["):
+        return "list"
     text = setting.example.startswith('"')
     if not text:
         return "number"
@@ -110,13 +122,20 @@ def _tree(text: str, keys: str) -> str:
     for line in text.splitlines():
         key, separator, value = line.partition(" = ")
         if separator and key in keys.split("|"):
-            inner = value.strip('"')
-            lines.append(f"    {{ {_quoted(key)} = {_quoted(inner)} }}")
+            lines.append(f"    {{ {_quoted(key)} {_node(value)} }}")
         elif line.strip("# "):
             lines.append(f'    {{ "#comment" = {_quoted(line.removeprefix("#").strip())} }}')
         else:
             lines.append("    { }")
     return "\n" + "\n".join(lines)
+
+
+def _node(value: str) -> str:
+    """The tree of VALUE below its key."""
+    if not value.startswith("["):
+        return "= " + _quoted(value.strip('"'))
+    elements = [element.strip(' "') for element in value.strip("[]").split(",")]
+    return " ".join(f'{{ "{n}" = {_quoted(text)} }}' for n, text in enumerate(elements, 1))
 
 
 def _quoted(text: str) -> str:

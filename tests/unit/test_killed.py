@@ -110,6 +110,17 @@ class Script:
             os.utime(f"{self.host.root}{state.VMS}/{uuid}", (1, 1))
 
 
+class Confined(Machined):
+    """Host units that are kept to the host's CPUs while a VM runs."""
+
+    units = ("system.slice", "user.slice", "init.scope")
+
+    def __init__(self, root: Path, name: str, conf: str | None = None) -> None:
+        super().__init__(root, name, conf)
+        for unit in self.units:
+            self.slice(unit)
+
+
 KINDS: dict[str, tuple[type[Kernel], str, str]] = {
     "cgroupfs v1": (Kernel, "v1", CONF),
     "cgroupfs v2": (Kernel, "v2", CONF),
@@ -117,6 +128,7 @@ KINDS: dict[str, tuple[type[Kernel], str, str]] = {
     "systemd v2": (Machined, "v2", CONF),
     "systemd v2, a slice for each VM": (Machined, "v2", OWN_SLICE),
     "systemd v1, each VM fenced": (Machined, "v1", CARRIED),
+    "systemd v2, the host confined": (Confined, "v2", CONF + "confine_host = 'running'\n"),
 }
 LEFT: dict[type[Kernel], Callable[[Kernel], object]] = {
     Kernel: lambda host: (host.cgroups(), host.names(state.VMS), host.read_optional(state.SHARED)),
@@ -124,6 +136,12 @@ LEFT: dict[type[Kernel], Callable[[Kernel], object]] = {
         [name for name in host.names(UNITS) if name.endswith(".d")],
         host.names(state.VMS),
         [path for path in host.cgroups() if "scope" in path],
+    ),
+    Confined: lambda host: (
+        host.names(state.VMS),
+        [host.get(f"/sys/fs/cgroup/{unit}/cpuset.cpus") for unit in Confined.units],
+        host.names("/run/systemd/transient"),
+        [name for name in host.names("/run/systemd/system.control") if name[:6] != "vms.sl"],
     ),
 }
 

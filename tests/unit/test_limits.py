@@ -28,7 +28,7 @@ from .support.reserving import KINDS as HOSTS
 
 PACKAGE = Path(limits.__file__).parent
 SETTERS = {
-    Manager: {"forgotten", "put_back", "set", "write"},
+    Manager: {"put_back", "set", "write"},
     Tree: {"put_back", "regain", "set", "set_bytes", "set_cpus"},
 }
 STEPS = {"Systemctl", "Write"}
@@ -59,7 +59,7 @@ def test_only_limits_calls_what_sets_them() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     }
     found = {(module, name) for module, name in calls if name in names}
-    in_limits = {("limits", name) for name in ("forgotten", "put_back", "regain", "set", "write")}
+    in_limits = {("limits", name) for name in ("put_back", "regain", "set", "write")}
     assert found == in_limits | OTHERS
 
 

@@ -183,7 +183,8 @@ def test_the_keys_of_the_table() -> None:
         list(TABLE)
         == (
             "reserved_host_cpus reserved_host_mem cgroup_layout emulator_cpus vcpu_cpus "
-            "iothread_cpus pin_conflict memory_admission hook_timeout on_error"
+            "iothread_cpus pin_conflict memory_admission hook_timeout on_error "
+            "confine_host host_units"
         ).split()
     )
     assert set(Config({}).values) == set(TABLE)
@@ -225,4 +226,5 @@ def test_the_sample_keeps_to_what_libvirts_augeas_lens_reads() -> None:
         assert line == "" or (line.startswith(("# ", "#")) and len(line) <= 80)
         assert line == line.rstrip()
     for setting in TABLE.values():
-        assert setting.example.isdigit() or setting.example[0] == setting.example[-1] == '"'
+        ends = setting.example[0] + setting.example[-1]
+        assert setting.example.isdigit() or ends in ('""', "[]")

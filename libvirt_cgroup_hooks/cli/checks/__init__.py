@@ -24,6 +24,10 @@ def configured(subject: Subject) -> bool:
     return bool(subject.config)
 
 
+def confining(subject: Subject) -> bool:
+    return subject.config is not None and subject.config.confine_host != "no"
+
+
 class Check(NamedTuple):
     """`find` yields what is wrong; it is asked only where `when` says that the question makes
     sense.
@@ -44,6 +48,8 @@ TABLE = (
     Check("HOST", "that VMs can start", host.first_start, configured),
     Check("HOST", "the limits of the VM parent", host.fence_in_effect, configured),
     Check("HOST", "for what else is in the VM parent", host.beside_vms, configured),
+    Check("HOST", "that the host keeps to its own CPUs", host.confined, confining),
+    Check("HOST", "for what cannot be kept to them", host.not_confined, confining),
     Check("HOST", "for limits that are no longer wanted", host.unwanted_limits),
     Check("HOST", "for what running VMs may come to use", host.memory, configured),
     Check("HOST", "for offline and isolated CPUs", host.special_cpus, configured),

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ... import installation, managers, threads
+from ... import installation, managers, snapshot, threads
 from ...config import PATH, Config
-from ...configfile import inert, parse, resolve
+from ...configfile import inert
 from ...errors import Error
-from ...host import Host, page_size
+from ...host import Host
 from ...managers.base import Manager
-from ...topology import Topology
 
 PASS, NOTE, WARN, FAIL = "PASS", "NOTE", "WARN", "FAIL"
 
@@ -50,9 +49,7 @@ class Subject:
         text = self.host.read_optional(PATH)
         if text is None or inert(text):
             return Config({})
-        parsed = parse(text, PATH)
-        self.warnings += parsed.warnings
-        return resolve(parsed, Topology.read(self.host.read_optional), page_size())
+        return snapshot.compiled(self.host, text, {}, self.warnings)
 
     def manager(self) -> Manager:
         """A new one, since each serves one plan. Raises Error where nothing can be enforced."""

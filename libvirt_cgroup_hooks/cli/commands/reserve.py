@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ... import conformance, managers, settings, snapshot, threads
+from ... import conformance, limits, managers, settings, snapshot, threads
 from ...config import PATH, Config
 from ...configfile import Invalid, inert
 from ...cpuset import CpuSet
@@ -35,12 +35,15 @@ A bare number of CPUs is a count, which takes whole cores; for CPU 4 alone write
 in cgroup-hooks.conf, "none" reserves nothing. --live and --config can be combined. A change that
 fails is undone.
 
-Without --cpus and --memory the reservation is shown: as it is in the file, as it is required now
-(the file, with what --live has changed), and as the kernel enforces it."""
+Without --cpus, --memory and --confine the reservation is shown: as it is in the file, as it is
+required now (the file, with what --live has changed), and as the kernel enforces it."""
 REMEDY = {
     "cpus": "use a list such as 0-1, a count, auto or none; for CPU 0 alone write 0-0",
     "memory": "use a size such as '4 GiB', a percentage such as 10%, auto or none",
+    "confine": "use no, asked, running or always",
 }
+CONFINE = "when the host keeps to its own CPUs: as confine_host in cgroup-hooks.conf"
+NOTHING = ("none", "no")
 LIVE = "change the limits now, for running VMs too, until the next boot"
 CONFIG = "change the configuration file; running VMs follow when the next VM starts, or after apply"
 
@@ -58,6 +61,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--memory", metavar="SIZE|PERCENT|auto|none", help="memory that the host keeps"
     )
+    parser.add_argument("--confine", metavar="no|asked|running|always", help=CONFINE)
     parser.add_argument("--live", action="store_true", help=LIVE)
     parser.add_argument("--config", action="store_true", help=CONFIG)
     parser.add_argument("--current", action="store_true", help="same as --live (the default)")
@@ -97,7 +101,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     if not wanted:
         return _show(arguments, host)
     if not host.real:
-        raise Error("--cpus and --memory cannot be used with --root", "edit the file in that copy")
+        raise Error("nothing can be changed with --root", "edit the file in that copy")
     change = Change(
         host, wanted, arguments.live or not arguments.config, arguments.config, arguments.force
     )
@@ -138,14 +142,14 @@ def _check(arguments: argparse.Namespace, changes: bool) -> None:
             raise Error(f"Options --current and --{other} are mutually exclusive")
     for name in ("wait", "force"):
         if getattr(arguments, name) and not changes:
-            raise Error(f"Option --cpus or --memory is required by option --{name}")
+            raise Error(f"Option --cpus, --memory or --confine is required by option --{name}")
         if getattr(arguments, name) and arguments.config and not arguments.live:
             raise Error(f"Option --live is required by option --{name}")
 
 
 def _value(name: str, text: str) -> Value | None:
     """As the configuration file has it. Raises Error."""
-    if text == "none":
+    if text == NOTHING[name == "confine"]:
         return None
     is_count = name == "cpus" and text.isascii() and text.isdigit() and len(text) < 6
     value: Value = int(text) if is_count else text
@@ -246,10 +250,12 @@ def _report(host: Host) -> dict[str, Any]:
     configured = Config({}) if inert(text) else snapshot.compiled(host, text, {}, [])
     manager = _live(host)
     parent = conformance.parent(manager)
+    confined = conformance.confined(manager)
     return {
         "configured": _reservation(configured, topology),
         "live": _reservation(manager.config, topology),
-        "in_effect": _in_effect(parent, topology),
+        "in_effect": {**_in_effect(parent, topology), "confine_host": _confined(confined)},
+        "confine_now": limits.confines(manager, threads.running(host, {})),
         "parent": parent.path,
         "memory_current": parent.memory_current,
     }
@@ -268,7 +274,12 @@ def _reservation(config: Config, topology: Topology) -> dict[str, Any]:
         "reserved_memory": memory,
         "cpus": str(fence.cpus) if fence.cpus is not None else None,
         "memory_limit": fence.memory_limit,
+        "confine_host": config.confine_host if config.confine_host != "no" else None,
     }
+
+
+def _confined(cpus: CpuSet | None) -> str | None:
+    return None if cpus is None else f"CPUs {cpus}"
 
 
 def _in_effect(parent: InEffect, topology: Topology) -> dict[str, Any]:
@@ -288,11 +299,13 @@ FILE, REQUIRED, KERNEL = "In the file", "Required now", "In the kernel"
 LATER = "In effect when the next VM starts, or now with: virt-cgroup apply --all"
 UNTIL = "What --live has changed lasts until the next boot, or until the setting is edited."
 NO_HOOK = "the hook is not installed, so new VMs are not limited: run virt-cgroup hook install"
+HOST = "Host confined"  # is left out where nothing says so
 ROWS = {
     "Reserved CPUs": "reserved_cpus",
     "Reserved memory": "reserved_memory",
     "CPUs for VMs": "cpus",
     "Memory for VMs": "memory_limit",
+    HOST: "confine_host",
 }
 
 
@@ -306,6 +319,7 @@ def _print(arguments: argparse.Namespace, host: Host, report: dict[str, Any]) ->
         (title, *(_shown(report[column][key]) for column in columns.values()))
         for title, key in ROWS.items()
     ]
+    rows = [row for row in rows if row[0] != HOST or set(row[1:]) != {"-"}]
     print_table(("", *columns), rows)
     if KERNEL in columns:
         used = report["memory_current"]
@@ -325,6 +339,8 @@ def _print(arguments: argparse.Namespace, host: Host, report: dict[str, Any]) ->
 def _is_pending(report: dict[str, Any], kernel_is_shown: bool) -> bool:
     """Whether the kernel does not enforce yet what is required."""
     required, kernel = report["live"], report["in_effect"]
+    if report["confine_now"] and kernel["confine_host"] is None:
+        return True
     if report["parent"] is None:  # the limits are on each VM, which is not looked at here
         return not kernel_is_shown
     if required["memory_limit"] != kernel["memory_limit"]:

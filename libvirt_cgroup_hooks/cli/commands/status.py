@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
+from datetime import datetime
 from typing import Any
 
-from ... import conformance, limits, managers, snapshot, threads
+from ... import conformance, limits, managers, snapshot, state, threads
 from ...domain import Domain
 from ...errors import Error, printable, size
 from ...fence import reserved_memory
@@ -69,6 +71,12 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
         "layout": config.cgroup_layout.preset,
         "reservation": {"cpus": str(config.reserved_host_cpus or ""), "memory": kept},
         "fence": {"cpus": str(fence.cpus or ""), "memory_limit": fence.memory_limit},
+        "host": {
+            "confine_host": config.confine_host,
+            "confined": limits.confines(manager, domains),
+            "since": _since(host),
+            "cpus": {path: str(cpus) for path, cpus in conformance.host_cpus(manager).items()},
+        },
         "parent": {
             "path": parent.path,
             "cpus": str(parent.cpus) if parent.cpus else None,
@@ -98,6 +106,7 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
             ("VM parent", parent["path"] or "none: each VM has the CPU limit"),
             ("VM CPUs", f"{parent['cpus'] or '-'} (configured {fence['cpus'] or 'no limit'})"),
             ("VM memory", _memory(parent, fence)),
+            *_host(report["host"], reservation["cpus"]),
         ]
     )
     for path, cpus in report["taken"].items():
@@ -149,6 +158,28 @@ def _print_threads(vm: dict[str, Any]) -> None:
 def _below(path: str, top: str | None) -> str:
     """PATH as it is seen from TOP, where it is below it."""
     return path.removeprefix(f"{top}/") if top else path
+
+
+def _since(host: Host) -> int | None:
+    """When the host was confined, in seconds of the epoch; None where it is not."""
+    if not host.exists(state.CONFINED):
+        return None
+    return int(time.time() - host.age(state.CONFINED))
+
+
+def _host(host: dict[str, Any], kept: str) -> list[tuple[str, str]]:
+    if host["confine_host"] == "no":
+        return []
+    shown: dict[str, list[str]] = {}
+    for path, cpus in host["cpus"].items():
+        shown.setdefault(cpus, []).append(printable(path[1:]))
+    found = "; ".join(f"{cpus} ({', '.join(names)})" for cpus, names in shown.items()) or "-"
+    wanted = "not confined now"
+    if host["confined"]:
+        since = host["since"]
+        when = f" since {datetime.fromtimestamp(since):%Y-%m-%d %H:%M:%S}" if since else ""
+        wanted = f"configured {kept}{when}"
+    return [("Host CPUs", f"{found} ({wanted}, confine_host {host['confine_host']})")]
 
 
 def _memory(parent: dict[str, Any], fence: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ... import threads
+from ... import conformance, managers, threads
 from ...config import Config
 from ...cpuset import CpuSet
 from ...domain import Domain
@@ -53,7 +53,9 @@ class Vm:
 
 @dataclass(frozen=True)
 class Map:
-    """The CPUs of the host and who may use them; `fence` is None where VMs may use all."""
+    """The CPUs of the host and who may use them; `fence` is None where VMs may use all, and `host`
+    what its own units may use, None where confine_host is not set.
+    """
 
     online: CpuSet
     offline: CpuSet
@@ -62,6 +64,7 @@ class Map:
     fence: CpuSet | None
     nodes: tuple[Node, ...]
     vms: tuple[Vm, ...]
+    host: CpuSet | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,18 @@ def read(host: Host, config: Config) -> Map:
         config.fence(topology.online, topology.memory, page_size()).cpus,
         tuple(_nodes(topology)),
         tuple(_vm(host, domain, topology.online) for domain in threads.running(host, {})),
+        _own(host, config, topology.online),
     )
+
+
+def _own(host: Host, config: Config, online: CpuSet) -> CpuSet | None:
+    if config.confine_host == "no":
+        return None
+    manager = managers.choose(host, config, managers.daemon(host))
+    cpus = CpuSet()
+    for one in conformance.host_cpus(manager).values():
+        cpus |= one
+    return cpus or online
 
 
 def _nodes(topology: Topology) -> list[Node]:
@@ -157,6 +171,7 @@ def as_json(found: Map) -> dict[str, object]:
         "isolated": str(found.isolated),
         "reservation": {"cpus": str(found.reserved)},
         "fence": {"cpus": "" if found.fence is None else str(found.fence)},
+        "host": {"cpus": "" if found.host is None else str(found.host)},
         "nodes": [
             {"node": node.number, "cpus": str(node.cpus), "cores": list(map(str, node.cores))}
             for node in found.nodes
@@ -235,6 +250,7 @@ def facts(found: Map) -> list[tuple[str, str]]:
             f"{found.online} in {_count(cores, 'core')} on {_count(len(numbered), 'NUMA node')}",
         ),
         ("Host keeps", str(found.reserved) or "nothing"),
+        ("Host may use", "" if found.host is None else str(found.host)),
         ("VMs may use", "all CPUs" if found.fence is None else str(found.fence)),
         ("Isolated", str(found.isolated)),
         ("Offline", str(found.offline)),

@@ -34,11 +34,11 @@ from ..support.validating import (
 )
 
 RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM = (one.title for one in TABLE[:6])
-FENCE, BESIDE, UNWANTED, MEMORY, CPUS = (one.title for one in TABLE[6:11])
+FENCE, BESIDE, _, _, UNWANTED, MEMORY, CPUS = (one.title for one in TABLE[6:13])
 THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
-    one.title for one in TABLE[11:20]
+    one.title for one in TABLE[13:22]
 )
-OUTSIDE, CONFORM = (one.title for one in TABLE[20:])
+OUTSIDE, CONFORM = (one.title for one in TABLE[22:])
 TEN_GB = "<memory>9999999</memory>"
 FOREIGN = "#!/bin/sh\nexit 0\n"
 APPLY = "run virt-cgroup apply --parent"

@@ -23,8 +23,8 @@ from ..test_reserve import change
         ("--cpus 0-0 --live --current", "Options --current and --live are mutually exclusive"),
         ("--cpus 0-0 --current --config", "Options --current and --config are mutually exclusive"),
         ("--current --live", "Options --current and --live are mutually exclusive"),
-        ("--wait", "Option --cpus or --memory is required by option --wait"),
-        ("--force --live", "Option --cpus or --memory is required by option --force"),
+        ("--wait", "Option --cpus, --memory or --confine is required by option --wait"),
+        ("--force --live", "Option --cpus, --memory or --confine is required by option --force"),
         ("--memory 10% --wait 5 --config", "Option --live is required by option --wait"),
         ("--cpus 0-0 --force --config", "Option --live is required by option --force"),
         ("--cpus x", '--cpus x: "x" is not a CPU list'),
@@ -36,12 +36,12 @@ from ..test_reserve import change
         ("--cpus 0", "--cpus 0: the count of CPUs has to be 1 or more"),
         (
             "--cpus 0-0",
-            "--cpus and --memory cannot be used with --root: edit the file in that copy",
+            "nothing can be changed with --root: edit the file in that copy",
         ),
-        ("--cpus none --memory none --config", "--cpus and --memory cannot be used with --root"),
+        ("--cpus none --memory none --config", "nothing can be changed with --root"),
         (
             "--cpus 0-0 --live --config --wait --force",
-            "--cpus and --memory cannot be used with --root",
+            "nothing can be changed with --root",
         ),
     ],
 )
@@ -139,12 +139,14 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "reserved_memory": 512 * MIB,
         "cpus": "1-3",
         "memory_limit": limit,
+        "confine_host": None,
     }
     report = json.loads(show(host, capsys, "--json"))
     assert report == {
         "configured": found,
         "live": found,
         "in_effect": found,
+        "confine_now": False,
         "parent": "/vms.slice",
         "memory_current": 0,
     }
@@ -156,7 +158,8 @@ def test_with_nothing_reserved(
 ) -> None:
     host = reserving.made(tmp_path, "cgroupfs-v1", text)
     report = json.loads(show(host, capsys, "--json"))
-    nothing = dict.fromkeys(("reserved_cpus", "reserved_memory", "cpus", "memory_limit"))
+    keys = ("reserved_cpus", "reserved_memory", "cpus", "memory_limit", "confine_host")
+    nothing = dict.fromkeys(keys)
     assert (report["configured"], report["live"], report["in_effect"]) == (
         nothing,
         nothing,

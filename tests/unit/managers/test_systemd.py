@@ -269,6 +269,7 @@ def test_what_is_taken_back_is_cleared_by_the_full_list(v2: Machined, there: boo
     layout(v2, "/vms/$DRIVER-$NAME")
     assert calls(v2, vm("other", uuid=OTHER)) == [
         "vms.slice AllowedCPUs=0-3",
+        "vms.slice AllowedCPUs=",
         "vms.slice MemoryMax=infinity",
     ]
     assert not v2.exists(state.SHARED)
@@ -289,16 +290,21 @@ def test_the_v1_cpuset_is_opened_too(v1: Machined) -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "call"),
+    ("left", "expected"),
     [
-        ("reserved_host_mem = '512 MiB'\n", "vms.slice AllowedCPUs=0-3"),
-        (CPUS, "vms.slice MemoryMax=infinity"),
+        (
+            "reserved_host_mem = '512 MiB'\n",
+            ["vms.slice AllowedCPUs=0-3", "vms.slice AllowedCPUs="],
+        ),
+        (CPUS, ["vms.slice MemoryMax=infinity"]),
     ],
 )
-def test_one_of_two_reservations_is_taken_back(v2: Machined, left: str, call: str) -> None:
+def test_one_of_two_reservations_is_taken_back(
+    v2: Machined, left: str, expected: list[str]
+) -> None:
     do(v2, "prepare", vm())
     layout(v2, "/vms/$DRIVER-$NAME", left)
-    assert calls(v2, vm("other", uuid=OTHER)) == [call]
+    assert calls(v2, vm("other", uuid=OTHER)) == expected
 
 
 def test_the_parent_of_an_earlier_layout_stays_fenced(v2: Machined) -> None:
@@ -314,7 +320,10 @@ def test_the_parent_of_an_earlier_layout_stays_fenced(v2: Machined) -> None:
         "vms.slice AllowedCPUs=1,3",
     ]
     v2.remove_directory(f"{CG}/vms.slice")
-    assert calls(v2, vm("other", uuid=OTHER)) == ["vms.slice AllowedCPUs=0-3"]
+    assert calls(v2, vm("other", uuid=OTHER)) == [
+        "vms.slice AllowedCPUs=0-3",
+        "vms.slice AllowedCPUs=",
+    ]
 
 
 def test_nothing_is_cleared_that_is_not_in_effect(v2: Machined) -> None:

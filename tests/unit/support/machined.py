@@ -92,7 +92,8 @@ class Machined(Kernel):
         """What UNIT's PROPERTIES were set to at run time, as systemd keeps it."""
         for name, value in properties.items():
             text = f"[Slice]\n{name}={value.replace(',', ' ')}"
-            self.put(f"/run/systemd/system.control/{unit}.d/50-{name}.conf", text)
+            kept = "transient" if unit.endswith(".scope") else "system.control"
+            self.put(f"/run/systemd/{kept}/{unit}.d/50-{name}.conf", text)
 
     def slice(self, unit: str, cpus: str = "", memory: str = "", used: str = "0") -> None:
         """A slice below the root has its cgroup, with these limits."""
