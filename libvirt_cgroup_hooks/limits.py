@@ -282,7 +282,11 @@ def end(plan: Plan, manager: Manager, last: bool) -> None:
     confined = confines(manager, [])
     ended: list[Row] = []
     for row in remembered.before:
-        if not confined if row[0].of_host else last and manager.makes(row[0]):
+        if row[0].of_host:
+            goes = not confined
+        else:
+            goes = last and manager.makes(row[0])
+        if goes:
             ended.append(row)
     _drop(plan, manager, remembered, ended)
     if last:

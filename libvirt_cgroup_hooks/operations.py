@@ -101,12 +101,13 @@ def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False)
     """QEMU runs, or was found running by a daemon that has started (reconnect)."""
     from . import limits, threads
 
-    limits.enforce(plan, manager, [domain])
     own = manager.for_domain(domain)
     running = threads.status(manager.host, domain.name)
     vm_threads = threads.threads(manager.host, running) if running else []
-    if running and vm_threads:
+    if vm_threads:
         _count(plan, manager, own, domain)
+    limits.enforce(plan, manager, [domain])
+    if running and vm_threads:
         own.place(plan, domain, running, vm_threads)
     elif imagine:
         plan.warnings.append(
@@ -134,9 +135,10 @@ def release(plan: Plan, manager: Manager, domain: Domain) -> None:
     manager.records.forget(plan, record)
     last = not manager.records.living()
     stays = not (last and manager.makes(MEMORY))
-    if record.hugepages and manager.limits_hugepages and stays:
-        _take_hugepages(plan, manager, record)
-    elif last or state.Remembered(manager.host).of_host:
+    charged = record.hugepages and manager.limits_hugepages and stays
+    if charged and _take_hugepages(plan, manager, record):
+        return
+    if last or state.Remembered(manager.host).of_host:
         from . import limits
 
         limits.end(plan, manager, last)
@@ -150,17 +152,22 @@ def _add_hugepages(manager: Manager, domain: Domain) -> None:
         manager.fence.hugepages += domain.hugepage_memory(page_size())
 
 
-def _take_hugepages(plan: Plan, manager: Manager, record: state.Record) -> None:
-    """The VM has given its hugepages back. Where others have more memory meanwhile than they
-    should, the limit stays, which is told.
+def _take_hugepages(plan: Plan, manager: Manager, record: state.Record) -> bool:
+    """The VM has given its hugepages back. False where others have more memory meanwhile than they
+    should: the limit stays, which is told.
     """
     from . import limits
 
     manager.fence.hugepages -= record.hugepages
+    lowering = Plan(plan.operation)
     try:
-        limits.enforce(plan, manager, [])
+        limits.enforce(lowering, manager, [])
     except Error as error:
         plan.warnings.append(str(error))
+        return False
+    plan.add_shared(*lowering.steps)
+    plan.warnings += lowering.warnings
+    return True
 
 
 # beside libvirt's operations
@@ -185,10 +192,11 @@ def refit(plan: Plan, manager: Manager, running: list[Domain], force: bool = Fal
     for tree in manager.trees:
         tree.forced = force
     managers_of = _managers_of(plan, manager, running)
+    for domain, own in managers_of.items():
+        _count(plan, manager, own, domain)
     _tell_of_pins(plan, manager, list(managers_of))
     _enforce(plan, manager, list(managers_of))
     for domain, own in managers_of.items():
-        _count(plan, manager, own, domain)
         vm_threads = threads.threads(manager.host, domain) if own.reaches_into_vms else []
         if vm_threads:
             own.place(plan, domain, domain, vm_threads)

@@ -140,7 +140,8 @@ def unit_names(value: Value) -> str:
         raise Error("the value has to be a list of names", 'write ["system.slice", "user.slice"]')
     for name in value:
         shown = printable(str(name)[:200])
-        if not isinstance(name, str) or not name or not set(name) <= UNIT_CHARACTERS:
+        named = isinstance(name, str) and name.strip(".-") and set(name) <= UNIT_CHARACTERS
+        if not isinstance(name, str) or not named or name == "-.slice":
             raise Error(f'"{shown}" is no name of a unit', 'write ["system.slice", "user.slice"]')
         if name.endswith(NOT_ON_TOP) or (name.endswith(".scope") and name != "init.scope"):
             raise Error(

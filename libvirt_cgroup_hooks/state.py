@@ -167,9 +167,7 @@ class Records:
 
     def of(self, domain: Domain) -> tuple[Record, Record | None]:
         """DOMAIN's record, to be changed, and as it is once the steps planned so far are made."""
-        text = self._saved.get(domain.uuid)
-        if text is None:
-            text = self.host.read_optional(f"{VMS}/{domain.uuid}")
+        text = self._text(domain.uuid)
         new, old = (Record.parse(domain.uuid, text) for _ in range(2))
         return new or Record.of(domain), old
 
@@ -190,8 +188,16 @@ class Records:
 
     def confining(self) -> bool:
         """Whether one of them asks that the host keep to its own CPUs."""
-        records = (Record.read(self.host, uuid) for uuid in self.living())
-        return any(record is not None and record.confines for record in records)
+        for uuid in self.living():
+            record = Record.parse(uuid, self._text(uuid))
+            if record and record.confines:
+                return True
+        return False
+
+    def _text(self, uuid: str) -> str | None:
+        """The record of UUID once the steps planned so far are made."""
+        saved = self._saved.get(uuid)
+        return self.host.read_optional(f"{VMS}/{uuid}") if saved is None else saved
 
 
 class Remembered:

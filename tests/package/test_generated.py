@@ -67,7 +67,12 @@ def host(tmp_path: Path) -> Path:
 
 def augtool(generated: Path, host: Path, key: str, value: str) -> str:
     """The configuration file after the setting is made."""
-    (host / "script").write_text(f"set {PATH}/{key} '{value}'\nsave\n")
+    nodes = {key: value}
+    if value.startswith("["):
+        names = [name.strip(' "') for name in value.strip("[]").split(",")]
+        nodes = {f"{key}/{number}": name for number, name in enumerate(names, 1)}
+    lines = [f"set {PATH}/{node} '{text}'\n" for node, text in nodes.items()]
+    (host / "script").write_text("".join([*lines, "save\n"]))
     run("augtool", "--root", host, "-I", generated / "lenses", "--file", host / "script")
     return (host / "etc/libvirt/cgroup-hooks.conf").read_text()
 
@@ -92,7 +97,8 @@ def test_what_augtool_sets_is_read(
 ) -> None:
     text = augtool(generated, host, key, value)
     assert text == f"{settings.sample()}{line}\n"
-    assert configfile.parse(text).values[key]
+    needed = 'reserved_host_cpus = "0"\n' if key == "confine_host" else ""
+    assert configfile.parse(text + needed).values[key]
 
 
 def test_augtool_changes_a_line_and_no_other(generated: Path, host: Path) -> None:

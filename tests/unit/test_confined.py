@@ -141,6 +141,18 @@ def test_while_one_asks(host: Machined) -> None:
     assert cpus(host) == OPEN
 
 
+def test_one_that_asks_no_more(host: Machined) -> None:
+    """As `virt-cgroup domain --unset confine_host --live`, and `apply`."""
+    host.configure(confined("asked"))
+    do(host, "prepare", asking(domain()))
+    subject = host.starts(domain(), "/vms.slice")
+    do(host, "reconnect", asking(subject))
+    assert cpus(host) == OWN
+    subject.settings = {}
+    do(host, "reconnect", subject)
+    assert cpus(host) == OPEN
+
+
 def test_always(host: Machined) -> None:
     host.configure(confined("always"))
     do(host, "prepare", domain())

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ... import snapshot
-from ...config import Config
+from ...config import PATH, Config
 from ...domain import SETTINGS_URI, Domain
 from ...errors import Error, printable
 from ...host import Host
@@ -23,6 +23,8 @@ from ..output import print_json, print_pairs
 
 Settings = dict[str, str]
 PARTITION_STANDS_ALONE = ("set", "unset", "live", "current")
+
+NOT_ASKED = f'confine_host of a VM has no effect without confine_host = "asked" in {PATH}'
 
 
 def add(commands: Any) -> None:
@@ -230,7 +232,10 @@ def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None
         try:
             if host and settings:
                 present = Topology.read(host.read_optional).present
-                for_domain(snapshot.load(host, warnings), domain, present, area)
+                config = snapshot.load(host, warnings)
+                for_domain(config, domain, present, area)
+                if settings.get("confine_host") == "yes" and config.confine_host == "no":
+                    warnings.append(NOT_ASKED)
             else:
                 for_domain(Config({}), domain, area=area)
         except Error as error:
