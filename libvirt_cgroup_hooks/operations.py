@@ -132,7 +132,7 @@ def release(plan: Plan, manager: Manager, domain: Domain) -> None:
     if record is None:
         return
     plan.add(*manager.remains(record))
-    manager.records.forget(plan, record)
+    manager.records.forget(plan, domain.uuid, record)
     last = not manager.records.living()
     stays = not (last and manager.makes(MEMORY))
     charged = record.hugepages and manager.limits_hugepages and stays
@@ -252,11 +252,9 @@ def forget_left_behind(
         record = state.Record.read(host, uuid)
         if uuid == but:
             continue
-        if record is None:
-            plan.add_shared(state.forget(host, uuid))
-        else:
+        if record:
             plan.add_shared(*manager.remains(record))
-            manager.records.forget(plan, record)
+        manager.records.forget(plan, uuid, record)
 
 
 def check_controllers(manager: Manager) -> None:

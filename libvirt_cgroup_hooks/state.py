@@ -102,9 +102,6 @@ class Record:
         before = str(old) if old else None
         return [] if text == before else [Replace(f"{VMS}/{self.uuid}", text, before)]
 
-    def forget(self) -> Step:
-        return Remove(f"{VMS}/{self.uuid}", str(self))
-
 
 class Admitted:
     """Bytes of all VMs that have a record, as one number, so that a start costs the same however
@@ -177,10 +174,12 @@ class Records:
         plan.add(*record.save(old))
         self._saved[record.uuid] = str(record)
 
-    def forget(self, plan: Plan, record: Record) -> None:
-        plan.add_shared(*self.admitted.change(record.uuid, record.memory, 0, begin=False))
-        plan.add_shared(record.forget())
-        self._gone.add(record.uuid)
+    def forget(self, plan: Plan, uuid: str, record: Record | None) -> None:
+        """RECORD is that of UUID; None where it is not understood."""
+        if record:
+            plan.add_shared(*self.admitted.change(uuid, record.memory, 0, begin=False))
+        plan.add_shared(forget(self.host, uuid))
+        self._gone.add(uuid)
 
     def living(self) -> list[str]:
         """The UUIDs of the VMs that run or start, once the steps planned so far are made."""

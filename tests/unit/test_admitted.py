@@ -12,7 +12,7 @@ from libvirt_cgroup_hooks import managers, operations, state
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Refusal
 from libvirt_cgroup_hooks.plan import Plan
-from libvirt_cgroup_hooks.state import ADMITTED, FORMAT, Admitted, Record
+from libvirt_cgroup_hooks.state import ADMITTED, FORMAT, Admitted, Record, forget
 from libvirt_cgroup_hooks.steps import Step
 
 from .support import reserving
@@ -42,7 +42,7 @@ def change(host: Kernel, uuid: str, before: int, after: int, begin: bool = True)
     steps = Admitted(host).change(uuid, before, after, begin)
     return [
         *steps,
-        *(saved(uuid, after, before or None) if after else [Record(uuid, "vm", before).forget()]),
+        *(saved(uuid, after, before or None) if after else [forget(host, uuid)]),
     ]
 
 

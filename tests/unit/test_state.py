@@ -162,7 +162,7 @@ def test_a_record_says_what_was_saved(host: Kernel, name: str) -> None:
     assert (found.uuid, found.name, found.groups) == (UUID, name, saved.groups)
     assert state.recorded(host) == [UUID]
     assert saved.save(found) == []
-    saved.forget().run(host)
+    state.forget(host, UUID).run(host)
     assert Record.read(host, UUID) is None
     assert state.recorded(host) == []
 
