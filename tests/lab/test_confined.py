@@ -196,28 +196,6 @@ def test_the_next_vm_costs_no_call(before: dict[str, object]) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.releases
-def test_where_systemd_refuses_neither_is_done(before: dict[str, object]) -> None:
-    """It cannot write down the property of one unit, when the VM parent has its own already."""
-    kept = Path("/run/systemd/system.control/system.slice.d")
-    kept.mkdir(parents=True, exist_ok=True)
-    run("mount", "--bind", str(kept), str(kept))
-    run("mount", "-o", "remount,bind,ro", str(kept))
-    try:
-        configure(confined("running"))
-        virsh("define", "/dev/stdin", stdin=xml("web"))
-        refused = virsh("start", "web", check=False)
-    finally:
-        run("umount", str(kept))
-        kept.rmdir()
-    assert refused.returncode
-    assert "system.slice" in refused.stderr
-    assert what_units_may_use() == before
-    virsh("start", "web")
-    assert outside() == []
-
-
-@pytest.mark.thorough
-@pytest.mark.releases
 def test_vms_within_the_hosts_units_are_refused(before: dict[str, object]) -> None:
     configure(fenced("/system/guests/$NAME", more='confine_host = "running"'))
     virsh("define", "/dev/stdin", stdin=xml("web"))

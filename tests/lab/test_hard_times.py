@@ -185,6 +185,7 @@ def test_one_that_is_renamed() -> None:
     virsh("destroy", "db")
 
 
+QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 OTHER_HOST = "6f9a1a52-1111-4222-8333-444455556666"
 PRIVATE = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
 
@@ -198,9 +199,11 @@ def second_daemon(tmp_path: Path) -> Iterator[str]:
     conf.write_text(
         f'host_uuid = "{OTHER_HOST}"\nunix_sock_dir = "{sockets}"\nauth_unix_rw="none"\n'
     )
+    qemu_conf = tmp_path / "qemu.conf"  # there is no virtlogd where it looks
+    qemu_conf.write_text(QEMU_CONF.read_text() + 'stdio_handler = "file"\n')
     mounts = "; ".join(
         [f"mkdir -p {path} && mount -t tmpfs none {path}" for path in PRIVATE]
-        + ["mount -t tmpfs none /etc/libvirt/hooks"]
+        + ["mount -t tmpfs none /etc/libvirt/hooks", f"mount --bind {qemu_conf} {QEMU_CONF}"]
     )
     daemon = subprocess.Popen(
         [
@@ -241,9 +244,10 @@ def test_one_that_migrates_in_and_out(layout: str, second_daemon: str) -> None:
 
 
 def test_one_that_does_not_fit_does_not_migrate_in(second_daemon: str) -> None:
-    configure(fenced(LAYOUT))
+    virt_cgroup("apply", "--parent")  # nothing is configured, so that it can have CPU 0 there
     there = ("virsh", "--quiet", "--connect", second_daemon)
     run(*there, "create", "/dev/stdin", stdin=xml("web", vcpupin={0: "0"}))
+    configure(fenced(LAYOUT))
     result = subprocess.run(
         (*there, "migrate", "--live", "web", "qemu:///system", "tcp://127.0.0.1"),
         check=False,
