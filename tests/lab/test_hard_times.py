@@ -255,5 +255,5 @@ def test_one_that_does_not_fit_does_not_migrate_in(second_daemon: str) -> None:
         text=True,
     )
     assert result.returncode
-    assert "reserved for the host" in result.stderr + log()
+    assert "is pinned to reserved CPUs" in result.stderr + log()
     assert run(*there, "domstate", "web").strip() == "running"
