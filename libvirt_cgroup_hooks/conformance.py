@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from .admission import Cpus
 from .cpuset import CpuSet
+from .errors import Error, printable
 from .kernel.tree import InEffect
 from .kinds import HOST_CPUS, MEMORY
 from .managers.units import VM_SCOPE
 from .state import Remembered
 
-SHOWN = 3  # cgroups in a message
+SHOWN = 3  # cgroups or processes in a message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -162,8 +163,8 @@ def confined(manager: Manager) -> CpuSet | None:
     return cpus if cpus and cpus <= manager.kept else None
 
 
-def pinned_elsewhere(manager: Manager) -> list[str]:
-    """The processes of host units that have set themselves on CPUs of VMs alone, for people.
+def pinned_elsewhere(manager: Manager) -> Error | None:
+    """What is wrong where processes of host units are pinned to CPUs of VMs alone.
 
     The kernel runs them on the host's CPUs while those are all that their unit has.
     """
@@ -172,14 +173,21 @@ def pinned_elsewhere(manager: Manager) -> list[str]:
     host, tree = manager.host, manager.tree_of(HOST_CPUS)
     found: list[str] = []
     if tree is None:
-        return found
+        return None
     for path in manager.host_units():
         for pid in _members_below(host, tree.hierarchy.directory(path)):
             cpus = threads.allowed_in(host, f"/proc/{pid}/status")
             if cpus and not cpus & manager.kept:
                 name = (host.read_optional(f"/proc/{pid}/comm") or "").strip()
-                found.append(f"{name} ({pid}) on CPUs {cpus}")
-    return found
+                found.append(f"{printable(name)} ({pid}) to {cpus}")
+    if not found:
+        return None
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return Error(
+        "processes of the host are pinned to CPUs of VMs, and would run on the host's instead: "
+        f"{', '.join(found[:SHOWN])}{more}",
+        "put their services into a slice that host_units does not name (Slice=)",
+    )
 
 
 def _members_below(host: Host, directory: str) -> list[int]:

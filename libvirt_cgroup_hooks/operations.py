@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 ENFORCE = ("prepare", "start", "started", "reconnect")
 CLEAN_UP = ("stopped", "release")
-SHOWN = 5  # processes in a message
-PINS_REMEDY = "put their services into a slice that host_units does not name (Slice=)"
 SUGGESTED = '"/vms/$NAME"'
 # The manager that has nothing to do at the operation
 IDLE = {"start": "cgroupfs", "stopped": "systemd"}
@@ -209,14 +207,7 @@ def _tell_of_pins(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
     if limits.confines(manager, domains) and not state.Remembered(manager.host).of_host:
         pinned = conformance.pinned_elsewhere(manager)
         if pinned:
-            plan.warnings.append(f"{told_of_pins(pinned)}: {PINS_REMEDY}")
-
-
-def told_of_pins(pinned: list[str]) -> str:
-    """What is said of PINNED, as `conformance.pinned_elsewhere` finds it."""
-    names = ", ".join(map(printable, pinned[:SHOWN]))
-    more = f" and {len(pinned) - SHOWN} more" if len(pinned) > SHOWN else ""
-    return f"processes of the host are pinned to CPUs of VMs, and run on the host's: {names}{more}"
+            plan.warnings.append(str(pinned))
 
 
 def _managers_of(plan: Plan, manager: Manager, running: list[Domain]) -> dict[Domain, Manager]:

@@ -142,11 +142,11 @@ def unit_names(value: Value) -> str:
         shown = printable(str(name)[:200])
         named = isinstance(name, str) and name.strip(".-") and set(name) <= UNIT_CHARACTERS
         if not isinstance(name, str) or not named or name == "-.slice":
-            raise Error(f'"{shown}" is no name of a unit', 'write ["system.slice", "user.slice"]')
+            raise Error(f'"{shown}" is not a unit name', 'write ["system.slice", "user.slice"]')
         if name.endswith(NOT_ON_TOP) or (name.endswith(".scope") and name != "init.scope"):
             raise Error(
-                f"{shown} is no slice",
-                "name slices, and init.scope; a service of its own goes into a slice (Slice=)",
+                f"{shown} is not a slice",
+                "name slices, or init.scope; to confine one service, give it a slice (Slice=)",
             )
     return " ".join(dict.fromkeys(map(str, value)))
 
@@ -235,7 +235,7 @@ TABLE = (
         "confine_host",
         one_of("no", "asked", "running", "always"),
         '"running"',
-        'When the host\'s own work may use no CPUs but reserved_host_cpus: "no": never\n'
+        'When the host\'s own work is kept on reserved_host_cpus: "no": never\n'
         '(the default); "running": while a VM runs; "asked": while a VM runs that has\n'
         'confine_host = yes in its metadata; "always": from boot on. Kernel threads,\n'
         "interrupts and units that host_units does not name are not affected. It needs\n"
@@ -246,7 +246,7 @@ TABLE = (
         unit_names,
         '["system.slice", "user.slice", "init.scope"]',
         "The host's own work, for confine_host: slices and init.scope; without systemd,\n"
-        "cgroups right below the root. A service that needs CPUs of VMs belongs into a\n"
+        "cgroups right below the root. A service that needs CPUs of VMs belongs in a\n"
         "slice that is not named here.",
     ),
 )

@@ -96,9 +96,9 @@ def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config
     if config.confine_host != "no" and not has_v2_cpusets(host.read_optional):
         raise parsed.error(
             "confine_host",
-            "the cpuset controller of this host is that of cgroup v1, where systemd keeps its "
-            "units to no CPUs",
-            "boot with systemd.unified_cgroup_hierarchy=1, or remove the line",
+            "this host has the cpuset controller on cgroup v1, where systemd cannot limit the "
+            "CPUs of units",
+            "boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or remove the line",
         )
     return config
 

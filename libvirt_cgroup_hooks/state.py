@@ -210,7 +210,6 @@ class Remembered:
     __slots__ = ("_marked", "_text", "before", "made")
 
     def __init__(self, host: Host) -> None:
-        self._marked = host.read_optional(CONFINED)
         self.made: list[str] = []
         self.before: dict[Row, Value] = {}
         self._text = host.read_optional(SHARED)
@@ -220,6 +219,11 @@ class Remembered:
                 self.made.append(rest)
             elif word == "limit":
                 self._add(*rest.split(" ", 2))
+        self._marked = self._mark()
+
+    def _mark(self) -> str | None:
+        """What CONFINED says; None where it is not there."""
+        return "" if self.of_host else None
 
     def _add(self, name: str = "", value: str = "", path: str = "") -> None:
         kind = kinds.named(name)
@@ -250,7 +254,7 @@ class Remembered:
         old, new = self._text, lines_of(lines, LIMITS_FORMAT)
         self._text = new if lines else None
         mark = saved(CONFINED, "", self._marked, self.of_host)
-        self._marked = "" if self.of_host else None
+        self._marked = self._mark()
         return [*saved(SHARED, new, old, bool(lines)), *mark]
 
 

@@ -28,16 +28,6 @@ if TYPE_CHECKING:
     from .base import Limits
 
 UNITS = "/run/systemd/system"
-UNIT_FILES = (
-    "/etc/systemd/system",
-    UNITS,
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-)
-RUNTIME = "/run/systemd/system.control"  # where set-property --runtime keeps what it was told
-TRANSIENT = "/run/systemd/transient"  # and for scopes, init.scope among them
-CONTROL = ("/etc/systemd/system.control", RUNTIME, TRANSIENT)
 SET = ("set-property", "--runtime")
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
 GOES_WITH_ITS_VM = "[Unit]\nStopWhenUnneeded=yes\n"
@@ -149,8 +139,10 @@ class Systemd(Manager):
         first, _, name = units.unit_of(path).removesuffix(".slice").partition("-")
         if first == "user" and name.partition("-")[0].isdigit():
             return [f"the sessions of user {name.partition('-')[0]}"]
+        from . import unitfiles
+
         template = name.replace("\\x2d", "-") + "@.service"
-        if first == "system" and any(self.host.exists(f"{one}/{template}") for one in UNIT_FILES):
+        if first == "system" and unitfiles.has_unit(self.host, template):
             return [template]
         return []
 
@@ -193,29 +185,11 @@ class Systemd(Manager):
         return None if kind.of_cpus and value == self.present() else value
 
     def decided_elsewhere(self, kind: Kind, path: str) -> tuple[str, Value] | None:
-        """Drop-ins are read in the order of their names, whatever their directory; of those with
-        one name the first directory's counts (systemd.unit(5)).
-        """
-        unit = units.unit_of(path)
-        found = self._decided(unit, kind)
-        return None if found is None or found[0] == _own_file(unit, kind) else found
+        from . import unitfiles
 
-    def _decided(self, unit: str, kind: Kind, but: str = "") -> tuple[str, Value] | None:
-        """The file, but for BUT, that decides a limit of UNIT, and what it says."""
-        drop_ins: dict[str, str] = {}
-        for directory in reversed((*CONTROL, *UNIT_FILES)):
-            for name in self.host.names(f"{directory}/{unit}.d"):
-                file = f"{directory}/{unit}.d/{name}"
-                if name.endswith(".conf") and file != but:
-                    drop_ins[name] = file
-        fragments = [f"{directory}/{unit}" for directory in (*CONTROL, *UNIT_FILES)]
-        fragment = next((file for file in fragments if self.host.exists(file)), "")
-        key, found = kind.unit_property, None
-        for file in (fragment, *(drop_ins[name] for name in sorted(drop_ins))):
-            for line in (self.host.read_optional(file) or "" if file else "").splitlines():
-                if line.startswith(f"{key}="):
-                    found = (file, self._value(kind, line.partition("=")[2]))
-        return found
+        unit = units.unit_of(path)
+        found = unitfiles.decided(self.host, unit, kind)
+        return None if found is None or found[0] == _own_file(unit, kind) else found
 
     def forgets(self, kind: Kind, path: str, value: Value) -> bool:
         tree, limit = self.tree_of(kind), in_bytes(value)
@@ -224,20 +198,9 @@ class Systemd(Manager):
         # it writes what it is told into the kernel's file, and one that is exceeded kills
         return limit is None or tree.memory_in_use(tree.hierarchy.directory(path)) <= limit
 
-    @staticmethod
-    def _value(kind: Kind, text: str) -> Value:
-        """As systemd has it, with suffixes of bytes such as 32G."""
-        shift = " KMGT".find(text[-1:]) * 10
-        if not kind.of_cpus and shift > 0 and text[:-1].isdigit():
-            return int(text[:-1]) << shift
-        try:
-            return kind.parse(text)
-        except (Error, ValueError):  # a share of the host's memory, or what systemd rejects
-            return None
-
     def _promised(self, unit: str, kind: Kind) -> Value:
         key = kind.unit_property
-        for directory in CONTROL:
+        for directory in units.CONTROL:
             text = self.host.read_optional(f"{directory}/{unit}.d/50-{key}.conf") or ""
             for line in reversed(text.splitlines()):
                 if line.startswith(f"{key}="):
@@ -278,6 +241,8 @@ class Systemd(Manager):
         if self._writes(kind):
             directory = tree.hierarchy.directory(path)
             return [] if there == value else tree.put_back(kind, directory, value, there)
+        from . import unitfiles
+
         unit = units.unit_of(path)
         steps: list[Step] = []
         if there != value:
@@ -285,7 +250,7 @@ class Systemd(Manager):
         if value is None and kind.of_cpus:
             steps.append(Systemctl([*SET, unit, f"{kind.unit_property}="]))
         ours = _own_file(unit, kind)
-        decided = self._decided(unit, kind, but=ours)
+        decided = unitfiles.decided(self.host, unit, kind, but=ours)
         if value is None or (decided and decided[1] == value):
             steps += [Remove(ours, None), RemoveEmpty(ours.rpartition("/")[0])]
         return steps
@@ -557,7 +522,7 @@ class Systemd(Manager):
 
 def _own_file(unit: str, kind: Kind) -> str:
     """What set-property --runtime writes."""
-    directory = TRANSIENT if unit.endswith(".scope") else RUNTIME
+    directory = units.TRANSIENT if unit.endswith(".scope") else units.RUNTIME
     return f"{directory}/{unit}.d/50-{kind.unit_property}.conf"
 
 

@@ -9,6 +9,9 @@ MACHINE_NAME_MAX = 64
 UNIT_NAME_MAX = 255
 VM_SCOPE = "machine-qemu"  # begins the name of each VM's scope
 ROOT = "-.slice"
+RUNTIME = "/run/systemd/system.control"  # where set-property --runtime keeps what it was told
+TRANSIENT = "/run/systemd/transient"  # and for scopes, init.scope among them
+CONTROL = ("/etc/systemd/system.control", RUNTIME, TRANSIENT)
 
 
 def escape(text: str) -> str:

@@ -49,7 +49,7 @@ TABLE = (
     Check("HOST", "the limits of the VM parent", host.fence_in_effect, configured),
     Check("HOST", "for what else is in the VM parent", host.beside_vms, configured),
     Check("HOST", "that the host keeps to its own CPUs", host.confined, confining),
-    Check("HOST", "for what cannot be kept to them", host.not_confined, confining),
+    Check("HOST", "for what confine_host does not reach", host.not_confined, confining),
     Check("HOST", "for limits that are no longer wanted", host.unwanted_limits),
     Check("HOST", "for what running VMs may come to use", host.memory, configured),
     Check("HOST", "for offline and isolated CPUs", host.special_cpus, configured),

@@ -155,7 +155,7 @@ def confined(subject: Subject) -> Iterator[Problem]:
             yield Problem(FAIL, text, APPLY)
     pinned = conformance.pinned_elsewhere(manager)
     if pinned:
-        yield Problem(WARN, operations.told_of_pins(pinned), operations.PINS_REMEDY)
+        yield Problem(WARN, pinned.message, pinned.hint)
 
 
 def not_confined(subject: Subject) -> Iterator[Problem]:
@@ -165,7 +165,7 @@ def not_confined(subject: Subject) -> Iterator[Problem]:
     if tree is None or manager.fence.cpus is None:
         return
     host, top = subject.host, tree.hierarchy.mount
-    known = {*manager.host_units(), *(path for path in manager.parent_paths().values())}
+    known = {*manager.host_units(), *manager.parent_paths().values()}
     others = [
         f"/{name}"
         for name in host.directories(top)
@@ -201,7 +201,7 @@ def _interrupts(subject: Subject, cpus: CpuSet) -> Iterator[Problem]:
             f"set {INTERRUPTS}/NUMBER/smp_affinity_list; where irqbalance runs, "
             f"IRQBALANCE_BANNED_CPULIST={cpus} in its configuration"
         )
-        yield Problem(NOTE, f"interrupts {numbers}{more} come on CPUs of VMs", remedy)
+        yield Problem(NOTE, f"interrupts {numbers}{more} are handled by CPUs of VMs", remedy)
 
 
 def _workqueues(subject: Subject, cpus: CpuSet) -> Iterator[Problem]:
@@ -209,7 +209,7 @@ def _workqueues(subject: Subject, cpus: CpuSet) -> Iterator[Problem]:
     mask = (subject.host.read_optional(WORKQUEUES) or "").strip().replace(",", "")
     used = CpuSet(n for n in range(4 * len(mask)) if int(mask, 16) >> n & 1) & cpus
     if used:
-        text = f"the kernel's unbound workqueues run on CPUs of VMs, too ({used})"
+        text = f"the kernel's unbound workqueues may run on CPUs of VMs ({used})"
         yield Problem(NOTE, text, f"write a mask of the host's CPUs to {WORKQUEUES}")
 
 

@@ -43,7 +43,7 @@ REMEDY = {
     "confine": "use no, asked, running or always",
 }
 CONFINE = "when the host keeps to its own CPUs: as confine_host in cgroup-hooks.conf"
-NOTHING = ("none", "no")
+NOTHING = {"cpus": "none", "memory": "none", "confine": "no"}
 LIVE = "change the limits now, for running VMs too, until the next boot"
 CONFIG = "change the configuration file; running VMs follow when the next VM starts, or after apply"
 
@@ -149,7 +149,7 @@ def _check(arguments: argparse.Namespace, changes: bool) -> None:
 
 def _value(name: str, text: str) -> Value | None:
     """As the configuration file has it. Raises Error."""
-    if text == NOTHING[name == "confine"]:
+    if text == NOTHING[name]:
         return None
     is_count = name == "cpus" and text.isascii() and text.isdigit() and len(text) < 6
     value: Value = int(text) if is_count else text

@@ -113,10 +113,7 @@ def _own(host: Host, config: Config, online: CpuSet) -> CpuSet | None:
     if config.confine_host == "no":
         return None
     manager = managers.choose(host, config, managers.daemon(host))
-    cpus = CpuSet()
-    for one in conformance.host_cpus(manager).values():
-        cpus |= one
-    return cpus or online
+    return union(conformance.host_cpus(manager).values()) or online
 
 
 def _nodes(topology: Topology) -> list[Node]:
