@@ -97,10 +97,13 @@ def test_what_is_shown() -> None:
     done("web", "--set", "emulator_cpus=0")
     shown = command("web")
     assert shown.stderr == ""
-    assert (
-        shown.stdout
-        == "emulator_cpus:  0\nvcpu_cpus:      -\niothread_cpus:  -\nlayout:         -\n"
-    )
+    assert shown.stdout.splitlines() == [
+        "emulator_cpus:  0",
+        "vcpu_cpus:      -",
+        "iothread_cpus:  -",
+        "layout:         -",
+        "confine_host:   -",
+    ]
 
 
 def test_live_and_config() -> None:
