@@ -1,8 +1,8 @@
-"""Guests that use what they have: boot sectors, assembled by hand, that fit a disk image's first
-512 bytes.
+"""Guests, assembled by hand: firmware that sleeps, and boot sectors that use what they have.
 
-Each is a list of (machine code, what it says). The BIOS loads it at 0x7C00 in 16-bit mode, with A20
-open and the number of the disk in DL. Addresses in it are absolute.
+A boot sector fits a disk image's first 512 bytes. Each is a list of (machine code, what it says).
+The BIOS loads it at 0x7C00 in 16-bit mode, with A20 open and the number of the disk in DL.
+Addresses in it are absolute.
 """
 
 from __future__ import annotations
@@ -13,8 +13,23 @@ ORIGIN = 0x7C00
 MIB = 1 << 20
 PAGE = 4096
 SECTORS_AT_ONCE = 64  # 32 KiB
+FIRMWARE = Path("/run/tests-firmware")
+FIRMWARE_SIZE = 64 << 10
+RESET_VECTOR = FIRMWARE_SIZE - 16  # the firmware ends at 4 GiB, where a CPU begins 16 bytes before
 STOP = ((b"\xfa", "cli"), (b"\xf4", "hlt"), (b"\xeb\xfd", "jmp the hlt before"))
 Code = tuple[tuple[bytes, str], ...]
+
+
+def firmware() -> str:
+    """The XML of firmware whose vCPU sleeps at once: a BIOS that finds nothing to boot takes an
+    emulated host ten seconds.
+    """
+    if not FIRMWARE.exists():
+        code = bytearray(FIRMWARE_SIZE)
+        code[RESET_VECTOR : RESET_VECTOR + len(joined(STOP))] = joined(STOP)
+        FIRMWARE.write_bytes(code)
+        FIRMWARE.chmod(0o644)
+    return f"<loader readonly='yes' type='rom'>{FIRMWARE}</loader>"
 
 
 def toucher(mib: int, rounds: bool = True) -> bytes:

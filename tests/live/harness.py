@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from .guests import firmware
 from .pace import EVENT, in_time, patient
 from .pace import wait_for as wait_for  # tools/bench takes it from here
 
@@ -146,7 +147,7 @@ def domain_xml(
     devices: str = "",
 ) -> str:
     """A VM with nothing to boot, which costs next to no CPU time. `extra` goes below <domain>,
-    `devices` below <devices>.
+    `devices` below <devices>. With a disk it has a BIOS, which boots from it.
     """
     pins = [f"<vcpupin vcpu='{vcpu}' cpuset='{cpus}'/>" for vcpu, cpus in (vcpupin or {}).items()]
     pins += [f"<emulatorpin cpuset='{emulatorpin}'/>"] if emulatorpin else []
@@ -162,7 +163,10 @@ def domain_xml(
         f"<vcpu current='{vcpus if current is None else current}'>{vcpus}</vcpu>",
         f"<iothreads>{iothreads}</iothreads>" if iothreads else "",
         f"<cputune>{''.join(pins)}</cputune>" if pins else "",
-        f"<os><type arch='x86_64' machine='{machine}'>hvm</type></os>",
+        "<os>",
+        f"<type arch='x86_64' machine='{machine}'>hvm</type>",
+        firmware() if "<disk" not in devices else "",
+        "</os>",
         extra,
         "<devices>",
         "<emulator>/usr/bin/qemu-system-x86_64</emulator>",
