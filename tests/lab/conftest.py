@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from ..live.harness import CONFIG, LIVE, STATE, destroy_all_vms, virsh
+from ..live.harness import CONFIG, LAB_FACTS, LIVE, STATE, destroy_all_vms, virsh
 from ..live.pace import wait_for
 from . import selinux
-from .host import FACTS, HOOK, drop_ins, run
+from .host import HOOK, drop_ins, run
 
 SOURCE = Path(__file__).resolve().parents[2] / "hooks/qemu"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def lab_host() -> None:
-    if not FACTS.exists():
+    if not LAB_FACTS.exists():
         pytest.skip("not on a lab host; run: tools/lab run 13 tests/lab")
     shutil.copy(SOURCE, HOOK)
     HOOK.chmod(0o755)

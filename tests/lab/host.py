@@ -10,7 +10,6 @@ from typing import Any
 from ..live.harness import CONFIG, Daemon, Vm, domain_xml, running_vm, virsh
 from ..live.pace import in_time, patient, wait_for
 
-FACTS = Path("/etc/libvirt-cgroup-hooks-lab.json")
 HOOK = Path("/etc/libvirt/hooks/qemu")
 UNITS = Path("/run/systemd/system")
 CGROUP = Path("/sys/fs/cgroup")

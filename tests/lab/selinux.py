@@ -6,7 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from .host import FACTS, run
+from ..live.harness import LAB_FACTS
+from .host import run
 
 AUDIT = Path("/var/log/audit/audit.log")
 SOURCE = Path(__file__).resolve().parents[2] / "packaging/selinux/libvirt_cgroup_hooks.te"
@@ -17,7 +18,7 @@ DENIAL = re.compile(
 
 
 def is_used() -> bool:
-    return bool(json.loads(FACTS.read_text())["security"] == "selinux")
+    return bool(json.loads(LAB_FACTS.read_text())["security"] == "selinux")
 
 
 def load_module(folder: Path) -> None:

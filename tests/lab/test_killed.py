@@ -11,10 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from ..live.faults import counted, killed, points
-from ..live.harness import STATE, destroy_vm, running_vm, virsh
+from ..live.harness import LAB_FACTS, STATE, destroy_vm, running_vm, virsh
 from ..live.pace import wait_for
 from .host import (
-    FACTS,
     UNITS,
     configure,
     drop_ins,
@@ -64,7 +63,7 @@ def test_killed_on_its_way(
         if operation == "reconnect":
             restart_libvirtd()
         destroy_vm("web")
-    drawn = random.Random(f"{FACTS.read_text()} {operation} {layout}")
+    drawn = random.Random(f"{LAB_FACTS.read_text()} {operation} {layout}")
     chosen = drawn.sample(points(calls), min(CHOSEN, len(points(calls))))
     assert chosen
     for call, nth in chosen:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ..live.harness import virsh
-from .host import FACTS, UUIDS, configure, fenced, restart_libvirtd, run, start, status
+from ..live.harness import LAB_FACTS, virsh
+from .host import UUIDS, configure, fenced, restart_libvirtd, run, start, status
 
 APPARMOR_DENIAL = 'apparmor="DENIED"'
 OURS = ("/etc/libvirt/hooks", "cgroup-hooks", "python", "systemctl", "/sys/fs/cgroup")
@@ -26,12 +26,12 @@ def denials() -> list[str]:
 
 
 def test_apparmor_denies_the_hook_nothing() -> None:
-    if json.loads(FACTS.read_text())["security"] != "apparmor":
+    if json.loads(LAB_FACTS.read_text())["security"] != "apparmor":
         pytest.skip("libvirt does not use AppArmor here")
     daemon = int(run("pidof", "libvirtd").split()[0])
     assert label(daemon).endswith("libvirtd (enforce)")
     configure(fenced("/vms/$NAME"))
-    vm = start("web")
+    vm = start("web", confined=True)
     assert label(vm.pid) == f"libvirt-{UUIDS['web']} (enforce)"
     restart_libvirtd()
     assert status()["domains"][0]["conforms"]

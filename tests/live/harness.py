@@ -4,11 +4,13 @@ about its VMs.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -18,6 +20,7 @@ from .pace import wait_for as wait_for  # tools/bench takes it from here
 
 PRIVATE_HOST = "CGROUP_HOOKS_PRIVATE_HOST"
 CONFIG = Path("/etc/libvirt/cgroup-hooks.conf")
+LAB_FACTS = Path("/etc/libvirt-cgroup-hooks-lab.json")  # what a lab host is
 SOCKET = Path("/run/libvirt/libvirt-sock")
 PID_FILE = Path("/run/libvirtd.pid")
 ALL_CPUS = Path("/sys/devices/system/cpu/online").read_text().strip()
@@ -143,11 +146,13 @@ def domain_xml(
     iothreadpin: Mapping[int, str] | None = None,
     uuid: str | None = None,
     machine: str = "pc",
+    confined: bool = False,
     extra: str = "",
     devices: str = "",
 ) -> str:
     """A VM with nothing to boot, which costs next to no CPU time. `extra` goes below <domain>,
-    `devices` below <devices>. With a disk it has a BIOS, which boots from it.
+    `devices` below <devices>. With a disk it has a BIOS, which boots from it. AppArmor confines
+    it if it is to be `confined`.
     """
     pins = [f"<vcpupin vcpu='{vcpu}' cpuset='{cpus}'/>" for vcpu, cpus in (vcpupin or {}).items()]
     pins += [f"<emulatorpin cpuset='{emulatorpin}'/>"] if emulatorpin else []
@@ -167,6 +172,7 @@ def domain_xml(
         f"<type arch='x86_64' machine='{machine}'>hvm</type>",
         firmware() if "<disk" not in devices else "",
         "</os>",
+        "" if confined else without_profile(),
         extra,
         "<devices>",
         "<emulator>/usr/bin/qemu-system-x86_64</emulator>",
@@ -177,6 +183,16 @@ def domain_xml(
         "</domain>",
     ]
     return "\n".join(filter(None, lines))
+
+
+@cache
+def without_profile() -> str:
+    """The XML of a VM that AppArmor does not confine: libvirt has a profile compiled five times in
+    each start, which is most of what it takes an emulated host.
+    """
+    facts = json.loads(LAB_FACTS.read_text()) if LAB_FACTS.exists() else {}
+    used = facts.get("security") == "apparmor"
+    return "<seclabel type='none' model='apparmor'/>" if used else ""
 
 
 @dataclass(frozen=True)
