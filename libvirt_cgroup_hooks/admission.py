@@ -8,9 +8,11 @@ from __future__ import annotations
 from .errors import Refusal, printable, size
 
 SHOWN = 16  # pins in a message: a VM may have 65536 vCPUs
+LENT_TO = ("emulator", "iothread")  # what host_cpus_for can name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .config import Config
     from .cpuset import CpuSet
     from .domain import Domain
 
@@ -20,10 +22,11 @@ class Cpus:
 
     `fence`: what they may use; `pinnable`: that, and CPUs that are offline and not reserved;
     `reserved`: what the host keeps; `taken`: what others have for themselves alone, by cgroup
-    directory; `all_online`: whether every CPU of a pin has to be online.
+    directory; `all_online`: whether every CPU of a pin has to be online; `lent_to`: the classes of
+    threads that may have reserved ones.
     """
 
-    __slots__ = ("all_online", "fence", "pinnable", "reserved", "taken")
+    __slots__ = ("all_online", "fence", "lent_to", "pinnable", "reserved", "taken")
 
     def __init__(
         self,
@@ -32,12 +35,14 @@ class Cpus:
         reserved: CpuSet,
         taken: dict[str, CpuSet],
         all_online: bool,
+        lent_to: list[str],
     ) -> None:
         self.fence = fence
         self.pinnable = pinnable
         self.reserved = reserved
         self.taken = taken
         self.all_online = all_online
+        self.lent_to = lent_to
 
 
 def check_cpus(domain: Domain, cpus: Cpus, pin_conflict: str) -> list[str]:
@@ -68,6 +73,9 @@ def _conflicts(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> list[tupl
     subject = f"VM {printable(domain.name)} is pinned to"
     missing = {group: pin - present for group, pin in pins.items() if pin - present}
     reserved = {group: pin & cpus.reserved for group, pin in pins.items() if pin & cpus.reserved}
+    borrowed = [group for group in reserved if _class(group) in cpus.lent_to]
+    reserved = {group: taken for group, taken in reserved.items() if group not in borrowed}
+    loose = [group for group in domain.unpinned() if _class(group) not in cpus.lent_to]
     if missing:
         told = ", ".join(_told(pins, missing, "this host has no CPU"))
         hint = _within(domain, missing, cpus.fence)
@@ -75,8 +83,35 @@ def _conflicts(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> list[tupl
     if reserved:
         told = ", ".join(_told(pins, reserved, "reserved:"))
         hint = f"{_within(domain, reserved, cpus.fence)}, or reserve other CPUs"
+        classes = sorted({*map(_class, reserved), *map(_class, domain.unpinned())})
+        if set(classes) <= set(LENT_TO):
+            allowed = ", ".join(f'"{name}"' for name in sorted({*classes, *cpus.lent_to}))
+            hint += f", or allow it with host_cpus_for = [{allowed}]"
         found.append((f"{subject} reserved CPUs: {told}", hint))
+    elif borrowed and loose:
+        text = (
+            f"VM {printable(domain.name)} has {borrowed[0]} pinned to reserved CPUs, which needs "
+            f"all its vCPUs pinned to others (host_cpus_for), and {loose[0]} is not pinned"
+        )
+        found.append((text, _within(domain, dict.fromkeys(loose, cpus.fence), cpus.fence)))
     return found
+
+
+def _class(group: str) -> str:
+    return group.rstrip("0123456789")
+
+
+def not_lent(domain: Domain, config: Config, lent: CpuSet) -> str | None:
+    """What is told where DOMAIN has sets with the host's CPUs, LENT, and cannot use those."""
+    sets = {name: config.set_of(name) for name in config.host_cpus_for if config.set_of(name)}
+    keys = [f"{name}_cpus" for name, cpus in sets.items() if cpus and cpus & lent]
+    loose = [group for group in domain.unpinned() if not config.lends_to(group)]
+    if not keys or not loose:
+        return None
+    return (
+        f"VM {printable(domain.name)} does not get the reserved CPUs of {', '.join(keys)}: that "
+        f"needs all its vCPUs pinned in its XML (host_cpus_for), and {loose[0]} is not"
+    )
 
 
 def _check_online(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> None:
@@ -125,16 +160,14 @@ def may_exceed(may_take: int, limit: int) -> str | None:
     )
 
 
-def pins_outside(domain: Domain, cpus: CpuSet) -> list[str]:
-    """The first pins of DOMAIN to CPUs outside CPUS: "vcpu0 to 0-1 (reserved: 0)"."""
-    pins = domain.pins()
+def pins_outside(pins: dict[str, CpuSet], cpus: CpuSet) -> list[str]:
+    """The first of PINS, by thread group, to CPUs outside CPUS: "vcpu0 to 0-1 (reserved: 0)"."""
     outside = {group: pin - cpus for group, pin in pins.items() if not pin <= cpus}
     return _told(pins, outside, "reserved:")
 
 
-def pins_to(domain: Domain, cpus: CpuSet) -> list[str]:
-    """The first pins of DOMAIN to some of CPUS, which are to be reserved."""
-    pins = domain.pins()
+def pins_to(pins: dict[str, CpuSet], cpus: CpuSet) -> list[str]:
+    """The first of PINS, by thread group, to some of CPUS, which are to be reserved."""
     taken = {group: pin & cpus for group, pin in pins.items() if pin & cpus}
     return _told(pins, taken, "reserved:")
 

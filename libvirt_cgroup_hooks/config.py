@@ -27,6 +27,7 @@ DEFAULTS = {
     "on_error": "refuse",
     "confine_host": "no",
     "host_units": "system.slice user.slice init.scope",
+    "host_cpus_for": "",
 }
 
 
@@ -39,6 +40,7 @@ class Config:
         "confine_host",
         "emulator_cpus",
         "hook_timeout",
+        "host_cpus_for",
         "host_units",
         "iothread_cpus",
         "memory_admission",
@@ -68,6 +70,7 @@ class Config:
         self.on_error = self.values["on_error"]
         self.confine_host = self.values["confine_host"]
         self.host_units = self.values["host_units"].split(" ")
+        self.host_cpus_for = self.values["host_cpus_for"].split()
 
     def _cpus(self, key: str) -> CpuSet | None:
         return CpuSet.parse(self.values[key]) if self.values[key] else None
@@ -91,9 +94,23 @@ class Config:
             return self.vcpu_cpus
         return self.iothread_cpus if group.startswith("iothread") else self.emulator_cpus
 
+    def lends_to(self, group: str) -> bool:
+        """Whether the host's CPUs are also for a thread group, or for a class of them."""
+        return group.rstrip("0123456789") in self.host_cpus_for
+
+    def all_reserved(self, group: str, cpus: CpuSet) -> bool:
+        """Whether CPUS leave a thread group, or a class of them, with none at all."""
+        reserved = self.reserved_host_cpus
+        return bool(reserved and cpus and cpus <= reserved and not self.lends_to(group))
+
     def fence(self, online: CpuSet, memory: Memory, page_size: int) -> Fence:
         """What the VMs of a host with the CPUs ONLINE and MEMORY may use. Raises Error where that
         is nothing.
         """
-        cpus = cpus_left(self.reserved_host_cpus, online)
-        return Fence(cpus, memory_left(self.reserved_host_mem, memory, page_size))
+        reserved = self.reserved_host_cpus
+        fence = Fence(
+            cpus_left(reserved, online), memory_left(self.reserved_host_mem, memory, page_size)
+        )
+        if reserved and self.host_cpus_for:
+            fence.lent = reserved & online
+        return fence

@@ -6,6 +6,7 @@ changed.
 from __future__ import annotations
 
 from . import settings
+from .admission import LENT_TO
 from .config import PATH, Config
 from .cpuset import CpuSet
 from .errors import Error, printable
@@ -153,13 +154,12 @@ def resolve(parsed: Parsed, topology: Topology, page_size: int) -> Config:
     except Error as error:
         raise parsed.error("reserved_host_mem", error.message, error.hint) from None
     for key in ("emulator_cpus", "vcpu_cpus", "iothread_cpus"):
-        cpus_of_class = CpuSet.parse(values.get(key, ""))
-        if (
-            config.reserved_host_cpus
-            and cpus_of_class
-            and cpus_of_class <= config.reserved_host_cpus
-        ):
-            raise parsed.error(key, "all of these CPUs are reserved", f"VMs may use {left}")
+        group = key.removesuffix("_cpus")
+        if config.all_reserved(group, CpuSet.parse(values.get(key, ""))):
+            remedy = f"VMs may use {left}"
+            if group in LENT_TO:
+                remedy += f', or allow it with host_cpus_for = ["{group}"]'
+            raise parsed.error(key, "all of these CPUs are reserved", remedy)
     return config
 
 
@@ -182,7 +182,8 @@ def _check_together(parsed: Parsed) -> None:
             f'cgroup_layout = "{layout.preset}" has no cgroup that holds only VMs',
             'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"',
         )
-    if values.get("confine_host", "no") != "no" and not values.get("reserved_host_cpus"):
-        raise parsed.error("confine_host", "it needs reserved_host_cpus", "set that, too")
+    for key in ("confine_host", "host_cpus_for"):
+        if values.get(key, "no") != "no" and not values.get("reserved_host_cpus"):
+            raise parsed.error(key, "it needs reserved_host_cpus", "set that, too")
     if values.get("memory_admission") == "1" and not values.get("reserved_host_mem"):
         raise parsed.error("memory_admission", "it needs reserved_host_mem", "set that, too")

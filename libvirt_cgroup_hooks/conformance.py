@@ -73,7 +73,8 @@ def cpus_for_pins(manager: Manager, fence: CpuSet) -> Cpus:
     # others can have taken CPUs only where fewer are in effect
     others = taken(manager) if in_effect and not fence <= in_effect else {}
     all_online = any(tree.has_cpus and not tree.clips for tree in manager.trees)
-    return Cpus(fence, manager.pinnable(fence), manager.kept, others, all_online)
+    lent_to = manager.config.host_cpus_for
+    return Cpus(fence, manager.pinnable(fence), manager.kept, others, all_online, lent_to)
 
 
 def others_in(manager: Manager, rows: Iterable[Row]) -> dict[str, list[str]]:
@@ -254,7 +255,8 @@ def problems(manager: Manager, domain: Domain, thread: Thread, cpus: CpuSet) -> 
             wanted = threads.home(manager.host, tree, thread)
         if wanted not in (None, actual):
             found.append(f"it is in {tree.hierarchy.key or 'cgroup'} {actual}, not in {wanted}")
-    allowed = manager.allowed(domain, [thread.group])[thread.group] or manager.fence.cpus
+    reach = manager.reach(domain, thread.group)
+    allowed = manager.allowed(domain, [thread.group])[thread.group] or reach
     if allowed and not cpus <= allowed:
         found.append(f"it may use CPUs {cpus}, not only {allowed}")
     has_set = manager.config.set_of(thread.group) and thread.group not in domain.pins()

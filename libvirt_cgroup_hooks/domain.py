@@ -175,6 +175,17 @@ class Domain:
         vcpus = [f"vcpu{vcpu}" for vcpu in self.online_vcpus()]
         return ["emulator", *vcpus, *(f"iothread{number}" for number in self.iothread_numbers())]
 
+    def unpinned(self) -> list[str]:
+        """The thread groups that have no pin in the XML; those of vCPUs that may be plugged in,
+        too.
+        """
+        if self.vcpu_cpus is not None:
+            return []
+        vcpus = [f"vcpu{number}" for number in range(self.max_vcpus)]
+        groups = ["emulator", *vcpus, *(f"iothread{number}" for number in self.iothread_numbers())]
+        pins = self.pins()
+        return [group for group in groups if group not in pins]
+
     @property
     def handle(self) -> str:
         """What a command line calls the VM: its name, or its UUID where a shell or virsh would

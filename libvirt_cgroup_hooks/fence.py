@@ -3,30 +3,34 @@
 
 from __future__ import annotations
 
+from .cpuset import CpuSet
 from .errors import Error, size
 from .kinds import CPUS, MEMORY
 from .topology import auto_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .cpuset import CpuSet
     from .kinds import Kind, Value
     from .topology import Memory
 
 
 class Fence:
-    """What the VM parent may use: CPUs, memory in bytes (whole pages); None where nothing is
+    """What VMs may use together: CPUs, memory in bytes (whole pages); None where nothing is
     reserved.
+
+    `lent` are the host's CPUs that threads of some VMs may use besides (host_cpus_for). No limit of
+    all VMs together can say so: each VM has its own.
 
     `memory` is without hugepages. Where the kernel charges those to cgroups, the limit has them on
     top: `hugepages` are the bytes that VMs start with, and `charged` those that they have now,
     which may be more: memory devices were added.
     """
 
-    __slots__ = ("charged", "cpus", "hugepages", "memory")
+    __slots__ = ("charged", "cpus", "hugepages", "lent", "memory")
 
     def __init__(self, cpus: CpuSet | None = None, memory: int | None = None) -> None:
         self.cpus = cpus
+        self.lent = CpuSet()
         self.memory = memory
         self.hugepages = 0
         self.charged = 0
@@ -43,7 +47,8 @@ class Fence:
 
     def limits(self) -> dict[Kind, Value]:
         """What the VM parent is limited to, by kind."""
-        values: dict[Kind, Value] = {CPUS: self.cpus, MEMORY: self.memory_limit}
+        cpus = None if self.lent else self.cpus
+        values: dict[Kind, Value] = {CPUS: cpus, MEMORY: self.memory_limit}
         return {kind: value for kind, value in values.items() if value is not None}
 
 

@@ -27,14 +27,18 @@ if TYPE_CHECKING:
     Table = dict[Row, Value]
 
 
-def wanted(manager: Manager, domains: list[Domain], remembered: Remembered) -> Table:
+def wanted(
+    manager: Manager, domains: list[Domain], remembered: Remembered, whole: bool = False
+) -> Table:
     """The fence, on the VM parent, on what else holds DOMAINS, and on parents of earlier layouts;
     the host's own CPUs, on its units.
 
     In parents of earlier layouts VMs may still run, or be about to: they keep the fence for as
-    long.
+    long. So does a VM parent whose VMs are each to carry it, unless DOMAINS are the WHOLE of them.
     """
     table: Table = {}
+    if manager.fence.lent and not whole:
+        table.update(dict.fromkeys(outgrown(manager, remembered), manager.fence.cpus))
     for kind, value in manager.fence.limits().items():
         paths = manager.parents(kind, domains)
         for known, path in remembered.before:
@@ -55,6 +59,12 @@ def confines(manager: Manager, domains: list[Domain]) -> bool:
         asking = [domain for domain in domains if manager.for_domain(domain).asks_to_confine]
         return bool(asking) or manager.records.confining()
     return how == "always"
+
+
+def outgrown(manager: Manager, remembered: Remembered | None = None) -> list[Row]:
+    """The CPU limits of VM parents that hold VMs, while host_cpus_for has each VM carry its own."""
+    before = (remembered or Remembered(manager.host)).before
+    return [row for row in before if row[0] is CPUS and _may_hold_vms(manager, *row)]
 
 
 def _may_hold_vms(manager: Manager, kind: Kind, path: str) -> bool:
@@ -78,8 +88,9 @@ def unwanted(manager: Manager) -> Table:
     }
 
 
-def enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> list[Row]:
-    """The VM parent, the cgroups in which DOMAINS start, and all limits. Returns the new rows.
+def enforce(plan: Plan, manager: Manager, domains: list[Domain], whole: bool = False) -> list[Row]:
+    """The VM parent, the cgroups in which DOMAINS start, and all limits; WHOLE is as for `wanted`.
+    Returns the new rows.
 
     Raises Error where that cannot be, before anything is changed.
     """
@@ -89,7 +100,7 @@ def enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> list[Row]:
             f"{SHARED} was written by another version: the values from before the limits are "
             "not known and will not be restored"
         )
-    table = wanted(manager, domains, remembered)
+    table = wanted(manager, domains, remembered, whole)
     steps: list[Step] = []
     for tree, path in _directories(manager, domains, table):
         steps += _make(tree, path, as_cpus(table.get((CPUS, path))), table, remembered)

@@ -29,7 +29,7 @@ IDLE = {"start": "cgroupfs", "stopped": "systemd"}
 
 def concerns(host: Host, config: Config, operation: str) -> bool:
     """Whether there can be anything to do at OPERATION."""
-    if operation in IDLE and IDLE[operation] == managers.name(host):
+    if operation in IDLE and not config.host_cpus_for and IDLE[operation] == managers.name(host):
         return False
     if operation in CLEAN_UP:
         return host.exists(state.DIRECTORY)
@@ -193,9 +193,11 @@ def refit(plan: Plan, manager: Manager, running: list[Domain], force: bool = Fal
     for domain, own in managers_of.items():
         _count(plan, manager, own, domain)
     _tell_of_pins(plan, manager, list(managers_of))
-    _enforce(plan, manager, list(managers_of))
+    _enforce(plan, manager, list(managers_of), whole=True)
     for domain, own in managers_of.items():
-        vm_threads = threads.threads(manager.host, domain) if own.reaches_into_vms else []
+        record, _ = own.records.of(domain)
+        has_its_own = own.reaches_into_vms or record.files or record.groups
+        vm_threads = threads.threads(manager.host, domain) if has_its_own else []
         if vm_threads:
             own.place(plan, domain, domain, vm_threads)
 
@@ -276,11 +278,14 @@ def _check_host_units(manager: Manager) -> None:
                 )
 
 
-def _enforce(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
-    """Raises Error where a cgroup that gets its first limit holds more than VMs, or will."""
+def _enforce(plan: Plan, manager: Manager, domains: list[Domain], whole: bool = False) -> None:
+    """Raises Error where a cgroup that gets its first limit holds more than VMs, or will.
+
+    WHOLE: DOMAINS are all VMs that run, and get what each of them carries.
+    """
     from . import limits
 
-    new = limits.enforce(plan, manager, domains)
+    new = limits.enforce(plan, manager, domains, whole)
     if not new:
         return
     from . import conformance
@@ -341,12 +346,29 @@ def _admit(plan: Plan, manager: Manager, domain: Domain) -> None:
 
         cpus = conformance.cpus_for_pins(manager, fence.cpus)
         plan.warnings += admission.check_cpus(domain, cpus, config.pin_conflict)
+    if fence.lent:
+        _lend(plan, manager, domain)
     if fence.memory is not None and config.memory_admission:
         from . import admission
 
         stale = state.Record.read(manager.host, domain.uuid)
         others = manager.records.admitted.total - (stale.memory if stale else 0)
         admission.check_memory(domain, domain.host_memory(page_size()), others, fence.memory)
+
+
+def _lend(plan: Plan, manager: Manager, domain: Domain) -> None:
+    """Raises Refusal for a VM that may have CPUs of the host's, and cannot yet."""
+    from . import admission, limits
+
+    told = admission.not_lent(domain, manager.config, manager.fence.lent)
+    if told:
+        plan.warnings.append(told)
+    if manager.borrows(domain) and limits.outgrown(manager):
+        raise Refusal(
+            f"VM {printable(domain.name)} is to have CPUs of the host (host_cpus_for), and those "
+            "are still closed to all VMs together",
+            "run virt-cgroup apply --all, which gives each running VM a limit of its own",
+        )
 
 
 def _tell_of_memory(plan: Plan, manager: Manager, domain: Domain) -> None:

@@ -56,7 +56,7 @@ def _check(config: Config, key: str, value: str, present: CpuSet | None) -> None
     cpus = CpuSet.parse(value)
     if present is not None and not cpus <= present:
         raise Error(f"this host has no CPU {cpus - present} (its CPUs are {present})")
-    if config.reserved_host_cpus and cpus <= config.reserved_host_cpus:
+    if config.all_reserved(key.removesuffix("_cpus"), cpus):
         raise Error(
             f"all of these CPUs are reserved (reserved_host_cpus {config.reserved_host_cpus})"
         )

@@ -155,7 +155,7 @@ class Change:
     def _check(self, manager: Manager, running: list[Domain]) -> None:
         fence = manager.fence
         if fence.cpus is not None and not self.force:
-            _check_pins(self._before() - manager.pinnable(fence.cpus), fence.cpus, running)
+            _check_pins(self._before() - manager.pinnable(fence.cpus), manager, running)
         limit = fence.memory_limit
         if limit is not None and fence.memory is not None:
             for directory, tree in conformance.memory_parents(manager).items():
@@ -245,18 +245,18 @@ def canonical(key: str, value: Value) -> str:
     return settings.named(key).read(value)
 
 
-def _check_pins(taken: CpuSet, left: CpuSet, running: list[Domain]) -> None:
+def _check_pins(taken: CpuSet, manager: Manager, running: list[Domain]) -> None:
     """What was taken before, by force perhaps, is not asked for again."""
     pinned: list[str] = []
     for domain in running:
-        pins = pins_to(domain, taken)
+        pins = pins_to(manager.held_pins(domain), taken)
         if pins:
             pinned.append(f"{printable(domain.name)} ({', '.join(pins)})")
     if pinned:
         raise Error(
             f"cannot take CPUs from VMs that are pinned to them: {'; '.join(pinned)}",
-            f"pin them within {left} (virsh vcpupin, emulatorpin, iothreadpin), stop them, or use "
-            "--force",
+            f"pin them within {manager.fence.cpus} (virsh vcpupin, emulatorpin, iothreadpin), stop "
+            "them, or use --force",
         )
 
 
@@ -281,10 +281,8 @@ def _largest(manager: Manager, running: list[Domain]) -> str:
 
 
 def outside(running: list[Domain], manager: Manager) -> list[Domain]:
-    """The VMs of RUNNING that are pinned to CPUs that the host keeps."""
-    cpus = manager.fence.cpus
-    return (
-        []
-        if cpus is None
-        else [domain for domain in running if pins_outside(domain, manager.pinnable(cpus))]
-    )
+    """The VMs of RUNNING that are pinned to CPUs that the host keeps, and does not lend."""
+    if manager.fence.cpus is None:
+        return []
+    cpus = manager.pinnable(manager.fence.cpus)
+    return [domain for domain in running if pins_outside(manager.held_pins(domain), cpus)]

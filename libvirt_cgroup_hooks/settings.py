@@ -5,6 +5,7 @@ file and the manual.
 
 from __future__ import annotations
 
+from .admission import LENT_TO
 from .config import DEFAULTS
 from .cpuset import CpuSet
 from .errors import Error, printable
@@ -151,6 +152,16 @@ def unit_names(value: Value) -> str:
     return " ".join(dict.fromkeys(map(str, value)))
 
 
+def thread_classes(value: Value) -> str:
+    """Canonical: the classes, with a space between two."""
+    if not isinstance(value, list) or not value or not set(map(str, value)) <= set(LENT_TO):
+        raise Error(
+            'the value has to be a list of "emulator" and "iothread"',
+            'write ["emulator"], ["iothread"] or ["emulator", "iothread"]; vCPUs cannot be listed',
+        )
+    return " ".join(dict.fromkeys(map(str, value)))
+
+
 TABLE = (
     Setting(
         "reserved_host_cpus",
@@ -248,6 +259,16 @@ TABLE = (
         "The host's own work, for confine_host: slices and init.scope; without systemd,\n"
         "cgroups right below the root. A service that needs CPUs of VMs belongs in a\n"
         "slice that is not named here.",
+    ),
+    Setting(
+        "host_cpus_for",
+        thread_classes,
+        '["emulator", "iothread"]',
+        "Classes of VM threads that may be pinned to reserved_host_cpus as well, by the\n"
+        "VM's XML or by emulator_cpus and iothread_cpus; usual where vCPUs have CPUs\n"
+        "for themselves. It is for VMs whose vCPUs are all pinned in their XML. The CPU\n"
+        "limit is then each VM's own, not one of all VMs together.\n"
+        "Not set: VMs that are pinned to reserved CPUs are refused (see pin_conflict).",
     ),
 )
 

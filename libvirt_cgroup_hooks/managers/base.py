@@ -229,9 +229,23 @@ class Manager:
 
     def opened(self, running: list[Domain]) -> list[Step]:
         """Takes away what steers VMs, and the CPU fence that those that are RUNNING carry
-        themselves.
+        themselves: nothing but their parent limits them.
         """
-        return []
+        return self._opened_in([tree for tree in self.trees if tree.has_cpus], running)
+
+    def _opened_in(self, trees: list[Tree], running: list[Domain]) -> list[Step]:
+        from .. import threads
+
+        steps: list[Step] = []
+        for domain in running:
+            record, main = Record.read(self.host, domain.uuid), threads.threads(self.host, domain)
+            if record is None or not main:
+                continue
+            for tree in trees:
+                directory = tree.hierarchy.directory(self.vm_of(main[0], tree))
+                if any(f"{directory}/".startswith(f"{top}/") for top in record.groups):
+                    steps += tree.set_cpus(directory, None)
+        return steps
 
     # the CPUs of threads
 
@@ -241,14 +255,52 @@ class Manager:
 
         None: all that the VM has.
         """
-        pins, fence = domain.pins(), self.fence.cpus
+        pins = domain.pins()
         found: dict[str, CpuSet | None] = {}
         for group in groups:
             cpus = pins.get(group) or self.config.set_of(group)
-            if cpus and fence is not None:
-                cpus = cpus & fence
+            reach = self.reach(domain, group) if cpus else None
+            if cpus and reach is not None:
+                cpus = cpus & reach
             found[group] = cpus or None
         return found
+
+    def reach(self, domain: Domain, group: str) -> CpuSet | None:
+        """The CPUs that thread GROUP of DOMAIN may have: those of the fence, and of the host where
+        those are lent to it. None: all.
+        """
+        fence = self.fence
+        if fence.cpus is None or not (self.config.lends_to(group) and self.borrows(domain)):
+            return fence.cpus
+        return fence.cpus | fence.lent
+
+    def borrows(self, domain: Domain) -> bool:
+        """Whether threads of DOMAIN are to have CPUs of the host's, and all others of its threads
+        are pinned, so that they cannot have any.
+        """
+        lent, config = self.fence.lent, self.config
+        if not lent or not all(map(config.lends_to, domain.unpinned())):
+            return False
+        pins = domain.pins()
+        groups = [group for group in domain.group_names() if config.lends_to(group)]
+        wanted = [pins.get(group) or config.set_of(group) or CpuSet() for group in groups]
+        return any(cpus & lent for cpus in wanted)
+
+    def held_pins(self, domain: Domain) -> dict[str, CpuSet]:
+        """The pins of DOMAIN that have to be within the fence."""
+        borrows, lends_to = self.borrows(domain), self.config.lends_to
+        return {
+            group: pin for group, pin in domain.pins().items() if not (borrows and lends_to(group))
+        }
+
+    @property
+    def carries(self) -> bool:
+        """Whether each VM carries the CPU fence itself."""
+        return bool(self.fence.lent)
+
+    def carried(self, domain: Domain) -> CpuSet | None:
+        """The CPU fence that DOMAIN carries; None: none."""
+        return self.fence.cpus if self.carries and not self.borrows(domain) else None
 
     def pinnable(self, cpus: CpuSet) -> CpuSet:
         """What VMs may be pinned to: the fence's CPUS, and those that would be in it but are

@@ -99,23 +99,46 @@ class Cgroupfs(Manager):
             return [MACHINE]
         return [MACHINE, self.layout.shared_path(tree.daemon_path)]
 
+    @property
+    def carries(self) -> bool:
+        """For want of a parent, too."""
+        alone = not self.layout.native and self.layout.parent is None
+        return super().carries or (self.fence.cpus is not None and alone)
+
     # a VM
 
     @property
     def reaches_into_vms(self) -> bool:
-        moves = not self.layout.native
-        return self.config.has_sets or moves or not all(tree.clips for tree in self.trees)
+        inside = self.carries or not self.layout.native or self.config.has_sets
+        return inside or not all(tree.clips for tree in self.trees)
 
     def prepare(self, plan: Plan, domain: Domain) -> None:
         for tree in self.trees:  # an impossible name is told now, not when the VM runs
             self.layout.vm_path(domain, tree.daemon_path)
         self.begin_record(plan, domain)
 
+    def start(self, plan: Plan, domain: Domain) -> None:
+        """libvirt takes the cgroup of the VM as it finds it: with the fence, where its parent has
+        none.
+        """
+        cpus = self.carried(domain) if self.fence.lent else None
+        if not cpus or domain.id is None:
+            return
+        path = libvirts_path(domain, domain.id)
+        places = {tree.hierarchy.directory(path): tree for tree in self.trees if tree.has_cpus}
+        record, old = self.records.of(domain)
+        record.groups = list(dict.fromkeys([*record.groups, *places]))
+        self.records.save(plan, record, old)
+        for directory, tree in places.items():
+            plan.add_below(directory, *tree.make(path, cpus))
+
     def place(self, plan: Plan, domain: Domain, running: Domain, vm_threads: list[Thread]) -> None:
         from .. import threads  # only now: the other operations do without
         from . import placement
 
         if self.layout.native:
+            if self.carries or plan.operation != "started":
+                self._carry(plan, domain, vm_threads[0])
             placement.set_cpus_in_place(self, plan, domain, vm_threads)
             plan.add(*placement.unpin(self, domain, vm_threads))
             return
@@ -134,6 +157,19 @@ class Cgroupfs(Manager):
         pins = self.allowed(domain, domain.pins())
         plan.add(*placement.pin(self.host, pins, vm_threads, moved=bool(moves)))
         plan.add(*placement.unpin(self, domain, vm_threads))
+
+    def _carry(self, plan: Plan, domain: Domain, main: Thread) -> None:
+        """The fence of a VM that stays where libvirt has put it; where it carries none any more,
+        it gets back what that has taken.
+        """
+        cpus, libvirt = self.carried(domain), self._libvirt_directories(main)
+        record, old = self.records.of(domain)
+        for tree in self.trees:
+            directory = libvirt.get(tree.hierarchy.key, "")
+            if tree.has_cpus and directory and (cpus or directory in record.groups):
+                record.groups = list(dict.fromkeys([*record.groups, directory]))
+                self.records.save(plan, record, old)
+                plan.add(*tree.set_cpus(directory, cpus))
 
     def imagined(self, plan: Plan, domain: Domain) -> None:
         if self.layout.native:
@@ -186,9 +222,9 @@ class Cgroupfs(Manager):
         directory = tree.hierarchy.directory(path)
         existed = tree.exists(directory)
         top = tree.hierarchy.directory(self.layout.vm_top(domain, tree.daemon_path))
-        carries = tree.has_cpus and self.layout.parent is None
-        plan.add_below(top, *tree.make(path, self.fence.cpus if carries else None))
-        if carries and existed and self.fence.cpus is None:  # no CPUs are reserved any more
+        cpus = self.carried(domain) if tree.has_cpus else None
+        plan.add_below(top, *tree.make(path, cpus))
+        if tree.has_cpus and existed and not cpus:  # it carries none any more
             plan.add(*tree.set_cpus(directory, None))
         if libvirt is not None:  # thread groups get a copy of a v1 device list
             plan.add(*tree.devices(libvirt, directory))
@@ -224,11 +260,23 @@ class Cgroupfs(Manager):
 
 
 def staging(domain: Domain) -> str:
-    """The top of where libvirt starts DOMAIN: "/machine" unless its XML names another partition.
+    """The top of where libvirt starts DOMAIN: "/machine" unless its XML names another partition."""
+    return _partition([domain.partition_top])
 
-    Its rules are those of virCgroupSetPartitionSuffix.
-    """
-    first = domain.partition_top
-    if first not in FIRST_LEVEL and "." not in first:
-        first += ".partition"
-    return "/" + escaped(first)
+
+def libvirts_path(domain: Domain, number: int) -> str:
+    """The cgroup that libvirt makes for DOMAIN, which has the id NUMBER."""
+    from .units import machine_name
+
+    name = machine_name(domain.name, number) + LIBVIRT_SUFFIX
+    components = (domain.partition.strip("/") or "machine").split("/")
+    return f"{_partition(components)}/{escaped(name)}"
+
+
+def _partition(components: list[str]) -> str:
+    """By the rules of virCgroupSetPartitionSuffix."""
+    path = ""
+    for name in components:
+        fixed = not path and name in FIRST_LEVEL
+        path += "/" + escaped(name if fixed or "." in name else f"{name}.partition")
+    return path

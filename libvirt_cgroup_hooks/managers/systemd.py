@@ -111,11 +111,9 @@ class Systemd(Manager):
         )
 
     def scope_path(self, domain: Domain) -> str:
-        return (
-            units.slice_path(self.vm_slice(domain) or MACHINE).rstrip("/")
-            + "/"
-            + self._scope(domain)
-        )
+        libvirts = units.slice_unit((domain.partition.strip("/") or "machine").split("/"))
+        unit = self.vm_slice(domain) or libvirts
+        return units.slice_path(unit).rstrip("/") + "/" + self._scope(domain)
 
     def _scope(self, domain: Domain) -> str:
         if domain.id is None:
@@ -278,7 +276,7 @@ class Systemd(Manager):
 
     @property
     def reaches_into_vms(self) -> bool:
-        carried = self.parent_slice() is None
+        carried = bool(self.fence.lent) or self.parent_slice() is None
         return self.config.has_sets or carried or not all(tree.clips for tree in self.trees)
 
     def _remove_stray_drop_ins(self, plan: Plan, known: list[str]) -> None:
@@ -312,29 +310,29 @@ class Systemd(Manager):
     # start: the id is known, and machined has not been asked yet
 
     def start(self, plan: Plan, domain: Domain) -> None:
-        unit = self.vm_slice(domain)
-        if unit is None:
+        unit, cpus, tree = self.vm_slice(domain), self.carried(domain), self._own_cpusets
+        text = self._drop_in_text(domain)
+        if not text and not cpus:
             # one of an earlier VM of that id and name would steer this one
             if domain.id is not None:
                 plan.add(*self._remove_drop_in(self._drop_in(domain)))
             return
         record, old = self.records.of(domain)
         path, scope = self._drop_in(domain), self.scope_path(domain)
-        own = self._own_slice(domain)
+        own = self._own_slice(domain) if unit else None
         top = units.slice_path(own) if own else scope
-        going = self._slice_drop_ins(own, unit) if own else []
-        record.files = [path, *going]
+        going = self._slice_drop_ins(own, unit) if own and unit else []
+        record.files = [path, *going] if text else []
         record.slices = [own] if own else []
-        record.groups = self._unmanaged(top) if own or self._carries else []
-        text = self._drop_in_text(unit)
+        record.groups = self._unmanaged(top) if own or cpus else []
         self.records.save(plan, record, old)
-        plan.add(*self._write_drop_in(path, text))
-        for file in going:
-            plan.add(*self._write_drop_in(file, GOES_WITH_ITS_VM))
-        plan.add(*REFRESH)
-        tree = self._own_cpusets
-        if tree and self._carries:
-            plan.add_below(tree.hierarchy.directory(top), *tree.make(scope, self.fence.cpus))
+        if text:
+            plan.add(*self._write_drop_in(path, text))
+            for file in going:
+                plan.add(*self._write_drop_in(file, GOES_WITH_ITS_VM))
+            plan.add(*REFRESH)
+        if tree and cpus:
+            plan.add_below(tree.hierarchy.directory(top), *tree.make(scope, cpus))
 
     def _unmanaged(self, path: str) -> list[str]:
         """Directories of the cgroup PATH that systemd does not make, and so does not remove.
@@ -349,9 +347,9 @@ class Systemd(Manager):
         return None if tree is None or tree.systemd_sets(CPUS) else tree
 
     @property
-    def _carries(self) -> bool:
-        """Whether each VM carries the CPU fence, for want of a parent."""
-        return self.fence.cpus is not None and self.parent_slice() is None
+    def carries(self) -> bool:
+        """For want of a parent, too."""
+        return super().carries or (self.fence.cpus is not None and self.parent_slice() is None)
 
     def _drop_in(self, domain: Domain) -> str:
         return f"{UNITS}/{self._scope(domain)}.d/{DROP_IN}"
@@ -370,10 +368,16 @@ class Systemd(Manager):
         old = self.host.read_optional(path)
         return [MakeDirectory(path.rpartition("/")[0]), Replace(path, text, old, mode=0o644)]
 
-    def _drop_in_text(self, unit: str) -> str:
-        carried = self._carries and not self._own_cpusets
-        cpus = f"AllowedCPUs={self.fence.cpus}\n" if carried else ""
-        return f"[Scope]\nSlice={unit}\n{cpus}"
+    def _drop_in_text(self, domain: Domain) -> str:
+        """What systemd is told of DOMAIN's scope; nothing where libvirt and the VM parent say all.
+
+        Cpusets are no matter of systemd's on v1.
+        """
+        unit = self.vm_slice(domain)
+        cpus = None if self._own_cpusets else self.carried(domain)
+        lines = [f"Slice={unit}\n"] if unit else []
+        lines += [f"AllowedCPUs={cpus}\n"] if cpus else []
+        return "".join(["[Scope]\n", *lines]) if lines else ""
 
     def _remove_drop_in(self, path: str) -> list[Step]:
         """The drop-in PATH, what was half written beside it, and its directory, if that is empty
@@ -399,7 +403,7 @@ class Systemd(Manager):
                 f"systemd has put the VM in {printable(actual)}, not in {expected}; "
                 "shut it down and start it again to move it"
             )
-        elif self.parent_slice() is None:
+        elif self.carries or plan.operation != "started":
             self._fence_scope(plan, domain, expected)
         placement.set_cpus_in_place(self, plan, domain, vm_threads)
         for tree in self.trees:
@@ -410,23 +414,29 @@ class Systemd(Manager):
         plan.add(*placement.unpin(self, domain, vm_threads))
 
     def _fence_scope(self, plan: Plan, domain: Domain, path: str) -> None:
-        """The fence that the VM carries; where no CPUs are kept any more, it gets back what our
+        """The fence that the VM carries; where it carries none any more, it gets back what our
         drop-in has taken.
 
         The drop-in follows: systemd goes by it when it reloads.
         """
-        tree = self._own_cpusets
-        if tree and tree.exists(tree.hierarchy.directory(path)):
-            plan.add(*tree.set_cpus(tree.hierarchy.directory(path), self.fence.cpus))
-        unit, file = self.vm_slice(domain), self._drop_in(domain)
-        old = self.host.read_optional(file)
-        if tree or old is None or unit is None:
+        tree, cpus = self._own_cpusets, self.carried(domain)
+        if tree:
+            directory = tree.hierarchy.directory(path)
+            if (self.carries or self.parent_slice() is None) and tree.exists(directory):
+                plan.add(*tree.set_cpus(directory, cpus))
             return
-        text = self._drop_in_text(unit)
+        file = self._drop_in(domain)
+        old = self.host.read_optional(file)
+        if old is None and not cpus:
+            return
+        text = self._drop_in_text(domain)
         if text != old:
-            plan.add(Replace(file, text, old, mode=0o644))
-        if self.fence.cpus is not None or "AllowedCPUs=" in old:
-            plan.add(*self.set(path, {CPUS: self.fence.cpus or self.present()}))
+            record, known = self.records.of(domain)
+            record.files = list(dict.fromkeys([*record.files, file]))
+            self.records.save(plan, record, known)
+            plan.add(*(self._write_drop_in(file, text) if text else self._remove_drop_in(file)))
+        if cpus or "AllowedCPUs=" in (old or ""):
+            plan.add(*self.set(path, {CPUS: cpus or self.present()}))
 
     def _systemd_path(self, thread: Thread) -> str:
         return thread.cgroups.get(self.systemd_key, "")
@@ -471,31 +481,20 @@ class Systemd(Manager):
         return steps
 
     def opened(self, running: list[Domain]) -> list[Step]:
-        scopes = {self._scope(domain): domain for domain in running if domain.id is not None}
-        steps: list[Step] = []
+        scopes = [self._scope(domain) for domain in running if domain.id is not None]
+        own = self._own_cpusets
+        steps = self._opened_in([own], running) if own else []
         for name in self.host.names(UNITS):
             unit, path = name.removesuffix(".d"), f"{UNITS}/{name}/{DROP_IN}"
             text = self.host.read_optional(path)
             goes_yet = unit.endswith(".slice") and running
             if text is None or goes_yet:
                 continue
-            if unit in scopes:
-                steps += self._opened_scope(unit, scopes[unit], text)
+            if unit in scopes and "AllowedCPUs=" in text:
+                cpus: Limits = {CPUS: self.present()}
+                steps.append(self._set_property(unit, cpus, cpus))
             steps += self._remove_drop_in(path)
         return steps
-
-    def _opened_scope(self, scope: str, running: Domain, drop_in: str) -> list[Step]:
-        """Nothing but its parent limits the CPUs of the VM."""
-        from .. import threads
-
-        tree = self._own_cpusets
-        if tree is None:
-            cpus: Limits = {CPUS: self.present()}
-            return [self._set_property(scope, cpus, cpus)] if "AllowedCPUs=" in drop_in else []
-        vm_threads = threads.threads(self.host, running)
-        if not vm_threads:
-            return []
-        return tree.set_cpus(tree.hierarchy.directory(self.vm_of(vm_threads[0], tree)), None)
 
     # where things are
 

@@ -228,8 +228,8 @@ TUNE = (
 )
 def test_pins_outside(inner: str, cpus: str, outside: list[str]) -> None:
     made, allowed = domain(inner=inner), CpuSet.parse(cpus)
-    assert sorted(pins_outside(made, allowed)) == outside
-    given = Cpus(allowed, allowed, CpuSet.parse("0-3") - allowed, {}, False)
+    assert sorted(pins_outside(made.pins(), allowed)) == outside
+    given = Cpus(allowed, allowed, CpuSet.parse("0-3") - allowed, {}, False, [])
     assert bool(check_cpus(made, given, "warn")) is bool(outside)
 
 
@@ -237,7 +237,7 @@ def test_a_pin_outside_is_refused_in_one_sentence() -> None:
     with pytest.raises(Refusal) as error:
         check_cpus(
             domain("we\nb", "<cputune><emulatorpin cpuset='0-1'/></cputune>"),
-            Cpus(CpuSet.parse("1-7"), CpuSet.parse("1-7"), CpuSet([0]), {}, False),
+            Cpus(CpuSet.parse("1-7"), CpuSet.parse("1-7"), CpuSet([0]), {}, False, []),
             "refuse",
         )
     assert str(error.value) == (
@@ -246,7 +246,7 @@ def test_a_pin_outside_is_refused_in_one_sentence() -> None:
     )
 
 
-EIGHT = Cpus(CpuSet.parse("2-7"), CpuSet.parse("2-7"), CpuSet.parse("0-1"), {}, False)
+EIGHT = Cpus(CpuSet.parse("2-7"), CpuSet.parse("2-7"), CpuSet.parse("0-1"), {}, False, [])
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_pins_of_vcpus_that_are_offline_are_told(cpus: str, conflict: str) -> No
 def test_pinned_to_offline_cpus(pins: str, all_of_them: bool, told: str) -> None:
     made = domain("web", f"<vcpu>32</vcpu><cputune>{pins}</cputune>")
     fence, pinnable, reserved = map(CpuSet.parse, ("2-6", "2-7", "0-1"))  # CPU 7 is offline
-    cpus = Cpus(fence, pinnable, reserved, {}, all_of_them)
+    cpus = Cpus(fence, pinnable, reserved, {}, all_of_them, [])
     if not told:
         assert bool(check_cpus(made, cpus, "warn")) is ("1," in pins)
         return

@@ -84,16 +84,16 @@ def conforming(subject: Subject) -> Iterator[Problem]:
         yield Problem(FAIL, error.message, error.hint)
     for vm in running:
         try:
-            manager.for_domain(vm)
+            own = manager.for_domain(vm)
         except Error as error:
             yield Problem(FAIL, error.message, error.hint)
             continue
         found = describe(subject.host, manager, vm)
         problems = found["problems"]
         if problems:
-            cpus = [CpuSet.parse(row["cpus"]) for row in found["threads"]]
             escaped = manager.fence.cpus is not None and any(
-                one - manager.fence.cpus for one in cpus
+                CpuSet.parse(row["cpus"]) - (own.reach(vm, row["group"]) or CpuSet())
+                for row in found["threads"]
             )
             more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
             remedy = "run virt-cgroup apply --all"

@@ -70,7 +70,11 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
         "manager": manager.name,
         "layout": config.cgroup_layout.preset,
         "reservation": {"cpus": str(config.reserved_host_cpus or ""), "memory": kept},
-        "fence": {"cpus": str(fence.cpus or ""), "memory_limit": fence.memory_limit},
+        "fence": {
+            "cpus": str(fence.cpus or ""),
+            "memory_limit": fence.memory_limit,
+            "lent": {"cpus": str(fence.lent), "to": config.host_cpus_for},
+        },
         "host": {
             "confine_host": config.confine_host,
             "confined": limits.confines(manager, domains),
@@ -104,7 +108,7 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
                 f"{_size(reservation['memory'], 'none')}",
             ),
             ("VM parent", parent["path"] or "none: each VM has the CPU limit"),
-            ("VM CPUs", f"{parent['cpus'] or '-'} (configured {fence['cpus'] or 'no limit'})"),
+            ("VM CPUs", _cpus(parent, fence)),
             ("VM memory", _memory(parent, fence)),
             *_host(report["host"], reservation["cpus"]),
         ]
@@ -180,6 +184,14 @@ def _host(host: dict[str, Any], kept: str) -> list[tuple[str, str]]:
         when = f" since {datetime.fromtimestamp(since):%Y-%m-%d %H:%M:%S}" if since else ""
         wanted = f"configured {kept}{when}"
     return [("Host CPUs", f"{found} ({wanted}, confine_host {host['confine_host']})")]
+
+
+def _cpus(parent: dict[str, Any], fence: dict[str, Any]) -> str:
+    lent = fence["lent"]
+    told = f"{parent['cpus'] or '-'} (configured {fence['cpus'] or 'no limit'}"
+    if lent["cpus"]:
+        told += f" for each VM, and {lent['cpus']} for {' and '.join(lent['to'])} threads"
+    return f"{told})"
 
 
 def _memory(parent: dict[str, Any], fence: dict[str, Any]) -> str:

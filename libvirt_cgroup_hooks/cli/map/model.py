@@ -12,8 +12,9 @@ from ... import conformance, managers, threads
 from ...config import Config
 from ...cpuset import CpuSet
 from ...domain import Domain
-from ...errors import printable
+from ...errors import Error, printable
 from ...host import Host, page_size
+from ...managers.base import Manager
 from ...topology import Topology
 
 
@@ -33,12 +34,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Group:
-    """A thread group of a VM: the online CPUs it may run on, and its pin in the VM's XML."""
+    """A thread group of a VM: the online CPUs it may run on, its pin in the VM's XML, and whether
+    the host's CPUs are for it, too.
+    """
 
     name: str
     threads: int
     cpus: CpuSet
     pinned: CpuSet | None
+    lent: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Row:
     label: str
     cpus: CpuSet
     pinned: CpuSet
+    lent: bool = False
 
 
 class Mark(enum.Enum):
@@ -97,6 +102,8 @@ class Mark(enum.Enum):
 def read(host: Host, config: Config) -> Map:
     """Raises Error where the kernel's or libvirt's files are not understood."""
     topology = Topology.read(host.read_optional)
+    asked = config.confine_host != "no" or config.host_cpus_for
+    manager = managers.choose(host, config, managers.daemon(host)) if asked else None
     return Map(
         topology.online,
         topology.present - topology.online,
@@ -104,15 +111,14 @@ def read(host: Host, config: Config) -> Map:
         config.reserved_host_cpus or CpuSet(),
         config.fence(topology.online, topology.memory, page_size()).cpus,
         tuple(_nodes(topology)),
-        tuple(_vm(host, domain, topology.online) for domain in threads.running(host, {})),
-        _own(host, config, topology.online),
+        tuple(_vm(host, manager, domain, topology.online) for domain in threads.running(host, {})),
+        _own(manager, topology.online),
     )
 
 
-def _own(host: Host, config: Config, online: CpuSet) -> CpuSet | None:
-    if config.confine_host == "no":
+def _own(manager: Manager | None, online: CpuSet) -> CpuSet | None:
+    if manager is None or manager.config.confine_host == "no":
         return None
-    manager = managers.choose(host, config, managers.daemon(host))
     return union(conformance.host_cpus(manager).values()) or online
 
 
@@ -130,7 +136,8 @@ def _nodes(topology: Topology) -> list[Node]:
     )
 
 
-def _vm(host: Host, domain: Domain, online: CpuSet) -> Vm:
+def _vm(host: Host, manager: Manager | None, domain: Domain, online: CpuSet) -> Vm:
+    lent = _lent(manager, domain) if manager else set()
     allowed: dict[str, list[CpuSet]] = {}
     for thread in threads.threads(host, domain):
         allowed.setdefault(thread.group, []).append(
@@ -142,9 +149,25 @@ def _vm(host: Host, domain: Domain, online: CpuSet) -> Vm:
         key=lambda name: (_class(name) != "emulator", _class(name) != "vcpu", _number(name)),
     )
     groups = [
-        Group(name, len(allowed[name]), union(allowed[name]), pins.get(name)) for name in names
+        Group(
+            name,
+            len(allowed[name]),
+            union(allowed[name]),
+            pins.get(name),
+            _class(name) in lent,
+        )
+        for name in names
     ]
     return Vm(domain.name, domain.uuid, domain.id, tuple(groups))
+
+
+def _lent(manager: Manager, domain: Domain) -> set[str]:
+    """The classes of DOMAIN's threads that the host's CPUs are for, too."""
+    try:
+        own = manager.for_domain(domain)
+    except Error:  # in its own settings; status and validate tell it
+        return set()
+    return set(own.config.host_cpus_for) if own.borrows(domain) else set()
 
 
 def union(sets: Iterable[CpuSet]) -> CpuSet:
@@ -195,15 +218,15 @@ def _vm_json(vm: Vm) -> dict[str, object]:
 
 def rows(vm: Vm) -> list[Row]:
     """One for each class of threads that are alike, and one for the whole VM where all are."""
-    alike: dict[tuple[str, CpuSet, CpuSet], list[int]] = {}
+    alike: dict[tuple[str, CpuSet, CpuSet, bool], list[int]] = {}
     for group in vm.groups:
-        key = _class(group.name), group.cpus, group.pinned or CpuSet()
+        key = _class(group.name), group.cpus, group.pinned or CpuSet(), group.lent
         alike.setdefault(key, []).append(_number(group.name))
     if len(vm.groups) > 1 and len({key[1:] for key in alike}) == 1:
         return [Row("all threads", vm.groups[0].cpus, vm.groups[0].pinned or CpuSet())]
     return [
-        Row(kind if kind == "emulator" else f"{kind}{CpuSet(numbers)}", cpus, pinned)
-        for (kind, cpus, pinned), numbers in alike.items()
+        Row(kind if kind == "emulator" else f"{kind}{CpuSet(numbers)}", cpus, pinned, lent)
+        for (kind, cpus, pinned, lent), numbers in alike.items()
     ]
 
 
@@ -226,7 +249,7 @@ def mark(found: Map, row: Row, cpu: int) -> Mark:
     """How the map shows CPU in ROW."""
     one = CpuSet([cpu])
     if one <= row.cpus:
-        if one <= found.reserved:
+        if one <= found.reserved and not row.lent:
             return Mark.TRESPASS
         return Mark.PINNED if one <= row.pinned else Mark.ALLOWED
     if one <= row.pinned:

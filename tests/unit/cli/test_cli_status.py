@@ -52,7 +52,11 @@ def test_status_as_json(command: Command, host: Kernel) -> None:
         "manager": "cgroupfs",
         "layout": "/vms/$NAME",
         "reservation": {"cpus": "0", "memory": 512 * 2**20},
-        "fence": {"cpus": "1-3", "memory_limit": UNIFIED_LIMIT},
+        "fence": {
+            "cpus": "1-3",
+            "memory_limit": UNIFIED_LIMIT,
+            "lent": {"cpus": "", "to": []},
+        },
         "parent": {"path": "/vms", "cpus": None, "memory_limit": None, "memory_current": None},
         "host": {"confine_host": "no", "confined": False, "since": None, "cpus": {}},
         "unwanted": [],

@@ -139,7 +139,7 @@ def domain_xml(data: bytes) -> None:
 
 def asked_of(found: Domain) -> None:
     with told():
-        check_cpus(found, Cpus(FIRST_TWO, FIRST_TWO, CpuSet(), {}, False), "refuse")
+        check_cpus(found, Cpus(FIRST_TWO, FIRST_TWO, CpuSet(), {}, False, []), "refuse")
     with told():
         check_memory(found, found.host_memory(4096), 0, 1 << 30)
     assert len(found.group_names()) <= 3 * 65536 + 1

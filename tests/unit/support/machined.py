@@ -40,6 +40,7 @@ class Machined(Kernel):
 
     def __init__(self, root: Path, name: str, conf: str | None = None) -> None:
         super().__init__(root, name, conf)
+        self.scopes: dict[str, str] = {}  # their cgroups, by unit
         for path in (BUS, ACTIVATION, f"{UNITS}/.keep", "/run/systemd/system.control/.keep"):
             self.put(path, "")
         self.daemon(SERVICE)
@@ -81,9 +82,8 @@ class Machined(Kernel):
         self.promise(unit, **properties)
         for name, value in properties.items():
             for hierarchy in self.hierarchies:
-                file = (
-                    f"{hierarchy.directory('/' + unit)}/{FILES[hierarchy.version].get(name, '-')}"
-                )
+                directory = hierarchy.directory(self.scopes.get(unit, f"/{unit}"))
+                file = f"{directory}/{FILES[hierarchy.version].get(name, '-')}"
                 if self.exists(file):
                     no_limit = "max" if hierarchy.version == 2 else NO_LIMIT
                     self.write(file, no_limit if value == "infinity" else value)
@@ -122,7 +122,8 @@ class Machined(Kernel):
         """QEMU runs in the scope that systemd has made in the slice at PARENT; GROUPS: and libvirt
         has made its own.
         """
-        base = f"{parent}/{scope_unit(vm.name, 3)}"
+        unit = scope_unit(vm.name, 3)
+        base = self.scopes[unit] = f"{parent}/{unit}"
         numbers = {PID: ("qemu-system-x86", "emulator"), PID + 1: ("worker", "emulator")}
         numbers.update((PID + 10 + n, (f"CPU {n}/KVM", f"vcpu{n}")) for n in vm.online_vcpus())
         numbers.update(
@@ -131,6 +132,8 @@ class Machined(Kernel):
         names = dict.fromkeys(group for _, group in numbers.values()) if groups else ()
         for hierarchy in self.hierarchies:
             self.scope(hierarchy, base, list(names))
+            if hierarchy.version == 2:  # systemd keeps no v1 cpusets
+                self.limit(hierarchy.directory(base), f"{UNITS}/{unit}.d/{DROP_IN}")
             self.pin(hierarchy, f"{base}/libvirt", vm)
         for tid, (comm, group) in numbers.items():
             at = f"{base}/libvirt/{group}" if groups else base
@@ -150,6 +153,12 @@ class Machined(Kernel):
             f"<domstatus pid='{PID}'><vcpus>{vcpus}</vcpus>{text}</domstatus>",
         )
         return parse(text.encode())
+
+    def limit(self, directory: str, drop_in: str) -> None:
+        for line in (self.read_optional(drop_in) or "").splitlines():
+            key, _, value = line.partition("=")
+            if key == "AllowedCPUs":
+                self.put(f"{directory}/cpuset.cpus", value)
 
     def scope(self, hierarchy: Hierarchy, base: str, groups: Sequence[str]) -> None:
         inner = (

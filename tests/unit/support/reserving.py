@@ -113,7 +113,8 @@ def states(host: Kernel) -> dict[str, str]:
     No limit of CPUs and all CPUs are the same: on v2 the kernel takes no empty list while there are
     processes.
     """
-    without = (state.LOCK[1:], f"{state.DIRECTORY[1:]}/reserve.lock", "run/systemd/system.control")
+    locks = (state.LOCK[1:], f"{state.DIRECTORY[1:]}/reserve.lock")
+    without = (*locks, "run/systemd/system.control", "run/systemd/transient")
     return {
         path: "0-3" if path.endswith("/cpuset.cpus") and not text.strip() else text.strip()
         for path, text in host.snapshot(*without).items()
