@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ..live.harness import CONFIG, destroy_all_vms, running_vm, virsh
 from ..live.pace import wait_for
+from .faults import call_hook, read_only_run, stopped_bus, systemctl_that
 from .host import (
     CGROUP,
     FENCE_CPUS,
@@ -184,6 +186,48 @@ def test_vms_of_a_confined_daemon_have_their_cpus(before: dict[str, object], pin
     plugged = vm.threads()[vm.vcpus[2]].cpus_allowed
     assert plugged in (FENCE_CPUS, "5-6")  # libvirt 12.8 leaves it those of the emulator
     assert outside() == []
+
+
+@pytest.mark.thorough
+@pytest.mark.releases
+def test_a_stopped_bus_does_not_matter(before: dict[str, object]) -> None:
+    configure(confined("running"))
+    with stopped_bus():
+        assert call_hook("web", "prepare", xml("web")).returncode == 0
+        assert outside() == []
+        assert call_hook("web", "release", xml("web")).returncode == 0
+    assert what_units_may_use() == before
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("fault", ["systemd refuses", "/run is read-only"])
+def test_where_it_cannot_be(before: dict[str, object], tmp_path: Path, fault: str) -> None:
+    configure(confined("running"))
+    refusing = partial(systemctl_that, tmp_path, "echo Access denied >&2; exit 1")
+    fails = refusing if fault == "systemd refuses" else read_only_run
+    with fails():
+        assert call_hook("web", "prepare", xml("web")).returncode == 1
+    assert what_units_may_use() == before
+    assert call_hook("web", "prepare", xml("web")).returncode == 0
+    assert outside() == []
+    with fails():
+        assert call_hook("web", "release", xml("web")).returncode == 0
+    virt_cgroup("apply", "--parent")
+    assert what_units_may_use() == before
+
+
+@pytest.mark.thorough
+def test_two_hundred_cycles(before: dict[str, object]) -> None:
+    """Of the hook alone, as libvirtd calls it: each confines the host and opens it again."""
+    configure(confined("running"))
+    for number in range(200):
+        assert call_hook("web", "prepare", xml("web")).returncode == 0
+        if number % 20 == 0:
+            assert call_hook("db", "prepare", xml("db")).returncode == 0
+            assert call_hook("db", "release", xml("db")).returncode == 0
+            assert cpus("system.slice") == OWN
+        assert call_hook("web", "release", xml("web")).returncode == 0
+        assert what_units_may_use() == before
 
 
 @pytest.mark.thorough

@@ -23,8 +23,8 @@ from .host import (
 LENDS = 'host_cpus_for = ["emulator", "iothread"]'
 HOST_CPUS = "0-1"
 PINS = {"vcpupin": {0: "2", 1: "3", 2: "4"}, "emulatorpin": "0-1", "iothreadpin": {1: "1"}}
-pytestmark = [pytest.mark.thorough, pytest.mark.releases]
-every_layout = pytest.mark.parametrize("layout", ["native", "/vms/$NAME", "root"])
+thorough = (pytest.mark.thorough, pytest.mark.releases)
+OTHERS = [pytest.param(layout, marks=thorough) for layout in ("/vms/$NAME", "root")]
 
 
 def lending(layout: str) -> str:
@@ -45,7 +45,7 @@ def conforms() -> bool:
     return all(vm["conforms"] for vm in status()["domains"])
 
 
-@every_layout
+@pytest.mark.parametrize("layout", ["native", *OTHERS])
 def test_a_desktop_beside_another_vm(layout: str) -> None:
     configure(fenced(layout, memory=layout != "root"))
     told = not_started("web", **PINS)
@@ -81,7 +81,7 @@ def test_a_desktop_beside_another_vm(layout: str) -> None:
     assert conforms()
 
 
-@every_layout
+@pytest.mark.parametrize("layout", [pytest.param("native", marks=thorough), *OTHERS])
 def test_configured_and_taken_back_while_vms_run(layout: str) -> None:
     configure(fenced(layout, memory=layout != "root"))
     start("db")
@@ -102,6 +102,8 @@ def test_configured_and_taken_back_while_vms_run(layout: str) -> None:
     assert set(groups(running_vm("db")).values()) == {"0-7"}
 
 
+@pytest.mark.thorough
+@pytest.mark.releases
 def test_vcpus_that_are_not_pinned() -> None:
     configure(lending("native") + 'emulator_cpus = "0-1"\n')
     told = not_started("web", **{**PINS, "vcpupin": {0: "2", 1: "3"}})

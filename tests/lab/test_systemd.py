@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,9 +9,9 @@ import pytest
 from libvirt_cgroup_hooks.host import Host, Refused
 
 from ..live.harness import STATE, all_cgroups, running_vm, virsh
-from ..live.pace import hook_timeout, patient, wait_for
+from ..live.pace import hook_timeout, wait_for
+from .faults import call_hook, stopped_bus, systemctl_that
 from .host import (
-    HOOK,
     UNITS,
     UUIDS,
     V2,
@@ -33,7 +30,6 @@ from .host import (
     xml,
 )
 
-SYSTEMCTL = Path("/bin/systemctl").resolve()
 LAYOUT = "/vms/$NAME"
 HANGING = 2  # seconds of hook_timeout where something hangs
 
@@ -158,45 +154,17 @@ def test_systemd_that_does_not_answer(tmp_path: Path, operation: str, status_wan
     seconds = hook_timeout(HANGING)
     changed = fenced(LAYOUT).replace("0-1", "0-2").replace("1 GiB", "1200 MiB")
     configure(f"hook_timeout = {seconds}\n{changed}")
-    hanging = tmp_path / "systemctl"
-    hanging.write_text("#!/bin/sh\nexec sleep 10000\n")
-    hanging.chmod(0o755)
     given = virsh("dumpxml", "web").stdout
-    run("mount", "--bind", str(hanging), str(SYSTEMCTL))
-    try:
+    with systemctl_that(tmp_path, "exec sleep 10000"):
         result = call_hook("web", operation, given)
         assert result.returncode == status_wanted
         assert (timed_out(seconds) in result.stderr) == bool(status_wanted)
         assert not run("pgrep", "-f", "^sleep 10000", check=False)
-    finally:
-        run("umount", str(SYSTEMCTL))
     assert running_vm("web").alive()
-
-
-def call_hook(name: str, operation: str, given: str) -> subprocess.CompletedProcess[str]:
-    """As libvirtd does. It has to end by itself, and long before what hangs."""
-    return subprocess.run(
-        [str(HOOK), name, operation, "begin", "-"],
-        input=given,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=patient(),
-    )
 
 
 def timed_out(seconds: int) -> str:
     return f"timed out after {seconds} seconds"
-
-
-@contextmanager
-def stopped_bus() -> Iterator[None]:
-    pid = run("systemctl", "show", "-P", "MainPID", "dbus.service").strip()
-    run("kill", "-STOP", pid)
-    try:
-        yield
-    finally:
-        run("kill", "-CONT", pid)
 
 
 def test_prepare_needs_no_bus() -> None:

@@ -145,6 +145,16 @@ The depth is that of a vCPU's cgroup. Layouts of one depth do the same work, so 
 between their rows is noise.
 """,
     ),
+    "wakeups": Section(
+        "What confine_host is for",
+        """\
+By how much a thread is late that wakes up each millisecond on a CPU of its own, as a pinned vCPU
+does, while two processes for each CPU are busy on the host: with all CPUs ("a busy host"), or kept
+to the first one, as `confine_host` keeps them ("confined"). The cpusets are those that the fence
+and `confine_host` make, written directly, so that it can be measured on cgroup v1 as well. 2000
+wake-ups are one sample.
+""",
+    ),
 }
 HERE = "here"  # how results name this machine's private host
 HOSTS = {HERE: "The machine of the run, on a private host"}

@@ -7,7 +7,7 @@ import datetime
 import json
 from collections.abc import Callable
 
-from . import growth, hook, instructions, nesting, peers, storm, vm
+from . import growth, hook, instructions, nesting, peers, storm, vm, wakeups
 from .machine import describe
 from .table import RESULT, Row, Table
 
@@ -26,6 +26,7 @@ def tables(arguments: argparse.Namespace) -> dict[str, Callable[[], list[Row]]]:
         "configuration": lambda: growth.configuration(rounds),
         "nesting": lambda: nesting.levels(rounds),
         "layouts": lambda: nesting.layouts(rounds),
+        "wakeups": lambda: wakeups.wakeups(rounds),
     }
 
 

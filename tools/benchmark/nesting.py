@@ -201,8 +201,7 @@ def depths() -> dict[str, int]:
         elif layout == "native":
             path = "/machine/qemu-1-vm.libvirt-qemu/vcpu0"
         else:
-            base = manager.base(manager.trees[0])  # type: ignore[attr-defined]
-            path = manager.layout.vm_path(domain, base) + "/vcpu0"
+            path = manager.layout.vm_path(domain, manager.trees[0].daemon_path) + "/vcpu0"
         found[layout] = path.strip("/").count("/") + 1
     return found
 

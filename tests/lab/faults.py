@@ -1,0 +1,57 @@
+"""What fails on a whole host: its bus, its systemd, its /run; and the hook by itself."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..live.pace import patient
+from .host import HOOK, run
+
+SYSTEMCTL = Path("/bin/systemctl").resolve()
+
+
+def call_hook(name: str, operation: str, given: str) -> subprocess.CompletedProcess[str]:
+    """As libvirtd does. It has to end by itself, and long before what hangs."""
+    return subprocess.run(
+        [str(HOOK), name, operation, "begin", "-"],
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patient(),
+    )
+
+
+@contextmanager
+def stopped_bus() -> Iterator[None]:
+    pid = run("systemctl", "show", "-P", "MainPID", "dbus.service").strip()
+    run("kill", "-STOP", pid)
+    try:
+        yield
+    finally:
+        run("kill", "-CONT", pid)
+
+
+@contextmanager
+def systemctl_that(folder: Path, does: str) -> Iterator[None]:
+    """A shell script that DOES this instead of systemctl, kept in FOLDER."""
+    script = folder / "systemctl"
+    script.write_text(f"#!/bin/sh\n{does}\n")
+    script.chmod(0o755)
+    run("mount", "--bind", str(script), str(SYSTEMCTL))
+    try:
+        yield
+    finally:
+        run("umount", str(SYSTEMCTL))
+
+
+@contextmanager
+def read_only_run() -> Iterator[None]:
+    run("mount", "-o", "remount,ro", "/run")
+    try:
+        yield
+    finally:
+        run("mount", "-o", "remount,rw", "/run")
