@@ -14,6 +14,7 @@ from .managers.units import VM_SCOPE
 from .state import Remembered
 
 SHOWN = 3  # cgroups or processes in a message
+KEEPS_PINS = [6, 2]  # Linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -184,11 +185,21 @@ def pinned_elsewhere(manager: Manager) -> Error | None:
     if not found:
         return None
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    for_good = ""
+    if _forgets_pins(host):
+        for_good = ", afterwards too, since this kernel forgets such a pin (Linux 6.2 does not)"
     return Error(
-        "processes of the host are pinned to CPUs of VMs, and would run on the host's instead: "
-        f"{', '.join(found[:SHOWN])}{more}",
+        "processes of the host are pinned to CPUs of VMs, and would run on the host's instead"
+        f"{for_good}: {', '.join(found[:SHOWN])}{more}",
         "put their services into a slice that host_units does not name (Slice=)",
     )
+
+
+def _forgets_pins(host: Host) -> bool:
+    """Before Linux 6.2 a change of a cpuset undoes sched_setaffinity."""
+    release = (host.read_optional("/proc/sys/kernel/osrelease") or "").split(".")
+    numbers = [int(part) for part in release[:2] if part.isdigit()]
+    return len(numbers) == len(KEEPS_PINS) and numbers < KEEPS_PINS
 
 
 def _members_below(host: Host, directory: str) -> list[int]:

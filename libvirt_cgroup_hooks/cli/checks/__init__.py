@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ...errors import Error
-from . import hook, host, vm
+from . import hook, host, others, vm
 from .subject import PASS, WARN, Problem, Subject
 
 
@@ -49,7 +49,7 @@ TABLE = (
     Check("HOST", "the limits of the VM parent", host.fence_in_effect, configured),
     Check("HOST", "for what else is in the VM parent", host.beside_vms, configured),
     Check("HOST", "that the host keeps to its own CPUs", host.confined, confining),
-    Check("HOST", "for what confine_host does not reach", host.not_confined, confining),
+    Check("HOST", "for what confine_host does not reach", others.not_confined, confining),
     Check("HOST", "for limits that are no longer wanted", host.unwanted_limits),
     Check("HOST", "for what running VMs may come to use", host.memory, configured),
     Check("HOST", "for offline and isolated CPUs", host.special_cpus, configured),

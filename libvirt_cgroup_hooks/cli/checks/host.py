@@ -29,8 +29,6 @@ NO_VM = "the next VM that starts sets it, or virt-cgroup apply --parent"
 RESERVE = "take them back from it, or reserve them"
 PROBE = b"<domain type='qemu' id='1'><name>probe</name></domain>"
 SHOWN = 5  # cgroups, processes or interrupts in a message
-INTERRUPTS = "/proc/irq"
-WORKQUEUES = "/sys/devices/virtual/workqueue/cpumask"
 CPU_SETS = ("emulator_cpus", "vcpu_cpus", "iothread_cpus")
 
 
@@ -156,61 +154,6 @@ def confined(subject: Subject) -> Iterator[Problem]:
     pinned = conformance.pinned_elsewhere(manager)
     if pinned:
         yield Problem(WARN, pinned.message, pinned.hint)
-
-
-def not_confined(subject: Subject) -> Iterator[Problem]:
-    """What confine_host does not reach, and what an administrator can do about it."""
-    manager = subject.manager()
-    tree = manager.tree_of(HOST_CPUS)
-    if tree is None or manager.fence.cpus is None:
-        return
-    host, top = subject.host, tree.hierarchy.mount
-    known = {*manager.host_units(), *manager.parent_paths().values()}
-    others = [
-        f"/{name}"
-        for name in host.directories(top)
-        if not any(f"{path}/".startswith(f"/{name}/") for path in known)
-        and tree.is_populated(f"{top}/{name}")
-    ]
-    if others:
-        names = ", ".join(map(printable, others[:SHOWN]))
-        remedy = "name them in host_units, if they are not to run on CPUs of VMs"
-        yield Problem(NOTE, f"confine_host does not reach {names}", remedy)
-    inner = [
-        pid for pid in threads.members(host, top) if host.read_optional(f"/proc/{pid}/cmdline")
-    ]
-    if inner:
-        names = ", ".join(map(str, inner[:SHOWN]))
-        text = f"processes {names} are in the root cgroup, and cannot be kept to the host's CPUs"
-        yield Problem(NOTE, text, "start them in a cgroup of their own")
-    yield from _interrupts(subject, manager.fence.cpus)
-    yield from _workqueues(subject, manager.fence.cpus)
-
-
-def _interrupts(subject: Subject, cpus: CpuSet) -> Iterator[Problem]:
-    """Those whose effective affinity has CPUs of VMs."""
-    host, found = subject.host, []
-    for name in host.directories(INTERRUPTS):
-        text = host.read_optional(f"{INTERRUPTS}/{name}/effective_affinity_list") or ""
-        if CpuSet.parse(text.strip()) & cpus:
-            found.append(name)
-    if found:
-        numbers = ", ".join(sorted(found, key=int)[:SHOWN])
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        remedy = (
-            f"set {INTERRUPTS}/NUMBER/smp_affinity_list; where irqbalance runs, "
-            f"IRQBALANCE_BANNED_CPULIST={cpus} in its configuration"
-        )
-        yield Problem(NOTE, f"interrupts {numbers}{more} are handled by CPUs of VMs", remedy)
-
-
-def _workqueues(subject: Subject, cpus: CpuSet) -> Iterator[Problem]:
-    """Work of the kernel that is bound to no CPU."""
-    mask = (subject.host.read_optional(WORKQUEUES) or "").strip().replace(",", "")
-    used = CpuSet(n for n in range(4 * len(mask)) if int(mask, 16) >> n & 1) & cpus
-    if used:
-        text = f"the kernel's unbound workqueues may run on CPUs of VMs ({used})"
-        yield Problem(NOTE, text, f"write a mask of the host's CPUs to {WORKQUEUES}")
 
 
 def beside_vms(subject: Subject) -> Iterator[Problem]:
