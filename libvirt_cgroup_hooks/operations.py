@@ -171,18 +171,31 @@ def _take_hugepages(plan: Plan, manager: Manager, record: state.Record) -> bool:
 # beside libvirt's operations
 
 
-def parent(plan: Plan, manager: Manager, running: set[str]) -> None:
-    """The VM parent alone: at boot, or as `virt-cgroup apply --parent`. RUNNING: names."""
+def parent(
+    plan: Plan, manager: Manager, running: set[str], domains: list[Domain] | None = None
+) -> None:
+    """The VM parent alone: at boot, or as `virt-cgroup apply --parent`. RUNNING: names.
+
+    DOMAINS, if given, are all VMs that run. They are seen to where the limit that they share is to
+    become one of each.
+    """
+    from . import limits
+
     check_controllers(manager)
     forget_left_behind(plan, manager, running=running)
+    if domains and manager.fence.lent and limits.outgrown(manager):
+        refit(plan, manager, domains)
+        return
     _tell_of_pins(plan, manager, [])
     _enforce(plan, manager, [])
 
 
-def refit(plan: Plan, manager: Manager, running: list[Domain], force: bool = False) -> None:
+def refit(
+    plan: Plan, manager: Manager, running: list[Domain], force: bool = False, whole: bool = True
+) -> None:
     """A changed reservation, for the VM parent and for the VMs that are RUNNING.
 
-    With FORCE Error is raised only where it cannot be by any means.
+    With FORCE Error is raised only where it cannot be by any means. WHOLE: no other VM runs.
     """
     from . import threads
 
@@ -193,7 +206,7 @@ def refit(plan: Plan, manager: Manager, running: list[Domain], force: bool = Fal
     for domain, own in managers_of.items():
         _count(plan, manager, own, domain)
     _tell_of_pins(plan, manager, list(managers_of))
-    _enforce(plan, manager, list(managers_of), whole=True)
+    _enforce(plan, manager, list(managers_of), whole and len(managers_of) == len(running))
     for domain, own in managers_of.items():
         record, _ = own.records.of(domain)
         has_its_own = own.reaches_into_vms or record.files or record.groups

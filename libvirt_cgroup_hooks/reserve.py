@@ -105,7 +105,7 @@ class Change:
             self.warnings += map(str, unknown.values())
             self._check(manager, running)
             plan.add(*live.save())
-            operations.refit(plan, manager, running, self.force)
+            operations.refit(plan, manager, running, self.force, whole=not unknown)
         if self.config and new != old:
             path = self.host.resolved(PATH)
             plan.add(Replace(path, new, old, self.host.mode(path) or 0o644))

@@ -11,7 +11,7 @@ import pytest
 from libvirt_cgroup_hooks import conformance, managers, threads
 from libvirt_cgroup_hooks.cli.checks import vm as checks
 from libvirt_cgroup_hooks.cli.checks.subject import Subject
-from libvirt_cgroup_hooks.cli.commands import status
+from libvirt_cgroup_hooks.cli.commands import apply, status
 from libvirt_cgroup_hooks.cli.map import model
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
@@ -177,7 +177,8 @@ def test_only_the_classes_that_are_named(tmp_path: Path) -> None:
 
 @every_host
 @every_layout
-def test_configured_while_a_vm_runs(tmp_path: Path, kind: str, name: str) -> None:
+@pytest.mark.parametrize("command", ["apply", "reserve"])
+def test_configured_while_a_vm_runs(tmp_path: Path, kind: str, name: str, command: str) -> None:
     host = running(tmp_path, kind, name, SIZE, RESERVED)
     assert now(host) == ["1-3"] * 3
     host.configure(layout(LENDS, name))
@@ -187,7 +188,10 @@ def test_configured_while_a_vm_runs(tmp_path: Path, kind: str, name: str) -> Non
             lines(host, "prepare", desktop)
         do(host, "prepare", domain("other", SIZE, uuid=OTHER))
         assert now(host) == ["1-3"] * 3
-    Change(host, {}, live=True, config=False).run()
+    if command == "apply":
+        apply._parent(host, host.config(), {"vm"}, threads.running(host, {}), [])
+    else:
+        Change(host, {}, live=True, config=False).run()
     assert now(host) == ["1-3"] * 3
     lines(host, "prepare", domain("other", DESKTOP, uuid=OTHER))
 

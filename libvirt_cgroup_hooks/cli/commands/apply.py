@@ -42,10 +42,11 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     errors: dict[str, Error] = {}
     domains = threads.running(host, errors)
     known = {*errors, *(domain.name for domain in domains)}
+    together = domains if arguments.all and not errors else None
     if not arguments.all:
         domains = [threads.named(domains, name) for name in arguments.domains]
         errors.clear()
-    steps = {"parent": _parent(host, config, known, warnings)}
+    steps = {"parent": _parent(host, config, known, together, warnings)}
     for domain in domains:
         try:
             steps[domain.name] = _domain(host, config, domain, warnings)
@@ -64,12 +65,18 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     return 1 if errors else 0
 
 
-def _parent(host: Host, config: Config, running: set[str], warnings: list[str]) -> list[str]:
+def _parent(
+    host: Host,
+    config: Config,
+    running: set[str],
+    domains: list[Domain] | None,
+    warnings: list[str],
+) -> list[str]:
     def make() -> Plan:
         plan = Plan("apply")
         if config or host.exists(state.SHARED):
             manager = managers.choose(host, config, managers.daemon(host))
-            operations.parent(plan, manager, running)
+            operations.parent(plan, manager, running, domains)
         return plan
 
     return _made(host, make, warnings)
