@@ -331,6 +331,8 @@ class Systemd(Manager):
             for file in going:
                 plan.add(*self._write_drop_in(file, GOES_WITH_ITS_VM))
             plan.add(*REFRESH)
+        else:
+            plan.add(*self._remove_drop_in(path))
         if tree and cpus:
             plan.add_below(tree.hierarchy.directory(top), *tree.make(scope, cpus))
 
