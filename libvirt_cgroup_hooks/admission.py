@@ -8,11 +8,9 @@ from __future__ import annotations
 from .errors import Refusal, printable, size
 
 SHOWN = 16  # pins in a message: a VM may have 65536 vCPUs
-LENT_TO = ("emulator", "iothread")  # what host_cpus_for can name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .config import Config
     from .cpuset import CpuSet
     from .domain import Domain
 
@@ -68,14 +66,16 @@ def _conflicts(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> list[tupl
     """What is wrong with PINS by thread group, and the remedy."""
     if all(pin <= cpus.fence for pin in pins.values()):
         return []
+    from .lending import CLASSES, class_of
+
     found: list[tuple[str, str]] = []
     present = cpus.pinnable | cpus.reserved
     subject = f"VM {printable(domain.name)} is pinned to"
     missing = {group: pin - present for group, pin in pins.items() if pin - present}
     reserved = {group: pin & cpus.reserved for group, pin in pins.items() if pin & cpus.reserved}
-    borrowed = [group for group in reserved if _class(group) in cpus.lent_to]
+    borrowed = [group for group in reserved if class_of(group) in cpus.lent_to]
     reserved = {group: taken for group, taken in reserved.items() if group not in borrowed}
-    loose = [group for group in domain.unpinned() if _class(group) not in cpus.lent_to]
+    loose = [group for group in domain.unpinned() if class_of(group) not in cpus.lent_to]
     if missing:
         told = ", ".join(_told(pins, missing, "this host has no CPU"))
         hint = _within(domain, missing, cpus.fence)
@@ -83,8 +83,8 @@ def _conflicts(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> list[tupl
     if reserved:
         told = ", ".join(_told(pins, reserved, "reserved:"))
         hint = f"{_within(domain, reserved, cpus.fence)}, or reserve other CPUs"
-        classes = sorted({*map(_class, reserved), *map(_class, domain.unpinned())})
-        if set(classes) <= set(LENT_TO):
+        classes = sorted({*map(class_of, reserved), *map(class_of, domain.unpinned())})
+        if set(classes) <= set(CLASSES):
             allowed = ", ".join(f'"{name}"' for name in sorted({*classes, *cpus.lent_to}))
             hint += f", or allow it with host_cpus_for = [{allowed}]"
         found.append((f"{subject} reserved CPUs: {told}", hint))
@@ -95,23 +95,6 @@ def _conflicts(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> list[tupl
         )
         found.append((text, _within(domain, dict.fromkeys(loose, cpus.fence), cpus.fence)))
     return found
-
-
-def _class(group: str) -> str:
-    return group.rstrip("0123456789")
-
-
-def not_lent(domain: Domain, config: Config, lent: CpuSet) -> str | None:
-    """What is told where DOMAIN has sets with the host's CPUs, LENT, and cannot use those."""
-    sets = {name: config.set_of(name) for name in config.host_cpus_for if config.set_of(name)}
-    keys = [f"{name}_cpus" for name, cpus in sets.items() if cpus and cpus & lent]
-    loose = [group for group in domain.unpinned() if not config.lends_to(group)]
-    if not keys or not loose:
-        return None
-    return (
-        f"VM {printable(domain.name)} does not get the reserved CPUs of {', '.join(keys)}: that "
-        f"needs all its vCPUs pinned in its XML (host_cpus_for), and {loose[0]} is not"
-    )
 
 
 def _check_online(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> None:

@@ -6,12 +6,12 @@ changed.
 from __future__ import annotations
 
 from . import settings
-from .admission import LENT_TO
 from .config import PATH, Config
 from .cpuset import CpuSet
 from .errors import Error, printable
 from .fence import cpus_left, memory_left
 from .layout import Layout
+from .lending import CLASSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def resolve(parsed: Parsed, topology: Topology, page_size: int) -> Config:
         group = key.removesuffix("_cpus")
         if config.all_reserved(group, CpuSet.parse(values.get(key, ""))):
             remedy = f"VMs may use {left}"
-            if group in LENT_TO:
+            if group in CLASSES:
                 remedy += f', or allow it with host_cpus_for = ["{group}"]'
             raise parsed.error(key, "all of these CPUs are reserved", remedy)
     return config

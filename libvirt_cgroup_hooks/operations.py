@@ -371,12 +371,13 @@ def _admit(plan: Plan, manager: Manager, domain: Domain) -> None:
 
 def _lend(plan: Plan, manager: Manager, domain: Domain) -> None:
     """Raises Refusal for a VM that may have CPUs of the host's, and cannot yet."""
-    from . import admission, limits
+    from . import lending, limits
 
-    told = admission.not_lent(domain, manager.config, manager.fence.lent)
+    config, fence = manager.config, manager.fence
+    told = lending.not_lent(config, fence, domain)
     if told:
         plan.warnings.append(told)
-    if manager.borrows(domain) and limits.outgrown(manager):
+    if lending.borrows(config, fence, domain) and limits.outgrown(manager):
         raise Refusal(
             f"VM {printable(domain.name)} is to have CPUs of the host (host_cpus_for), and those "
             "are still closed to all VMs together",

@@ -14,6 +14,7 @@ from .configfile import parse
 from .errors import Error, printable, size
 from .host import page_size
 from .kernel.lowering import lowers
+from .lending import held_pins
 from .plan import Plan, run_settled
 from .steps import Replace
 
@@ -249,7 +250,7 @@ def _check_pins(taken: CpuSet, manager: Manager, running: list[Domain]) -> None:
     """What was taken before, by force perhaps, is not asked for again."""
     pinned: list[str] = []
     for domain in running:
-        pins = pins_to(manager.held_pins(domain), taken)
+        pins = pins_to(held_pins(manager.config, manager.fence, domain), taken)
         if pins:
             pinned.append(f"{printable(domain.name)} ({', '.join(pins)})")
     if pinned:
@@ -284,5 +285,6 @@ def outside(running: list[Domain], manager: Manager) -> list[Domain]:
     """The VMs of RUNNING that are pinned to CPUs that the host keeps, and does not lend."""
     if manager.fence.cpus is None:
         return []
+    config, fence = manager.config, manager.fence
     cpus = manager.pinnable(manager.fence.cpus)
-    return [domain for domain in running if pins_outside(manager.held_pins(domain), cpus)]
+    return [one for one in running if pins_outside(held_pins(config, fence, one), cpus)]

@@ -5,11 +5,11 @@ file and the manual.
 
 from __future__ import annotations
 
-from .admission import LENT_TO
 from .config import DEFAULTS
 from .cpuset import CpuSet
 from .errors import Error, printable
 from .layout import NATIVE, PRESETS, Layout
+from .lending import CLASSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def unit_names(value: Value) -> str:
 
 def thread_classes(value: Value) -> str:
     """Canonical: the classes, with a space between two."""
-    if not isinstance(value, list) or not value or not set(map(str, value)) <= set(LENT_TO):
+    if not isinstance(value, list) or not value or not set(map(str, value)) <= set(CLASSES):
         raise Error(
             'the value has to be a list of "emulator" and "iothread"',
             'write ["emulator"], ["iothread"] or ["emulator", "iothread"]; vCPUs cannot be listed',

@@ -258,40 +258,19 @@ class Manager:
         pins = domain.pins()
         found: dict[str, CpuSet | None] = {}
         for group in groups:
-            cpus = pins.get(group) or self.config.set_of(group)
-            reach = self.reach(domain, group) if cpus else None
+            cpus, reach = pins.get(group) or self.config.set_of(group), self.reach(domain, group)
             if cpus and reach is not None:
                 cpus = cpus & reach
             found[group] = cpus or None
         return found
 
     def reach(self, domain: Domain, group: str) -> CpuSet | None:
-        """The CPUs that thread GROUP of DOMAIN may have: those of the fence, and of the host where
-        those are lent to it. None: all.
-        """
-        fence = self.fence
-        if fence.cpus is None or not (self.config.lends_to(group) and self.borrows(domain)):
-            return fence.cpus
-        return fence.cpus | fence.lent
+        """The CPUs that thread GROUP of DOMAIN may be put on. None: all."""
+        if not self.fence.lent:
+            return self.fence.cpus
+        from .. import lending
 
-    def borrows(self, domain: Domain) -> bool:
-        """Whether threads of DOMAIN are to have CPUs of the host's, and all others of its threads
-        are pinned, so that they cannot have any.
-        """
-        lent, config = self.fence.lent, self.config
-        if not lent or not all(map(config.lends_to, domain.unpinned())):
-            return False
-        pins = domain.pins()
-        groups = [group for group in domain.group_names() if config.lends_to(group)]
-        wanted = [pins.get(group) or config.set_of(group) or CpuSet() for group in groups]
-        return any(cpus & lent for cpus in wanted)
-
-    def held_pins(self, domain: Domain) -> dict[str, CpuSet]:
-        """The pins of DOMAIN that have to be within the fence."""
-        borrows, lends_to = self.borrows(domain), self.config.lends_to
-        return {
-            group: pin for group, pin in domain.pins().items() if not (borrows and lends_to(group))
-        }
+        return lending.reach(self.config, self.fence, domain, group)
 
     @property
     def carries(self) -> bool:
@@ -300,7 +279,12 @@ class Manager:
 
     def carried(self, domain: Domain) -> CpuSet | None:
         """The CPU fence that DOMAIN carries; None: none."""
-        return self.fence.cpus if self.carries and not self.borrows(domain) else None
+        if self.fence.lent:
+            from .. import lending
+
+            if lending.borrows(self.config, self.fence, domain):
+                return None
+        return self.fence.cpus if self.carries else None
 
     def pinnable(self, cpus: CpuSet) -> CpuSet:
         """What VMs may be pinned to: the fence's CPUS, and those that would be in it but are

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ... import conformance, limits, managers, settings, snapshot, threads
+from ... import conformance, lending, limits, managers, settings, snapshot, threads
 from ...config import PATH, Config
 from ...configfile import Invalid, inert
 from ...cpuset import CpuSet
@@ -212,7 +212,7 @@ def _ends_up(host: Host) -> list[dict[str, object]]:
     """Each thread that is pinned to CPUs of the host, and where it may run now."""
     manager, rows = _live(host), []
     for domain in outside(threads.running(host, {}), manager):
-        pins = manager.held_pins(domain)
+        pins = lending.held_pins(manager.config, manager.fence, domain)
         for thread in threads.threads(host, domain):
             pin = pins.get(thread.group)
             if pin is not None and manager.fence.cpus is not None and not pin <= manager.fence.cpus:

@@ -8,12 +8,13 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ... import conformance, managers, threads
+from ... import conformance, lending, managers, threads
 from ...config import Config
 from ...cpuset import CpuSet
 from ...domain import Domain
 from ...errors import Error, printable
 from ...host import Host, page_size
+from ...lending import class_of
 from ...managers.base import Manager
 from ...topology import Topology
 
@@ -146,7 +147,7 @@ def _vm(host: Host, manager: Manager | None, domain: Domain, online: CpuSet) -> 
     pins = domain.pins()
     names = sorted(
         allowed,
-        key=lambda name: (_class(name) != "emulator", _class(name) != "vcpu", _number(name)),
+        key=lambda name: (class_of(name) != "emulator", class_of(name) != "vcpu", _number(name)),
     )
     groups = [
         Group(
@@ -154,7 +155,7 @@ def _vm(host: Host, manager: Manager | None, domain: Domain, online: CpuSet) -> 
             len(allowed[name]),
             union(allowed[name]),
             pins.get(name),
-            _class(name) in lent,
+            class_of(name) in lent,
         )
         for name in names
     ]
@@ -167,7 +168,9 @@ def _lent(manager: Manager, domain: Domain) -> set[str]:
         own = manager.for_domain(domain)
     except Error:  # in its own settings; status and validate tell it
         return set()
-    return set(own.config.host_cpus_for) if own.borrows(domain) else set()
+    return (
+        set(own.config.host_cpus_for) if lending.borrows(own.config, own.fence, domain) else set()
+    )
 
 
 def union(sets: Iterable[CpuSet]) -> CpuSet:
@@ -175,12 +178,8 @@ def union(sets: Iterable[CpuSet]) -> CpuSet:
     return CpuSet(cpu for cpus in sets for cpu in cpus)
 
 
-def _class(group: str) -> str:
-    return group.rstrip("0123456789")
-
-
 def _number(group: str) -> int:
-    return int(group[len(_class(group)) :] or 0)
+    return int(group[len(class_of(group)) :] or 0)
 
 
 def as_json(found: Map) -> dict[str, object]:
@@ -220,7 +219,7 @@ def rows(vm: Vm) -> list[Row]:
     """One for each class of threads that are alike, and one for the whole VM where all are."""
     alike: dict[tuple[str, CpuSet, CpuSet, bool], list[int]] = {}
     for group in vm.groups:
-        key = _class(group.name), group.cpus, group.pinned or CpuSet(), group.lent
+        key = class_of(group.name), group.cpus, group.pinned or CpuSet(), group.lent
         alike.setdefault(key, []).append(_number(group.name))
     if len(vm.groups) > 1 and len({key[1:] for key in alike}) == 1:
         return [Row("all threads", vm.groups[0].cpus, vm.groups[0].pinned or CpuSet())]
