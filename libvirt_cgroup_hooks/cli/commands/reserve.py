@@ -257,6 +257,7 @@ def _report(host: Host) -> dict[str, Any]:
         "in_effect": {**_in_effect(parent, topology), "confine_host": _confined(confined)},
         "confine_now": limits.confines(manager, threads.running(host, {})),
         "parent": parent.path,
+        "cpus_of_each_vm": manager.carries,
         "memory_current": parent.memory_current,
     }
 
@@ -299,6 +300,7 @@ FILE, REQUIRED, KERNEL = "In the file", "Required now", "In the kernel"
 LATER = "In effect when the next VM starts, or now with: virt-cgroup apply --all"
 UNTIL = "What --live has changed lasts until the next boot, or until the setting is edited."
 NO_HOOK = "the hook is not installed, so new VMs are not limited: run virt-cgroup hook install"
+EACH_VM = "in each VM"
 HOST = "Host confined"  # is left out where nothing says so
 ROWS = {
     "Reserved CPUs": "reserved_cpus",
@@ -320,6 +322,8 @@ def _print(arguments: argparse.Namespace, host: Host, report: dict[str, Any]) ->
         for title, key in ROWS.items()
     ]
     rows = [row for row in rows if row[0] != HOST or set(row[1:]) != {"-"}]
+    if report["cpus_of_each_vm"] and KERNEL in columns:
+        rows = [(*row[:-1], EACH_VM) if "CPUs" in row[0] else row for row in rows]
     print_table(("", *columns), rows)
     if KERNEL in columns:
         used = report["memory_current"]
@@ -345,6 +349,8 @@ def _is_pending(report: dict[str, Any], kernel_is_shown: bool) -> bool:
         return not kernel_is_shown
     if required["memory_limit"] != kernel["memory_limit"]:
         return True
+    if report["cpus_of_each_vm"]:
+        return False
     # without a reservation the kernel may have no list, or all CPUs
     key = "cpus" if required["cpus"] else "reserved_cpus"
     return bool(required[key] != kernel[key])

@@ -130,6 +130,15 @@ def test_where_no_parent_has_the_limits(tmp_path: Path, capsys: pytest.CaptureFi
     assert LATER in show(host, capsys, "--config")
 
 
+def test_where_each_vm_has_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "reserved_host_cpus = '0'\nreserved_host_mem = '1 GiB'\nhost_cpus_for = ['emulator']\n"
+    host = reserving.made(tmp_path, "systemd-v2", text)
+    reserving.start(host, layout="native")
+    shown = show(host, capsys)
+    assert shown.count("in each VM") == len(("Reserved CPUs", "CPUs for VMs"))
+    assert LATER not in shown
+
+
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host = reserving.running(tmp_path, "systemd-v2")
     host.put(reserving.file(host, "cpuset.cpus.effective"), "1-3")
@@ -148,6 +157,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "in_effect": found,
         "confine_now": False,
         "parent": "/vms.slice",
+        "cpus_of_each_vm": False,
         "memory_current": 0,
     }
 
