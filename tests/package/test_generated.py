@@ -97,7 +97,8 @@ def test_what_augtool_sets_is_read(
 ) -> None:
     text = augtool(generated, host, key, value)
     assert text == f"{settings.sample()}{line}\n"
-    needed = 'reserved_host_cpus = "0"\n' if key == "confine_host" else ""
+    needs_cpus = key in ("confine_host", "host_cpus_for")
+    needed = 'reserved_host_cpus = "0"\n' if needs_cpus else ""
     assert configfile.parse(text + needed).values[key]
 
 
