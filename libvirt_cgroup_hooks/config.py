@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from .cpuset import CpuSet
 from .fence import Fence, cpus_left, memory_left
+from .kinds import WEIGHT
 from .layout import NATIVE, Layout
 
 TYPE_CHECKING = False
@@ -28,6 +29,7 @@ DEFAULTS = {
     "confine_host": "no",
     "host_units": "system.slice user.slice init.scope",
     "host_cpus_for": "",
+    "vm_cpu_weight": "",
 }
 
 
@@ -50,6 +52,7 @@ class Config:
         "reserved_host_mem",
         "values",
         "vcpu_cpus",
+        "vm_cpu_weight",
     )
 
     def __init__(self, values: dict[str, str]) -> None:
@@ -71,6 +74,7 @@ class Config:
         self.confine_host = self.values["confine_host"]
         self.host_units = self.values["host_units"].split(" ")
         self.host_cpus_for = self.values["host_cpus_for"].split()
+        self.vm_cpu_weight = int(self.values["vm_cpu_weight"] or WEIGHT)
 
     def _cpus(self, key: str) -> CpuSet | None:
         return CpuSet.parse(self.values[key]) if self.values[key] else None
@@ -80,6 +84,7 @@ class Config:
         return bool(
             self.reserved_host_cpus
             or self.reserved_host_mem
+            or self.vm_cpu_weight != WEIGHT
             or not self.cgroup_layout.native
             or self.has_sets
         )
@@ -111,6 +116,8 @@ class Config:
         fence = Fence(
             cpus_left(reserved, online), memory_left(self.reserved_host_mem, memory, page_size)
         )
+        if self.vm_cpu_weight != WEIGHT:
+            fence.cpu_weight = self.vm_cpu_weight
         if reserved and self.host_cpus_for:
             fence.lent = reserved & online
         return fence

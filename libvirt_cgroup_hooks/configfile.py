@@ -176,9 +176,11 @@ def _checked(setting: settings.Setting, parsed: Parsed) -> Callable[[Value], str
 def _check_together(parsed: Parsed) -> None:
     values = parsed.values
     layout = Layout(values.get("cgroup_layout", "native"))
-    if values.get("reserved_host_mem") and not layout.native and layout.parent is None:
+    for key in ("reserved_host_mem", "vm_cpu_weight"):
+        if not values.get(key) or layout.native or layout.parent is not None:
+            continue
         raise parsed.error(
-            "reserved_host_mem",
+            key,
             f'cgroup_layout = "{layout.preset}" has no cgroup that holds only VMs',
             'use a layout with a parent of its own, such as "/vms/$DRIVER-$NAME" or "native"',
         )

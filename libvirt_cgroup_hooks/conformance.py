@@ -9,7 +9,7 @@ from .admission import Cpus
 from .cpuset import CpuSet
 from .errors import Error, printable
 from .kernel.tree import InEffect
-from .kinds import HOST_CPUS, MEMORY
+from .kinds import CPU_WEIGHT, HOST_CPUS, MEMORY, in_bytes
 from .managers.units import VM_SCOPE
 from .state import Remembered
 
@@ -209,6 +209,12 @@ def _members_below(host: Host, directory: str) -> list[int]:
     for name in host.directories(directory):
         found += _members_below(host, f"{directory}/{name}")
     return found
+
+
+def cpu_weight(manager: Manager) -> int | None:
+    """That of the VM parent; None where it has the default, or is not there."""
+    paths = manager.parents(CPU_WEIGHT, [])
+    return in_bytes(manager.read(CPU_WEIGHT, paths[-1])) if paths else None
 
 
 # memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .cpuset import CpuSet
 from .errors import Error, size
-from .kinds import CPUS, MEMORY
+from .kinds import CPU_WEIGHT, CPUS, MEMORY
 from .topology import auto_memory
 
 TYPE_CHECKING = False
@@ -26,17 +26,18 @@ class Fence:
     which may be more: memory devices were added.
     """
 
-    __slots__ = ("charged", "cpus", "hugepages", "lent", "memory")
+    __slots__ = ("charged", "cpu_weight", "cpus", "hugepages", "lent", "memory")
 
     def __init__(self, cpus: CpuSet | None = None, memory: int | None = None) -> None:
         self.cpus = cpus
         self.lent = CpuSet()
         self.memory = memory
+        self.cpu_weight: int | None = None  # beside the host's own work
         self.hugepages = 0
         self.charged = 0
 
     def __bool__(self) -> bool:
-        return self.cpus is not None or self.memory is not None
+        return not (self.cpus is None and self.memory is None and self.cpu_weight is None)
 
     @property
     def memory_limit(self) -> int | None:
@@ -48,7 +49,11 @@ class Fence:
     def limits(self) -> dict[Kind, Value]:
         """What the VM parent is limited to, by kind."""
         cpus = None if self.lent else self.cpus
-        values: dict[Kind, Value] = {CPUS: cpus, MEMORY: self.memory_limit}
+        values: dict[Kind, Value] = {
+            CPUS: cpus,
+            MEMORY: self.memory_limit,
+            CPU_WEIGHT: self.cpu_weight,
+        }
         return {kind: value for kind, value in values.items() if value is not None}
 
 

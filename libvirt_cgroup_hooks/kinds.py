@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 UNLIMITED = 1 << 62  # a v1 memory limit above this is the kernel's way to say none
 NONE = "-"  # no limit, in the state file
+WEIGHT, SHARES = 100, 1024  # what a cgroup has of itself, on v2 and on v1
 NO_LIMIT = ("", NONE, "-1", "max", "infinity")  # ours, v1's, v2's, systemd's
 
 
@@ -28,6 +29,7 @@ class Kind:
     __slots__ = ("controller", "name", "of_host", "unit_property", "v1", "v2")
 
     of_cpus = False
+    unset = "infinity"  # the unit's property without a limit
 
     def __init__(
         self,
@@ -51,6 +53,18 @@ class Kind:
         if text in NO_LIMIT or int(text) > UNLIMITED:
             return None
         return int(text)
+
+    def parse_v1(self, text: str) -> Value:
+        """As `parse`, of the file of cgroup v1."""
+        return self.parse(text)
+
+    def text_v1(self, value: Value) -> str:
+        """VALUE as the file of cgroup v1 has it."""
+        return "-1" if value is None else str(value)
+
+    def text_v2(self, value: Value) -> str:
+        """VALUE as the file of cgroup v2 has it."""
+        return "max" if value is None else str(value)
 
     def shown(self, value: Value) -> str:
         """VALUE for people."""
@@ -87,13 +101,47 @@ class Cpus(Kind):
         return both or None
 
 
+class Weight(Kind):
+    """A share of CPU time beside other cgroups, from 1 to 10000; None is the default of 100.
+
+    cgroup v1 has shares of 1024 (systemd's cgroup_cpu_weight_to_shares).
+    """
+
+    __slots__ = ()
+
+    unset = ""
+
+    def parse(self, text: str) -> Value:
+        number = text.strip()
+        if not number.isdigit() or int(number) == WEIGHT:  # "idle" is none of ours
+            return None
+        return int(number)
+
+    def parse_v1(self, text: str) -> Value:
+        shares = text.strip()
+        return self.parse(str(round(int(shares) * WEIGHT / SHARES))) if shares else None
+
+    def text_v1(self, value: Value) -> str:
+        return str(max(2, (in_bytes(value) or WEIGHT) * SHARES // WEIGHT))
+
+    def text_v2(self, value: Value) -> str:
+        return str(WEIGHT if value is None else value)
+
+    def shown(self, value: Value) -> str:
+        return f"CPU weight {WEIGHT if value is None else value}"
+
+    def rises(self, there: Value, wanted: Value) -> bool:
+        return (in_bytes(there) or WEIGHT) <= (in_bytes(wanted) or WEIGHT)
+
+
 CPUS = Cpus("cpus", "cpuset", "cpuset.cpus", "cpuset.cpus", "AllowedCPUs")
 # Nothing says so on v1, where systemd keeps no cpusets, and each process may leave one.
 HOST_CPUS = Cpus("host-cpus", "cpuset", "", "cpuset.cpus", "AllowedCPUs", of_host=True)
 MEMORY = Kind("memory", "memory", "memory.limit_in_bytes", "memory.max", "MemoryMax")
 # Set for the time that MEMORY is lowered: it throttles and reclaims, and kills nobody.
 PRESSURE = Kind("pressure", "memory", "", "memory.high", "MemoryHigh")
-KINDS = (CPUS, MEMORY, PRESSURE, HOST_CPUS)
+CPU_WEIGHT = Weight("cpu-weight", "cpu", "cpu.shares", "cpu.weight", "CPUWeight")
+KINDS = (CPUS, MEMORY, PRESSURE, HOST_CPUS, CPU_WEIGHT)
 
 
 def named(name: str) -> Kind | None:
@@ -107,7 +155,7 @@ def text(value: Value) -> str:
 
 
 def in_bytes(value: Value) -> int | None:
-    """A VALUE of a kind in bytes, for what takes no other."""
+    """A VALUE of a kind whose values are numbers, for what takes no other."""
     return None if isinstance(value, CpuSet) else value
 
 

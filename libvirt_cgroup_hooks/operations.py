@@ -10,7 +10,7 @@ from __future__ import annotations
 from . import managers, state
 from .errors import Error, Refusal, printable, size
 from .host import page_size
-from .kinds import CPUS, MEMORY
+from .kinds import CPU_WEIGHT, CPUS, MEMORY
 from .plan import Plan
 
 TYPE_CHECKING = False
@@ -274,6 +274,8 @@ def check_controllers(manager: Manager) -> None:
         raise Error(
             "cannot keep memory for the host: there is no memory controller", "mount or enable it"
         )
+    if fence.cpu_weight is not None and manager.tree_of(CPU_WEIGHT) is None:
+        raise Error("cannot weigh VMs: there is no cpu controller", "mount or enable it")
     if manager.config.confine_host != "no":
         _check_host_units(manager)
 

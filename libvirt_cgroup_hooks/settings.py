@@ -152,6 +152,13 @@ def unit_names(value: Value) -> str:
     return " ".join(dict.fromkeys(map(str, value)))
 
 
+def weight(value: Value) -> str:
+    """From 1 to 10000."""
+    if not isinstance(value, int) or not 1 <= value <= 10000:
+        raise Error("the value has to be a number from 1 to 10000", "write it without quotes")
+    return str(value)
+
+
 def thread_classes(value: Value) -> str:
     """Canonical: the classes, with a space between two."""
     if not isinstance(value, list) or not value or not set(map(str, value)) <= set(CLASSES):
@@ -269,6 +276,16 @@ TABLE = (
         "for themselves. It is for VMs whose vCPUs are all pinned in their XML. The CPU\n"
         "limit is then each VM's own, not one of all VMs together.\n"
         "Not set: VMs that are pinned to reserved CPUs are refused (see pin_conflict).",
+    ),
+    Setting(
+        "vm_cpu_weight",
+        weight,
+        "50",
+        "The share of CPU time that all VMs together have where CPUs are short: they\n"
+        "compete with the host's slices, which have 100 each. For hosts too small to\n"
+        "give whole CPUs away. It limits nothing where nobody else wants a CPU.\n"
+        "It needs a layout with a cgroup for VMs alone, as reserved_host_mem does.\n"
+        "Not set: 100, as any other slice.",
     ),
 )
 

@@ -129,13 +129,17 @@ class Tree:
 
     def read(self, kind: Kind, directory: str) -> Value:
         """What DIRECTORY is limited to; None where it is not, or is not there."""
-        return kind.parse(self._text(self.file(kind, directory)))
+        return self.value(kind, self._text(self.file(kind, directory)))
+
+    def value(self, kind: Kind, text: str) -> Value:
+        """What TEXT says in a file of KIND."""
+        return kind.parse(text)
 
     def before(self, kind: Kind, directory: str) -> Value:
         """What DIRECTORY was limited to before this plan. For `put_back`."""
         if directory in self._made:
             return None
-        return kind.parse(self.host.read_optional(self.file(kind, directory)) or "")
+        return self.value(kind, self.host.read_optional(self.file(kind, directory)) or "")
 
     def set(self, kind: Kind, directory: str, value: Value, old: Value) -> list[Step]:
         """DIRECTORY is limited to VALUE instead of OLD. Raises Error where that cannot be."""
@@ -157,7 +161,7 @@ class Tree:
         raise NotImplementedError
 
     def set_bytes(self, kind: Kind, directory: str, value: Value, old: Value) -> list[Step]:
-        """A limit in bytes."""
+        """A limit that is a number."""
         raise NotImplementedError
 
     def regain(self, wanted: dict[str, CpuSet | None]) -> list[Step]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..host import EBUSY, Refused
-from ..kinds import CPUS, UNLIMITED, as_cpus
+from ..kinds import CPUS, MEMORY, UNLIMITED, as_cpus
 from ..steps import MakeDirectory, Step, Write
 from .tree import Tree, parent
 
@@ -239,6 +239,9 @@ class V1(Tree):
     def file(self, kind: Kind, directory: str) -> str:
         return f"{directory}/{kind.v1}"
 
+    def value(self, kind: Kind, text: str) -> Value:
+        return kind.parse_v1(text)
+
     def before(self, kind: Kind, directory: str) -> Value:
         """A new cpuset would have its parent's CPUs without us."""
         if kind is CPUS and directory in self._made:
@@ -252,12 +255,12 @@ class V1(Tree):
         return self.set(kind, directory, value, old)
 
     def set_bytes(self, kind: Kind, directory: str, value: Value, old: Value) -> list[Step]:
-        text = "-1" if value is None else str(value)
-        if directory in self._made or value is None or kind.rises(old, value):
-            return [self._write(self.file(kind, directory), text)]
+        step = self._write(self.file(kind, directory), kind.text_v1(value))
+        may_be_refused = kind is MEMORY and directory not in self._made
+        if not may_be_refused or value is None or kind.rises(old, value):
+            return [step]
         from .lowering import LowerLimit
 
-        step = self._write(self.file(kind, directory), text)
         return [LowerLimit(step, directory)]
 
     def is_populated(self, directory: str) -> bool:

@@ -217,7 +217,7 @@ class V2(Tree):
         return f"{directory}/{kind.v2}"
 
     def set_bytes(self, kind: Kind, directory: str, value: Value, old: Value) -> list[Step]:
-        new, before = ("max" if one is None else str(one) for one in (value, old))
+        new, before = kind.text_v2(value), kind.text_v2(old)
         return [Write(self.file(kind, directory), new, None if directory in self._made else before)]
 
     def not_passed_down(self, path: str, controllers: list[str]) -> list[tuple[str, str]]:

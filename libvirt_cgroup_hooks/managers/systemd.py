@@ -190,7 +190,8 @@ class Systemd(Manager):
         return None if found is None or found[0] == _own_file(unit, kind) else found
 
     def forgets(self, kind: Kind, path: str, value: Value) -> bool:
-        tree, limit = self.tree_of(kind), in_bytes(value)
+        tree = self.tree_of(kind)
+        limit = in_bytes(value) if kind is MEMORY else None
         if tree is None or self._writes(kind) or self._promised(units.unit_of(path), kind) == value:
             return False
         # it writes what it is told into the kernel's file, and one that is exceeded kills
@@ -265,7 +266,7 @@ class Systemd(Manager):
         """
         if value is None:
             value = self.present() if kind.of_cpus else None
-        return f"{kind.unit_property}={'infinity' if value is None else value}"
+        return f"{kind.unit_property}={kind.unset if value is None else value}"
 
     # prepare
 

@@ -17,19 +17,21 @@ FIRMWARE = Path("/run/tests-firmware")
 FIRMWARE_SIZE = 64 << 10
 RESET_VECTOR = FIRMWARE_SIZE - 16  # the firmware ends at 4 GiB, where a CPU begins 16 bytes before
 STOP = ((b"\xfa", "cli"), (b"\xf4", "hlt"), (b"\xeb\xfd", "jmp the hlt before"))
+SPIN = ((b"\xeb\xfe", "jmp here"),)
 Code = tuple[tuple[bytes, str], ...]
 
 
-def firmware() -> str:
-    """The XML of firmware whose vCPU sleeps at once: a BIOS that finds nothing to boot takes an
-    emulated host ten seconds.
+def firmware(code: Code = STOP) -> str:
+    """The XML of firmware that is CODE: the vCPU sleeps at once, where a BIOS that finds nothing to
+    boot takes an emulated host ten seconds.
     """
-    if not FIRMWARE.exists():
-        code = bytearray(FIRMWARE_SIZE)
-        code[RESET_VECTOR : RESET_VECTOR + len(joined(STOP))] = joined(STOP)
-        FIRMWARE.write_bytes(code)
-        FIRMWARE.chmod(0o644)
-    return f"<loader readonly='yes' type='rom'>{FIRMWARE}</loader>"
+    file = FIRMWARE.with_suffix(f".{joined(code).hex()}")
+    if not file.exists():
+        image = bytearray(FIRMWARE_SIZE)
+        image[RESET_VECTOR : RESET_VECTOR + len(joined(code))] = joined(code)
+        file.write_bytes(image)
+        file.chmod(0o644)
+    return f"<loader readonly='yes' type='rom'>{file}</loader>"
 
 
 def toucher(mib: int, rounds: bool = True) -> bytes:

@@ -14,7 +14,7 @@ from ...domain import parse
 from ...errors import Error, printable, size
 from ...host import page_size
 from ...kernel.tree import Tree
-from ...kinds import CPUS, HOST_CPUS, MEMORY, PRESSURE, Kind, as_cpus, in_bytes
+from ...kinds import CPU_WEIGHT, CPUS, HOST_CPUS, MEMORY, PRESSURE, Kind, as_cpus, in_bytes
 from ...managers.base import Manager
 from ...plan import Plan
 from ...state import Remembered
@@ -101,7 +101,9 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
             )
             continue
         wanted = {
-            kind: value for kind, value in manager.fence.limits().items() if tree.limits(kind)
+            kind: value
+            for kind, value in manager.fence.limits().items()
+            if tree.limits(kind) and kind is not CPU_WEIGHT
         }
         for kind, value in wanted.items():
             yield from _at_reload(manager, kind, path, value)
@@ -119,6 +121,25 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
             yield from _cpus(subject, tree, directory, found.cpus or CpuSet(), cpus, taken)
         if memory is not None:
             yield from _memory(subject, directory, found.memory_limit, memory)
+    yield from _weight(subject, manager)
+
+
+def _weight(subject: Subject, manager: Manager) -> Iterator[Problem]:
+    weight = manager.fence.cpu_weight
+    if weight is None:
+        return
+    before = Remembered(subject.host).before
+    for path in manager.parents(CPU_WEIGHT, []):
+        yield from _at_reload(manager, CPU_WEIGHT, path, weight)
+        there = manager.read(CPU_WEIGHT, path)
+        theirs = before.get((CPU_WEIGHT, path))
+        if there == weight or not manager.exists(CPU_WEIGHT, path):
+            continue
+        if there is not None and there == theirs and CPU_WEIGHT.narrower(weight, theirs) == theirs:
+            yield _narrower(manager, CPU_WEIGHT, path, theirs)
+            continue
+        has, wanted = CPU_WEIGHT.shown(there), CPU_WEIGHT.shown(weight)
+        yield _drift(subject, f"{path} has {has}; it should be {wanted}")
 
 
 def _narrower(manager: Manager, kind: Kind, path: str, before: Value) -> Problem:

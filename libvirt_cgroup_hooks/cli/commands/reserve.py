@@ -251,10 +251,15 @@ def _report(host: Host) -> dict[str, Any]:
     manager = _live(host)
     parent = conformance.parent(manager)
     confined = conformance.confined(manager)
+    weight = conformance.cpu_weight(manager)
     return {
         "configured": _reservation(configured, topology),
         "live": _reservation(manager.config, topology),
-        "in_effect": {**_in_effect(parent, topology), "confine_host": _confined(confined)},
+        "in_effect": {
+            **_in_effect(parent, topology),
+            "cpu_weight": None if weight is None else str(weight),
+            "confine_host": _confined(confined),
+        },
         "confine_now": limits.confines(manager, threads.running(host, {})),
         "parent": parent.path,
         "cpus_of_each_vm": manager.carries,
@@ -275,6 +280,7 @@ def _reservation(config: Config, topology: Topology) -> dict[str, Any]:
         "reserved_memory": memory,
         "cpus": str(fence.cpus) if fence.cpus is not None else None,
         "memory_limit": fence.memory_limit,
+        "cpu_weight": None if fence.cpu_weight is None else str(fence.cpu_weight),
         "confine_host": config.confine_host if config.confine_host != "no" else None,
     }
 
@@ -301,12 +307,14 @@ LATER = "In effect when the next VM starts, or now with: virt-cgroup apply --all
 UNTIL = "What --live has changed lasts until the next boot, or until the setting is edited."
 NO_HOOK = "the hook is not installed, so new VMs are not limited: run virt-cgroup hook install"
 EACH_VM = "in each VM"
+WEIGHT_ROW = "CPU weight of VMs"  # and this
 HOST = "Host confined"  # is left out where nothing says so
 ROWS = {
     "Reserved CPUs": "reserved_cpus",
     "Reserved memory": "reserved_memory",
     "CPUs for VMs": "cpus",
     "Memory for VMs": "memory_limit",
+    WEIGHT_ROW: "cpu_weight",
     HOST: "confine_host",
 }
 
@@ -321,7 +329,7 @@ def _print(arguments: argparse.Namespace, host: Host, report: dict[str, Any]) ->
         (title, *(_shown(report[column][key]) for column in columns.values()))
         for title, key in ROWS.items()
     ]
-    rows = [row for row in rows if row[0] != HOST or set(row[1:]) != {"-"}]
+    rows = [row for row in rows if row[0] not in (HOST, WEIGHT_ROW) or set(row[1:]) != {"-"}]
     if report["cpus_of_each_vm"] and KERNEL in columns:
         rows = [(*row[:-1], EACH_VM) if "CPUs" in row[0] else row for row in rows]
     print_table(("", *columns), rows)
@@ -347,7 +355,7 @@ def _is_pending(report: dict[str, Any], kernel_is_shown: bool) -> bool:
         return True
     if report["parent"] is None:  # the limits are on each VM, which is not looked at here
         return not kernel_is_shown
-    if required["memory_limit"] != kernel["memory_limit"]:
+    if any(required[key] != kernel[key] for key in ("memory_limit", "cpu_weight")):
         return True
     if report["cpus_of_each_vm"]:
         return False

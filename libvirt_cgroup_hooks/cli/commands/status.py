@@ -17,6 +17,7 @@ from ...domain import Domain
 from ...errors import Error, printable, size
 from ...fence import reserved_memory
 from ...host import Host
+from ...kinds import WEIGHT
 from ...managers.base import Manager
 from ...topology import Memory
 from ..command import add as add_command
@@ -81,6 +82,10 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
             "since": _since(host),
             "cpus": {path: str(cpus) for path, cpus in conformance.host_cpus(manager).items()},
         },
+        "cpu_weight": {
+            "configured": fence.cpu_weight,
+            "in_effect": conformance.cpu_weight(manager),
+        },
         "parent": {
             "path": parent.path,
             "cpus": str(parent.cpus) if parent.cpus else None,
@@ -110,6 +115,7 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
             ("VM parent", parent["path"] or "none: each VM has the CPU limit"),
             ("VM CPUs", _cpus(parent, fence)),
             ("VM memory", _memory(parent, fence)),
+            *_cpu_weight(report["cpu_weight"]),
             *_host(report["host"], reservation["cpus"]),
         ]
     )
@@ -192,6 +198,13 @@ def _cpus(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     if lent["cpus"]:
         told += f" for each VM, and {lent['cpus']} for {' and '.join(lent['to'])} threads"
     return f"{told})"
+
+
+def _cpu_weight(weight: dict[str, int | None]) -> list[tuple[str, str]]:
+    if weight["configured"] is None and weight["in_effect"] is None:
+        return []
+    there, configured = (weight[key] or WEIGHT for key in ("in_effect", "configured"))
+    return [("VM CPU weight", f"{there} (configured {configured})")]
 
 
 def _memory(parent: dict[str, Any], fence: dict[str, Any]) -> str:

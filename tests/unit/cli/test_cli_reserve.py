@@ -148,6 +148,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "reserved_memory": 512 * MIB,
         "cpus": "1-3",
         "memory_limit": limit,
+        "cpu_weight": None,
         "confine_host": None,
     }
     report = json.loads(show(host, capsys, "--json"))
@@ -168,7 +169,8 @@ def test_with_nothing_reserved(
 ) -> None:
     host = reserving.made(tmp_path, "cgroupfs-v1", text)
     report = json.loads(show(host, capsys, "--json"))
-    keys = ("reserved_cpus", "reserved_memory", "cpus", "memory_limit", "confine_host")
+    keys = ["reserved_cpus", "reserved_memory", "cpus", "memory_limit"]
+    keys += ["cpu_weight", "confine_host"]
     nothing = dict.fromkeys(keys)
     assert (report["configured"], report["live"], report["in_effect"]) == (
         nothing,

@@ -57,6 +57,7 @@ def test_status_as_json(command: Command, host: Kernel) -> None:
             "memory_limit": UNIFIED_LIMIT,
             "lent": {"cpus": "", "to": []},
         },
+        "cpu_weight": {"configured": None, "in_effect": None},
         "parent": {"path": "/vms", "cpus": None, "memory_limit": None, "memory_current": None},
         "host": {"confine_host": "no", "confined": False, "since": None, "cpus": {}},
         "unwanted": [],

@@ -30,8 +30,13 @@ DROP_IN = "50-libvirt-cgroup-hooks.conf"
 U = UUID.replace("-", r"\x2d")  # in the names of units
 SCOPE = r"machine-qemu\x2d3\x2dvm.scope"
 FILES = {
-    2: {"AllowedCPUs": "cpuset.cpus", "MemoryMax": "memory.max", "MemoryHigh": "memory.high"},
-    1: {"MemoryMax": "memory.limit_in_bytes"},
+    2: {
+        "AllowedCPUs": "cpuset.cpus",
+        "MemoryMax": "memory.max",
+        "MemoryHigh": "memory.high",
+        "CPUWeight": "cpu.weight",
+    },
+    1: {"MemoryMax": "memory.limit_in_bytes", "CPUWeight": "cpu.shares"},
 }
 
 
@@ -84,9 +89,14 @@ class Machined(Kernel):
             for hierarchy in self.hierarchies:
                 directory = hierarchy.directory(self.scopes.get(unit, f"/{unit}"))
                 file = f"{directory}/{FILES[hierarchy.version].get(name, '-')}"
-                if self.exists(file):
-                    no_limit = "max" if hierarchy.version == 2 else NO_LIMIT
-                    self.write(file, no_limit if value == "infinity" else value)
+                if not self.exists(file):
+                    continue
+                no_limit = "max" if hierarchy.version == 2 else NO_LIMIT
+                if name == "CPUWeight":
+                    value = value or "100"
+                    if hierarchy.version == 1:
+                        value = str(int(value) * 1024 // 100)
+                self.write(file, no_limit if value == "infinity" else value)
 
     def promise(self, unit: str, **properties: str) -> None:
         """What UNIT's PROPERTIES were set to at run time, as systemd keeps it."""
