@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ..live.harness import running_vm, virsh
+from ..live.harness import QEMU_CONF, running_vm, virsh
 from ..live.pace import wait_for
 from ..live.reserving import nobody_is_killed
 from .drift import findings
@@ -185,7 +185,6 @@ def test_one_that_is_renamed() -> None:
     virsh("destroy", "db")
 
 
-QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 OTHER_HOST = "6f9a1a52-1111-4222-8333-444455556666"
 PRIVATE = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
 

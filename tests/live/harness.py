@@ -4,7 +4,6 @@ about its VMs.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -20,6 +19,7 @@ from .pace import wait_for as wait_for  # tools/bench takes it from here
 
 PRIVATE_HOST = "CGROUP_HOOKS_PRIVATE_HOST"
 CONFIG = Path("/etc/libvirt/cgroup-hooks.conf")
+QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 LAB_FACTS = Path("/etc/libvirt-cgroup-hooks-lab.json")  # what a lab host is
 SOCKET = Path("/run/libvirt/libvirt-sock")
 PID_FILE = Path("/run/libvirtd.pid")
@@ -190,8 +190,7 @@ def without_profile() -> str:
     """The XML of a VM that AppArmor does not confine: libvirt has a profile compiled five times in
     each start, which is most of what it takes an emulated host.
     """
-    facts = json.loads(LAB_FACTS.read_text()) if LAB_FACTS.exists() else {}
-    used = facts.get("security") == "apparmor"
+    used = 'security_driver = "apparmor"' in QEMU_CONF.read_text()
     return "<seclabel type='none' model='apparmor'/>" if used else ""
 
 
