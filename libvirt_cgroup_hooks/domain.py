@@ -8,7 +8,6 @@ import pyexpat
 from .cpuset import CpuSet
 from .errors import MIB, Error, printable
 
-STATUS = "/run/libvirt/qemu"  # libvirt's status XML of each running VM
 # of the element in <metadata> that has the VM's own settings
 SETTINGS_URI = "urn:libvirt-cgroup-hooks:domain:1"
 # of XML that has none: libvirt gives it one when it is defined

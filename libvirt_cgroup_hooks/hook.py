@@ -17,7 +17,6 @@ gc.disable()  # a run ends before anything needs to be collected; looking for it
 
 from . import operations, snapshot, state
 from .config import PATH, Config
-from .domain import LIMIT, SETTINGS_URI, parse
 from .errors import Error, Refusal, printable
 from .host import Host
 from .operations import CLEAN_UP, ENFORCE
@@ -93,7 +92,11 @@ class _Run:
         else:
             self.config.hook_timeout = snapshot.timeout(host) or self.config.hook_timeout
         self.set_deadline()
-        xml = _standard_input()
+        if operations.idle(host, self.config, self.operation):
+            return
+        from .domain import LIMIT, SETTINGS_URI, parse
+
+        xml = _standard_input(LIMIT)
         # the VM has settings of its own
         own = self.operation in ENFORCE and SETTINGS_URI.encode() in xml
         if not own and not operations.concerns(host, self.config, self.operation):
@@ -197,10 +200,11 @@ class _Exclusive(Exception):
     """A plan that needs the lock for itself."""
 
 
-def _standard_input() -> bytes:
+def _standard_input(limit: int) -> bytes:
+    """At most a little more than LIMIT bytes: more is refused by the parser."""
     parts: list[bytes] = []
     size = 0
-    while size <= LIMIT:  # a larger one is refused by the parser
+    while size <= limit:
         part = os.read(0, 1 << 20)
         if not part:
             break

@@ -27,9 +27,16 @@ SUGGESTED = '"/vms/$NAME"'
 IDLE = {"start": "cgroupfs", "stopped": "systemd"}
 
 
+def idle(host: Host, config: Config, operation: str) -> bool:
+    """Whether OPERATION is one at which nothing is to be done for any VM of this host."""
+    return bool(
+        operation in IDLE and not config.host_cpus_for and IDLE[operation] == managers.name(host)
+    )
+
+
 def concerns(host: Host, config: Config, operation: str) -> bool:
-    """Whether there can be anything to do at OPERATION."""
-    if operation in IDLE and not config.host_cpus_for and IDLE[operation] == managers.name(host):
+    """Whether there can be anything to do at OPERATION for a VM without settings of its own."""
+    if idle(host, config, operation):
         return False
     if operation in CLEAN_UP:
         return host.exists(state.DIRECTORY)

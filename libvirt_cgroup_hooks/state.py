@@ -9,7 +9,6 @@ not JSON, because the json module costs the hook more than all of its own work.
 from __future__ import annotations
 
 from . import kinds
-from .domain import STATUS
 from .errors import Error, printable
 from .host import NEW, Host, page_size
 from .steps import Remove, Replace, Step
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     Row = tuple[Kind, str]  # a kind of limit, and the path of the cgroup that carries it
 
+STATUS = "/run/libvirt/qemu"  # libvirt's own: the status XML of each running VM
 DIRECTORY = "/run/libvirt-cgroup-hooks"
 VMS = f"{DIRECTORY}/vms"
 SHARED = f"{DIRECTORY}/shared"

@@ -8,7 +8,7 @@ from .cgroups import placements
 from .cpuset import CpuSet
 from .errors import Error, printable
 from .host import page_size
-from .state import Record, left_behind, recorded
+from .state import STATUS, Record, left_behind, recorded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def status(host: Host, name: str) -> Domain | None:
 
     Raises Error where the file is not understood.
     """
-    text = host.read_optional(f"{domains.STATUS}/{name}.xml")
+    text = host.read_optional(f"{STATUS}/{name}.xml")
     found = domains.parse(text.encode("utf-8", "surrogateescape")) if text is not None else None
     return found if found and found.pid is not None else None
 
@@ -55,7 +55,7 @@ def running(host: Host, errors: dict[str, Error]) -> list[Domain]:
     One whose status XML is not understood is left out, and told in ERRORS by its name.
     """
     found: list[Domain] = []
-    for file in host.names(domains.STATUS):
+    for file in host.names(STATUS):
         name = file.removesuffix(".xml")
         if name == file:
             continue
@@ -92,7 +92,7 @@ def hugepages(host: Host) -> int:
     gone = left_behind(host)
     records = [Record.read(host, uuid) for uuid in recorded(host) if uuid not in gone]
     known = {record.name: record.hugepages for record in records if record}
-    if any(file.removesuffix(".xml") not in known for file in host.names(domains.STATUS)):
+    if any(file.removesuffix(".xml") not in known for file in host.names(STATUS)):
         for domain in running(host, {}):
             known.setdefault(domain.name, domain.hugepage_memory(page_size()))
     return sum(known.values())

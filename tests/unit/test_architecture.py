@@ -171,13 +171,13 @@ before = set(sys.modules)
 root, copy, operation, xml = sys.argv[1:]
 sys.path.insert(0, root)
 from libvirt_cgroup_hooks import hook, operations, snapshot, state
-from libvirt_cgroup_hooks.domain import parse
 from libvirt_cgroup_hooks.host import Host
 host = Host(copy)
 config = snapshot.load(host, [], save=True)
 assert config
-domain = parse(open(xml, "rb").read())
-if operations.concerns(host, config, operation):
+if not operations.idle(host, config, operation):
+    from libvirt_cgroup_hooks.domain import parse
+    domain = parse(open(xml, "rb").read())
     with host.locked(state.LOCK):
         print(operations.plan(host, config, operation, domain, imagine=True), file=sys.stderr)
 import gc
@@ -193,10 +193,10 @@ HEAVY = (
     "syslog typing"
 ).split()
 ALWAYS = (
-    "cgroups config cpuset domain errors fence hook host kinds layout managers operations "
-    "plan snapshot state steps topology"
+    "cgroups config cpuset errors fence hook host kinds layout managers operations plan snapshot "
+    "state steps topology"
 ).split()
-PLANNING = ["kernel", "kernel.tree", "managers.base"]
+PLANNING = ["domain", "kernel", "kernel.tree", "managers.base"]
 CGROUPFS = [*ALWAYS, *PLANNING, "managers.cgroupfs"]
 SYSTEMD = [*ALWAYS, *PLANNING, "managers.systemd", "managers.units"]
 MACHINED = ("run/dbus/system_bus_socket", "run/systemd/system/x", "usr/share/" + ACTIVATION)
