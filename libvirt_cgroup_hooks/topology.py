@@ -18,15 +18,16 @@ GIB = 1024**3
 
 
 class Memory:
-    """Sizes in bytes: all the host's memory, and the part of it held by the HugeTLB pools of every
-    page size.
+    """Sizes in bytes: all the host's memory, the part of it held by the HugeTLB pools of every page
+    size, and the host's swap.
     """
 
-    __slots__ = ("hugetlb", "total")
+    __slots__ = ("hugetlb", "swap", "total")
 
-    def __init__(self, total: int, hugetlb: int) -> None:
+    def __init__(self, total: int, hugetlb: int, swap: int = 0) -> None:
         self.total = total
         self.hugetlb = hugetlb
+        self.swap = swap
 
     @classmethod
     def parse(cls, meminfo: str) -> Memory:
@@ -46,7 +47,7 @@ class Memory:
         pool = fields.get(
             "Hugetlb", fields.get("HugePages_Total", 0) * fields.get("Hugepagesize", 0)
         )
-        return cls(fields["MemTotal"] * 1024, pool * 1024)
+        return cls(fields["MemTotal"] * 1024, pool * 1024, fields.get("SwapTotal", 0) * 1024)
 
 
 class Topology:
