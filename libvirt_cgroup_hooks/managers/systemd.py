@@ -427,7 +427,9 @@ class Systemd(Manager):
         tree, cpus = self._own_cpusets, self.carried(domain)
         if tree:
             directory = tree.hierarchy.directory(path)
-            if (self.carries or self.parent_slice() is None) and tree.exists(directory):
+            record, _ = self.records.of(domain)
+            ours = self.carries or any(_within(directory, group) for group in record.groups)
+            if (ours or self.parent_slice() is None) and tree.exists(directory):
                 plan.add(*tree.set_cpus(directory, cpus))
             return
         file = self._drop_in(domain)
