@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..live.guests import disk, toucher
 from ..live.harness import CONFIG, Daemon, Vm, domain_xml, running_vm, virsh
 from ..live.pace import in_time, patient, wait_for
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
+IMAGES = Path("/var/lib/libvirt/images")
 UNITS = Path("/run/systemd/system")
 CGROUP = Path("/sys/fs/cgroup")
 SYSTEMD = UNITS.exists()
@@ -21,6 +25,14 @@ UUIDS = {
     "db": "0d5fbb05-3a7e-4b4c-8f4d-ba9876543210",
 }
 USB = "<controller type='usb' model='nec-xhci'/>"
+
+
+def directory(controller: str, path: str) -> Path:
+    return (CGROUP if V2 else CGROUP / controller) / path.lstrip("/")
+
+
+# Debian 11 does not, unless it is booted with swapaccount=1
+COUNTS_SWAP = V2 or (directory("memory", "/") / "memory.memsw.limit_in_bytes").exists()
 
 
 def run(*command: str, check: bool = True, stdin: str = "") -> str:
@@ -82,13 +94,35 @@ def start(name: str, **options: Any) -> Vm:
     return running_vm(name)
 
 
+def guest(name: str, mib: int, rounds: bool = True, memory_mib: int = 128) -> Vm:
+    """A VM that touches MIB MiB; its memory is charged to the slice from the first page."""
+    return start(
+        name,
+        memory_mib=memory_mib,
+        machine="pc",
+        iothreads=0,
+        devices=disk(IMAGES / name, toucher(mib, rounds)),
+    )
+
+
+@contextmanager
+def swap_file(mib: int) -> Iterator[None]:
+    """MIB MiB of swap, which VMs' memory can be reclaimed to."""
+    file = IMAGES / "swap"
+    run("fallocate", "-l", f"{mib}M", str(file))
+    file.chmod(0o600)
+    run("mkswap", str(file))
+    run("swapon", str(file))
+    try:
+        yield
+    finally:
+        run("swapoff", str(file))
+        file.unlink()
+
+
 def meminfo(key: str) -> int:
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
-
-
-def directory(controller: str, path: str) -> Path:
-    return (CGROUP if V2 else CGROUP / controller) / path.lstrip("/")
 
 
 def value(controller: str, path: str, v2: str, v1: str) -> str:

@@ -7,13 +7,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..live.guests import disk, toucher
-from ..live.harness import Vm, virsh
+from ..live.harness import virsh
 from ..live.pace import patient, wait_for
 from ..live.reserving import (
     MIB,
@@ -35,10 +33,21 @@ from ..live.reserving import (
     virt_cgroup,
     wait_for_use,
 )
-from .host import V2, configure, fenced, restart_libvirtd, run, start, value, xml
+from .host import (
+    COUNTS_SWAP,
+    V2,
+    configure,
+    fenced,
+    guest,
+    restart_libvirtd,
+    run,
+    start,
+    swap_file,
+    value,
+    xml,
+)
 from .host import virt_cgroup as output
 
-IMAGES = Path("/var/lib/libvirt/images")
 LAYOUT = "/vms/$NAME"
 ALL, FENCE = "0-7", "2-7"
 OPEN = f'cgroup_layout = "{LAYOUT}"\n'
@@ -46,26 +55,8 @@ OPEN = f'cgroup_layout = "{LAYOUT}"\n'
 
 @pytest.fixture
 def swap() -> Iterator[None]:
-    """256 MiB of it, which VMs' memory can be reclaimed to."""
-    file = IMAGES / "swap"
-    run("fallocate", "-l", "256M", str(file))
-    file.chmod(0o600)
-    run("mkswap", str(file))
-    run("swapon", str(file))
-    yield
-    run("swapoff", str(file))
-    file.unlink()
-
-
-def guest(name: str, mib: int, rounds: bool = True) -> Vm:
-    """A VM that touches MIB MiB; its memory is charged to the slice from the first page."""
-    return start(
-        name,
-        memory_mib=128,
-        machine="pc",
-        iothreads=0,
-        devices=disk(IMAGES / name, toucher(mib, rounds)),
-    )
+    with swap_file(256):
+        yield
 
 
 def high() -> str:
@@ -110,9 +101,12 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cpus": ({"reserved_host_cpus": "0-1"}, {"reserved_host_cpus": None}),
     "all": (
         {"reserved_host_cpus": "0-1", "reserved_host_mem": "1 GiB"},
-        {"reserved_host_cpus": "6-7", "reserved_host_mem": "small"},
+        {"reserved_host_cpus": "6-7", "reserved_host_mem": "small", "vm_cpu_weight": 50},
     ),
 }
+if COUNTS_SWAP:
+    CHANGES["all"][0]["vm_swap_max"] = "1 GiB"
+    CHANGES["all"][1]["vm_swap_max"] = 0
 
 
 @pytest.mark.parametrize("kind", ["error", pytest.param("ctrl-c", marks=pytest.mark.thorough)])

@@ -113,6 +113,19 @@ def test_validate_and_status(host: Machined) -> None:
     assert "mounted without memory_recursiveprot" in problem.message
 
 
+@pytest.mark.parametrize(
+    ("how", "enabled", "told"),
+    [("low", "0x0007\n", True), ("low", "0x0000\n", False), ("min", "0x0007\n", False)],
+)
+def test_low_beside_the_multi_generational_lru(
+    host: Machined, how: str, enabled: str, told: bool
+) -> None:
+    host.configure(conf(how))
+    host.put("/sys/kernel/mm/lru_gen/enabled", enabled)
+    found = [problem.message for problem in checks.protected(Subject(host))]
+    assert any("multi-generational LRU" in text for text in found) == told
+
+
 def test_vms_below_a_protected_unit_are_refused(host: Machined) -> None:
     host.configure(conf("low").replace("/vms", "/system/guests"))
     with pytest.raises(Error, match=r"cannot protect the memory of /system.slice \(host_units\)"):
