@@ -103,9 +103,9 @@ class Topology:
             Memory.parse(read("/proc/meminfo") or ""),
         )
 
-    def take(self, count: int) -> CpuSet:
+    def take(self, count: int, first: int | None = None) -> CpuSet:
         """At least COUNT online CPUs in whole cores, lowest first, spread evenly over the NUMA
-        nodes.
+        nodes, of which FIRST is the first if given.
 
         The host does not use isolated CPUs (isolcpus), so cores that have some come after all
         others, and those that have no other come last.
@@ -115,21 +115,31 @@ class Topology:
         isolated = [core for core in self.cores if core <= self.isolated]
         taken = CpuSet()
         for cores in (free, partly, isolated):
-            taken |= self._spread(cores, count - len(taken))
+            taken |= self._spread(cores, count - len(taken), first)
         return taken
 
-    def _spread(self, cores: list[CpuSet], count: int) -> CpuSet:
-        queues = [[core for core in cores if core <= cpus] for cpus in self.nodes.values()]
+    def _spread(self, cores: list[CpuSet], count: int, first: int | None) -> CpuSet:
+        nodes = sorted(self.nodes, key=lambda node: node != first)
+        queues = [[core for core in cores if core <= self.nodes[node]] for node in nodes]
         taken = CpuSet()
         while len(taken) < count and any(queues):
             queue = min((q for q in queues if q), key=lambda q: len(_all(self.nodes, q[0]) & taken))
             taken |= queue.pop(0)
         return taken
 
-    def auto_cpus(self) -> CpuSet:
-        """One core in 32, at least one, with siblings."""
+    def for_host(self, count: int, first: int | None = None) -> CpuSet:
+        """As `take`, but fewer where only isolated CPUs would be left: they are kept for VMs."""
+        taken = self.take(count, first)
+        return (taken - self.isolated) or taken
+
+    @property
+    def auto_count(self) -> int:
+        """CPUs of one core in 32, at least one, with siblings."""
         cores = max(1, len(self.cores) // 32)
-        return self.take(cores * max((len(core) for core in self.cores), default=1))
+        return cores * max((len(core) for core in self.cores), default=1)
+
+    def auto_cpus(self) -> CpuSet:
+        return self.for_host(self.auto_count)
 
 
 def read_online(read: Reader) -> CpuSet:
