@@ -74,7 +74,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--wait",
         metavar="SECONDS",
-        type=_seconds,
+        type=seconds,
         nargs="?",
         const=WAIT,
         help=f"first reclaim VM memory, for up to SECONDS (default {WAIT})",
@@ -85,7 +85,7 @@ def add(commands: Any) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="print each step")
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
@@ -111,18 +111,29 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     change = Change(
         host, wanted, arguments.live or not arguments.config, arguments.config, arguments.force
     )
+    try:
+        plan = _made(change, arguments.wait or 0)
+    except Invalid as error:
+        raise _as_given(arguments, error) from None
+    return _tell(arguments, host, change, plan)
+
+
+def configure(host: Host, wanted: dict[str, Value | None]) -> None:
+    """As `virt-cgroup reserve --config`; WANTED as for `Change`. Raises Error."""
+    _made(Change(host, wanted, live=False, config=True))
+
+
+def _made(change: Change, wait: float = 0) -> Plan:
+    """Tells its progress and warnings. Raises Error."""
     for number in STOP:
         signal.signal(number, _interrupt)
     progress = _Progress()
     try:
-        plan = change.run(arguments.wait or 0, progress)
-    except Invalid as error:
-        raise _as_given(arguments, error) from None
+        return change.run(wait, progress)
     finally:
         progress.end()
         for warning in change.warnings:
             print(f"warning: {printable(warning)}", file=sys.stderr)
-    return _tell(arguments, host, change, plan)
 
 
 def _as_given(arguments: argparse.Namespace, error: Invalid) -> Error:
