@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 import time
@@ -44,6 +46,7 @@ def service(tmp_path: Path) -> Iterator[None]:
 def recommended(*arguments: str) -> dict[str, Any]:
     command = [*COMMAND, "recommend", "--json", "--seconds", "2", *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=patient())
+    assert done.stderr == ""
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -70,6 +73,23 @@ def test_a_look_takes_its_time_and_changes_nothing(configure: Callable[[str], No
     assert CONFIG.read_text() == text
     whole = next(line for line in report["cpu"] if line["name"] == "whole host")
     assert 0 < whole["now"] <= 1.2 * (len(report["interrupts"]) + 64)
+
+
+def test_progress_is_for_a_terminal(configure: Callable[[str], None]) -> None:
+    """It is gone when the look is over."""
+    configure("")
+    reader, terminal = pty.openpty()
+    command = [*COMMAND, "recommend", "--seconds", "2"]
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, stderr=terminal, text=True, timeout=patient()
+    )
+    os.close(terminal)
+    told = os.read(reader, 65536).decode()
+    os.close(reader)
+    assert "looking for 2 seconds, 2 left" in told
+    assert told.endswith("\r\033[K")
+    assert "looking" not in done.stdout
+    assert "Proposed:" in done.stdout
 
 
 def test_the_proposal_is_written(configure: Callable[[str], None]) -> None:

@@ -16,6 +16,7 @@ from ...reserve import KEYS
 from ..command import add as add_command
 from ..output import print_json
 from ..recommend import memory, report, sample, text
+from ..recommend.counts import Sample
 from . import reserve
 
 if TYPE_CHECKING:
@@ -77,9 +78,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     return 0
 
 
-def _look(
-    host: Host, manager: Manager, seconds: float
-) -> tuple[list[sample.Sample], list[memory.Line]]:
+def _look(host: Host, manager: Manager, seconds: float) -> tuple[list[Sample], list[memory.Line]]:
     """The first and the last look, and the sum of memory over all of them. A copy of a host stands
     still, so one look is all there is.
     """

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from ...cpuset import CpuSet
 from ...topology import Topology
+from .counts import Sample, Use
 from .memory import SHOWN
-from .sample import Sample, Use
 
 REST = "kernel, in no cgroup"
 VMS = "VMs"

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import MIB
 from ...topology import auto_memory
-from .sample import Sample, Use
+from .counts import Sample, Use
 
 STEP = 256 * MIB  # what is proposed is a multiple of this many bytes
 REST = "/proc/meminfo, less all cgroups"

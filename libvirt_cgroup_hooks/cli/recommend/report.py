@@ -17,6 +17,7 @@ from ...host import Host, page_size
 from ...managers.base import Manager
 from ...topology import GIB, NODES, Topology, auto_memory
 from . import cpu, memory, rules, sample
+from .counts import Sample
 from .cpu import Line as CpuLine
 from .cpu import Proposal
 
@@ -97,7 +98,7 @@ def make(
     host: Host,
     manager: Manager,
     running: list[Domain],
-    samples: Sequence[sample.Sample],
+    samples: Sequence[Sample],
     lines: list[memory.Line],
 ) -> Report:
     """SAMPLES: the first and the last; LINES: the memory's sum over all of them."""

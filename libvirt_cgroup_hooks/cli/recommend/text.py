@@ -10,8 +10,8 @@ from ...cpuset import CpuSet
 from ...errors import size
 from ..output import print_table
 from . import rules
+from .counts import RESOURCES
 from .report import Report, Reserved
-from .sample import RESOURCES
 
 COUNTED = """\
 Counted: the peak, but at most twice what is there now without page cache that can be dropped.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from libvirt_cgroup_hooks.cli.recommend import cpu, memory, parsing, rules
-from libvirt_cgroup_hooks.cli.recommend.sample import Sample, Use
+from libvirt_cgroup_hooks.cli.recommend.counts import Sample, Use
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.topology import Memory, Topology
 
