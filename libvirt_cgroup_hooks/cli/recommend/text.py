@@ -15,9 +15,10 @@ from .report import Report, Reserved
 
 COUNTED = """\
 Counted: the peak, but at most twice what is there now without page cache that can be dropped.
-In no cgroup: AnonPages and Shmem; Slab, PageTables, Percpu and VmallocUsed; less memory.stat."""
+In no cgroup: AnonPages and Shmem; Slab, PageTables, Percpu and VmallocUsed; less the cgroups'."""
 TIME = """\
-CPUs: seconds of CPU time in a second, from cpu.stat or cpuacct.usage of the cgroups and /proc/stat.
+CPUs: seconds of CPU time in a second, from cpu.stat or cpuacct.usage of the cgroups and /proc/stat;
+those since boot count once the host has been up for an hour.
 Waited: the share of the time in which a task had to wait (PSI)."""
 OVERHEAD = """\
 QEMU's own: what the VM's cgroup has now without page cache that can be dropped, less the guest's

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from libvirt_cgroup_hooks.cli.recommend import parsing
 from libvirt_cgroup_hooks.host import Host
 
 from ..conftest import Command
@@ -59,6 +60,39 @@ def test_the_sum(tmp_path: Path, recommend: Command, version: str, machined: boo
     current = "memory.current" if version == "v2" else "memory.usage_in_bytes"
     assert current in system["source"]
     assert found["proposed"]["memory"] == 1280 * MIB  # 1115 MiB in steps of 256
+
+
+RECORDED = {
+    # system.slice has had less than twice 155697152 - 20549632 bytes, init.scope less than twice
+    # 2088960 - 73728; (187388 + 464) kB, less 190357504; (46332 + 1880 + 3168 + 20736) kB, less
+    # 12017632, 906672, 1936 and 900808
+    "debian13": {
+        "system.slice": 201977856,
+        "kernel, in no cgroup": 60019736,
+        "processes in no cgroup": 2 * 2002944,
+        "init.scope": 2785280,
+    },
+    # less than twice 131932160 - 36900864; (176960 + 448) kB, less 25145344 and 153481216;
+    # (39040 + 1420 + 3488 + 15300) kB, less 8896512, 12288 and 942080
+    "debian11": {
+        "system.slice": 172810240,
+        "kernel, in no cgroup": 50819072,
+        "processes in no cgroup": 2 * 3039232,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_sum_of_recorded_hosts(recommend: Command, name: str) -> None:
+    """With what VMs have and page cache it is all that is not free."""
+    root = DATA / "hosts" / name
+    found = report(recommend, str(root))
+    assert {line["name"]: line["counted"] for line in found["memory"]} == RECORDED[name]
+    meminfo = parsing.meminfo((root / "proc/meminfo").read_text())
+    used = meminfo["MemTotal"] - meminfo["MemFree"]
+    [vms] = root.glob(f"{CG[1:]}/**/machine.slice/memory.[cu]*")
+    now = sum(line["now"] for line in found["memory"]) + int(vms.read_text())
+    assert used - meminfo["Cached"] - meminfo["Buffers"] < now < used
 
 
 @pytest.mark.parametrize(("version", "machined"), HOSTS)
