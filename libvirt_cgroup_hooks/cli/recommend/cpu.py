@@ -35,13 +35,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Proposal:
-    """`cpus` is empty where the host has none to give away; `used` the CPUs that the host's work
-    takes, and `node` the NUMA node that the host's CPUs begin with, None where that is the lowest.
+    """`cpus` is empty where the host has none to give away; `used`: the CPUs that the host's own
+    work takes.
     """
 
     cpus: CpuSet
     used: float
-    node: int | None
     reasons: tuple[str, ...]
 
 
@@ -105,8 +104,8 @@ def proposal(topology: Topology, needed: float, served: Mapping[int, float]) -> 
     most = len(topology.online - topology.isolated) // 2
     cpus = topology.for_host(min(count, most) or 1, node)
     if len(cpus) >= len(topology.online):
-        return Proposal(CpuSet(), needed, node, ("this host has one core, which VMs need, too",))
-    return Proposal(cpus, needed, node, tuple(_reasons(topology, cpus, count, most, node, served)))
+        return Proposal(CpuSet(), needed, ("this host has one core, which VMs need, too",))
+    return Proposal(cpus, needed, tuple(_reasons(topology, cpus, count, most, node, served)))
 
 
 def _reasons(
@@ -166,19 +165,19 @@ def _together(found: list[Line]) -> Line:
 
 
 def _line(name: str, first: Use | None, last: Use, seconds: float, uptime: float) -> Line:
-    """FIRST is None for what has begun during the look, all of which it has then used."""
-    before = first or Use(cpu=0)
+    """What was not there in FIRST has begun during the look: all that it has used, it used then."""
+    before = first or Use()
     since_boot = last.cpu / uptime if last.cpu is not None and uptime else None
     return Line(
         name,
-        _rate(before.cpu, last.cpu, seconds),
+        _rate(before.cpu or 0, last.cpu, seconds),
         since_boot,
         _shares(before.waited, last.waited, seconds),
     )
 
 
-def _rate(before: float | None, after: float | None, seconds: float) -> float | None:
-    if before is None or after is None or seconds <= 0:
+def _rate(before: float, after: float | None, seconds: float) -> float | None:
+    if after is None or seconds <= 0:
         return None
     return max(0.0, after - before) / seconds
 

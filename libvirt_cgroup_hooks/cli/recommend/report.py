@@ -47,7 +47,8 @@ class Reserved:
 @dataclass(frozen=True)
 class Report:
     """`seconds` is 0 where there was one look alone. Memory in bytes, interrupts a second by CPU.
-    `nodes` are NUMA nodes with memory and without CPUs.
+    `nodes` are NUMA nodes with memory and without CPUs; `pinned` the VMs that run and are pinned to
+    proposed CPUs.
     """
 
     seconds: float
@@ -65,6 +66,7 @@ class Report:
     auto: Reserved
     proposed: Reserved
     proposal: Proposal
+    pinned: list[str]
 
     @property
     def memory_setting(self) -> str:
@@ -88,6 +90,7 @@ class Report:
             "nodes_without_cpus": {str(number): size for number, size in self.nodes.items()},
             "vms": [asdict(vm) for vm in self.vms],
             "rules": [asdict(rule) for rule in self.rules],
+            "pinned": self.pinned,
             "configured": asdict(self.configured),
             "auto": asdict(self.auto),
             "proposed": {**asdict(self.proposed), "reasons": list(self.proposal.reasons)},
@@ -126,7 +129,12 @@ def make(
         Reserved(str(topology.auto_cpus()), auto_memory(total)),
         Reserved(str(chosen.cpus), counted),
         chosen,
+        [domain.name for domain in running if _is_pinned(domain, chosen.cpus)],
     )
+
+
+def _is_pinned(domain: Domain, cpus: CpuSet) -> bool:
+    return any(pin & cpus for pin in domain.pins().values())
 
 
 def _configured(config: Config, total: int) -> Reserved:

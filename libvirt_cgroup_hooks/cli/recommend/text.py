@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 
 from ...cpuset import CpuSet
-from ...errors import size
+from ...errors import printable, size
 from ..output import print_table
 from . import rules
 from .counts import RESOURCES
@@ -136,6 +136,9 @@ def _proposal(report: Report) -> None:
     _paragraph("Proposed:", f"reserved_host_cpus = {_quoted(report.proposed.cpus)}")
     _paragraph("", f"reserved_host_mem = {_quoted(report.memory_setting)}")
     _paragraph("CPUs:", f"{reasons}.")
+    if report.pinned:
+        names = ", ".join(printable(name) for name in report.pinned)
+        _paragraph("", f"Pinned to them in their XML, so to be pinned elsewhere first: {names}.")
     _paragraph("Memory:", MEMORY)
     _paragraph("Left:", f"{left} CPUs and {size(report.left)} for VMs{used}.")
 

@@ -201,6 +201,15 @@ def test_qemu_itself(tmp_path: Path, recommend: Command, held: int, overhead: in
     assert f" vm   128 MiB          {held} MiB      {shown} " in recommend(host.root)[1]
 
 
+def test_vms_that_are_pinned_to_what_is_proposed(tmp_path: Path, recommend: Command) -> None:
+    host = counting(tmp_path / "host", "v2", True)
+    assert isinstance(host, Machined)
+    pin = "<vcpu>1</vcpu><cputune><vcpupin vcpu='0' cpuset='0-1'/></cputune>"
+    host.starts(vm("a\u009bb", pin), "/machine.slice", pin)
+    assert report(recommend, host)["pinned"] == ["a\u009bb"]
+    assert "to be pinned elsewhere first: a\\x9bb.\n" in recommend(host.root)[1]
+
+
 def test_what_is_configured(tmp_path: Path, recommend: Command) -> None:
     conf = "reserved_host_cpus = 2\nreserved_host_mem = '10%'\n"
     found = report(recommend, counting(tmp_path / "host", "v2", True, conf))

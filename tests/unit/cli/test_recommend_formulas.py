@@ -152,6 +152,12 @@ def test_vms_that_end_during_a_look() -> None:
     assert [line.now for line in found] == [0.1, 0.0, 0.1]
 
 
+def test_the_first_vm_starts_during_a_look() -> None:
+    first = replace(EMPTY, busy=600)
+    found = cpu.lines(first, replace(first, uptime=1010, vms=Use(cpu=10), busy=611))
+    assert [line.now for line in found] == pytest.approx([0.1, 1.0, 1.1])
+
+
 def test_interrupts_of_a_look() -> None:
     first = replace(EMPTY, interrupts={0: 100, 1: 100})
     last = replace(first, uptime=1010, interrupts={0: 200, 1: 100})
