@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ..live.guests import disk, toucher
 from ..live.harness import CONFIG, Daemon, Vm, domain_xml, running_vm, virsh
 from ..live.pace import in_time, patient, wait_for
@@ -19,6 +21,7 @@ UNITS = Path("/run/systemd/system")
 CGROUP = Path("/sys/fs/cgroup")
 SYSTEMD = UNITS.exists()
 V2 = (CGROUP / "cgroup.controllers").exists()
+needs_systemd = pytest.mark.skipif(not SYSTEMD, reason="test_openrc.py has it without systemd")
 FENCE_CPUS = "2-7"
 UUIDS = {
     "web": "6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab",
@@ -137,6 +140,9 @@ def restart_libvirtd() -> None:
     if SYSTEMD:
         run("systemctl", "restart", "libvirtd")
     else:
-        run("rc-service", "libvirtd", "restart")
+        # its script's restart waits one second for the old daemon, and then starts no new one
+        run("rc-service", "libvirtd", "stop")
+        wait_for(lambda: not run("pidof", "libvirtd", check=False), "libvirtd to end")
+        run("rc-service", "libvirtd", "start")
     wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
     wait_for(Daemon.reconnected, "libvirtd to reconnect to its VMs")

@@ -39,6 +39,7 @@ from .host import (
     configure,
     fenced,
     guest,
+    needs_systemd,
     restart_libvirtd,
     run,
     start,
@@ -48,6 +49,7 @@ from .host import (
 )
 from .host import virt_cgroup as output
 
+pytestmark = needs_systemd
 LAYOUT = "/vms/$NAME"
 ALL, FENCE = "0-7", "2-7"
 OPEN = f'cgroup_layout = "{LAYOUT}"\n'
