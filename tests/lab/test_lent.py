@@ -8,6 +8,7 @@ from ..live.harness import Vm, running_vm, virsh
 from .drift import not_started
 from .host import (
     FENCE_CPUS,
+    SYSTEMD,
     UNITS,
     V2,
     configure,
@@ -70,7 +71,7 @@ def test_a_desktop_beside_another_vm(layout: str) -> None:
     assert groups(running_vm("web")) == wanted
     assert set(groups(running_vm("db")).values()) == {FENCE_CPUS}
     assert conforms()
-    if V2:
+    if SYSTEMD:
         run("systemctl", "daemon-reload")
         assert groups(running_vm("web")) == wanted
         assert set(groups(running_vm("db")).values()) == {FENCE_CPUS}
