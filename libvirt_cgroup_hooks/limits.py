@@ -85,7 +85,9 @@ def _may_hold_vms(manager: Manager, kind: Kind, path: str) -> bool:
     directory = tree.hierarchy.directory(path) if tree else ""
     if tree is None or not tree.exists(directory):
         return False
-    return tree.is_populated(directory) or may_be_starting(manager.host)
+    if may_be_starting(manager.host):
+        return True
+    return tree.is_populated(directory) and manager.holds_vms(tree, path)
 
 
 def unwanted(manager: Manager) -> Table:

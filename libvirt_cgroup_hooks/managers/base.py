@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..cgroups import Cgroups
     from ..config import Config
     from ..domain import Domain
+    from ..errors import Error
     from ..fence import Fence
     from ..host import Host
     from ..kernel.tree import Tree
@@ -49,6 +50,7 @@ class Manager:
         self.limits_hugepages = cgroups.charges_hugepages and fence.memory is not None
         self.trees = kernel.trees(host, cgroups)
         self.records = Records(host, config.memory_admission)
+        self._places: list[dict[str, str]] | None = None  # of the VMs that run, by hierarchy
 
     def for_domain(self: M, domain: Domain) -> M:
         """The manager with DOMAIN's own settings; what it knows of the host is shared.
@@ -125,6 +127,22 @@ class Manager:
     def exists(self, kind: Kind, path: str) -> bool:
         tree = self.tree_of(kind)
         return tree is not None and tree.exists(tree.hierarchy.directory(path))
+
+    def holds_vms(self, tree: Tree, path: str) -> bool:
+        """Whether a VM that runs is in the cgroup PATH of TREE, or may be: containers, too, can be
+        where libvirt puts VMs.
+        """
+        from .. import threads
+
+        if self._places is None:
+            unknown: dict[str, Error] = {}
+            pids = [domain.pid or 0 for domain in threads.running(self.host, unknown)]
+            self._places = [threads.process_cgroups(self.host, pid) or {} for pid in pids]
+            self._places += [{} for _ in unknown]
+        key = tree.hierarchy.key
+        return any(
+            key not in place or f"{place[key]}/".startswith(f"{path}/") for place in self._places
+        )
 
     def before(self, kind: Kind, path: str) -> Value:
         """What PATH was limited to before the plan."""

@@ -9,6 +9,7 @@ import pytest
 from libvirt_cgroup_hooks.cli.checks.host import beside_vms
 from libvirt_cgroup_hooks.cli.checks.subject import Subject
 from libvirt_cgroup_hooks.errors import MIB, Error
+from libvirt_cgroup_hooks.state import Remembered
 
 from .support import reserving
 from .support.hosts import PID, Kernel
@@ -118,6 +119,20 @@ def test_what_else_is_in_it_is_told(host: Kernel) -> None:
     assert problem.message == f"the limits of the VMs also apply to {place}/libpod-0123.scope"
     host.configure(CONF.format("/vms/$NAME"))
     assert list(beside_vms(Subject(host))) == []
+
+
+def test_a_container_does_not_keep_the_fence_of_an_earlier_layout(host: Kernel) -> None:
+    """It may be where libvirt puts VMs, too; they are elsewhere by now."""
+    host.configure(CONF.format("/vms/$NAME"))
+    do(host, "prepare", vm())
+    place = unit(host, "vms")
+    runs(host, f"{place}/libpod-0123.scope/container", "postgres")
+    do(host, "release", vm())
+    host.configure(CONF.format("/guests/$NAME"))
+    do(host, "prepare", vm())
+    paths = [path for _, path in Remembered(host).before]
+    assert unit(host, "guests") in paths
+    assert place not in paths
 
 
 @pytest.mark.parametrize("reserved", ["400 MiB", "1 GiB"])
