@@ -19,7 +19,7 @@ from ...fence import reserved_memory
 from ...host import Host
 from ...kinds import WEIGHT
 from ...managers.base import Manager
-from ...topology import Memory
+from ...topology import Memory, told_left_out
 from ..command import add as add_command
 from ..describe import describe
 from ..output import print_json, print_pairs, print_table
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
 def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, Any]:
     config, fence = manager.config, manager.fence
     parent = conformance.parent(manager)
-    memory = Memory.parse(host.read("/proc/meminfo"))
+    memory = Memory.read(host.read_optional)
     kept = (
         reserved_memory(config.reserved_host_mem, memory.total)
         if config.reserved_host_mem
@@ -71,6 +71,7 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
         "manager": manager.name,
         "layout": config.cgroup_layout.preset,
         "reservation": {"cpus": str(config.reserved_host_cpus or ""), "memory": kept},
+        "memory_left_out": memory.left_out,
         "fence": {
             "cpus": str(fence.cpus or ""),
             "memory_limit": fence.memory_limit,
@@ -115,6 +116,7 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
             ("VM parent", parent["path"] or "none: each VM has the CPU limit"),
             ("VM CPUs", _cpus(parent, fence)),
             ("VM memory", _memory(parent, fence)),
+            *_left_out(report["memory_left_out"]),
             *_cpu_weight(report["cpu_weight"]),
             *_host(report["host"], reservation["cpus"]),
         ]
@@ -211,6 +213,10 @@ def _memory(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     limit = _size(parent["memory_limit"], "no limit")
     wanted = _size(fence["memory_limit"], "no limit")
     return f"{limit} (configured {wanted}), {_size(parent['memory_current'], '-')} in use"
+
+
+def _left_out(memory: dict[int, int]) -> list[tuple[str, str]]:
+    return [("Not counted", told_left_out(memory))] if memory else []
 
 
 def _size(amount: int | None, otherwise: str) -> str:

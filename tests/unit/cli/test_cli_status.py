@@ -52,6 +52,7 @@ def test_status_as_json(command: Command, host: Kernel) -> None:
         "manager": "cgroupfs",
         "layout": "/vms/$NAME",
         "reservation": {"cpus": "0", "memory": 512 * 2**20},
+        "memory_left_out": {},
         "fence": {
             "cpus": "1-3",
             "memory_limit": UNIFIED_LIMIT,
