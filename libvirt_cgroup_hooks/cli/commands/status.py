@@ -24,6 +24,8 @@ from ..command import add as add_command
 from ..describe import describe
 from ..output import print_json, print_pairs, print_table
 
+SHOWN = 3  # VMs of which one would be killed
+
 
 def add(commands: Any) -> None:
     add_command(
@@ -45,12 +47,13 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     config = snapshot.load(host, warnings)
     manager = managers.choose(host, config, managers.daemon(host))
     unknown: dict[str, Error] = {}
-    domains = threads.running(host, unknown)
+    running = domains = threads.running(host, unknown)
     for warning in [*warnings, *map(str, unknown.values())]:
         print(f"warning: {printable(warning)}", file=sys.stderr)
     if arguments.domains:
         domains = [threads.named(domains, name) for name in arguments.domains]
     report = _report(host, manager, domains)
+    report["parent"]["first_killed"] = conformance.first_killed(manager, running)
     if arguments.json:
         print_json(report)
     else:
@@ -116,6 +119,7 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
             ("VM parent", parent["path"] or "none: each VM has the CPU limit"),
             ("VM CPUs", _cpus(parent, fence)),
             ("VM memory", _memory(parent, fence)),
+            *_at_the_limit(parent),
             *_left_out(report["memory_left_out"]),
             *_cpu_weight(report["cpu_weight"]),
             *_host(report["host"], reservation["cpus"]),
@@ -213,6 +217,15 @@ def _memory(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     limit = _size(parent["memory_limit"], "no limit")
     wanted = _size(fence["memory_limit"], "no limit")
     return f"{limit} (configured {wanted}), {_size(parent['memory_current'], '-')} in use"
+
+
+def _at_the_limit(parent: dict[str, Any]) -> list[tuple[str, str]]:
+    if parent["memory_limit"] is None:
+        return []
+    names = parent["first_killed"]
+    more = f" or {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    chosen = f" (now {' or '.join(names[:SHOWN])}{more})" if names else ""
+    return [("At the limit", f"the kernel reclaims, swaps if it can, then kills a VM{chosen}")]
 
 
 def _left_out(memory: dict[int, int]) -> list[tuple[str, str]]:
