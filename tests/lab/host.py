@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..live.harness import CONFIG, Daemon, Vm, domain_xml, running_vm, virsh
+from ..live.harness import CONFIG, Daemon, Vm, destroy_all_vms, domain_xml, running_vm, virsh
 from ..live.pace import in_time, patient, wait_for
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
@@ -97,6 +99,24 @@ def value(controller: str, path: str, v2: str, v1: str) -> str:
 
 def drop_ins() -> list[Path]:
     return list(UNITS.glob("*.scope.d/50-libvirt-cgroup-hooks.conf"))
+
+
+@contextmanager
+def swap_file(size: int) -> Iterator[None]:
+    """SIZE bytes of swap, which VMs' memory can be reclaimed to. All VMs end before it does: what
+    is in it may not fit under their limit.
+    """
+    file = Path("/var/lib/libvirt/images/swap")
+    run("fallocate", "-l", str(size), str(file))
+    file.chmod(0o600)
+    run("mkswap", str(file))
+    run("swapon", str(file))
+    try:
+        yield
+    finally:
+        destroy_all_vms()
+        run("swapoff", str(file))
+        file.unlink()
 
 
 def restart_libvirtd() -> None:

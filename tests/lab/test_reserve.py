@@ -35,7 +35,7 @@ from ..live.reserving import (
     virt_cgroup,
     wait_for_use,
 )
-from .host import V2, configure, fenced, restart_libvirtd, run, start, value, xml
+from .host import V2, configure, fenced, restart_libvirtd, run, start, swap_file, value, xml
 from .host import virt_cgroup as output
 
 IMAGES = Path("/var/lib/libvirt/images")
@@ -46,15 +46,8 @@ OPEN = f'cgroup_layout = "{LAYOUT}"\n'
 
 @pytest.fixture
 def swap() -> Iterator[None]:
-    """256 MiB of it, which VMs' memory can be reclaimed to."""
-    file = IMAGES / "swap"
-    run("fallocate", "-l", "256M", str(file))
-    file.chmod(0o600)
-    run("mkswap", str(file))
-    run("swapon", str(file))
-    yield
-    run("swapoff", str(file))
-    file.unlink()
+    with swap_file(256 * MIB):
+        yield
 
 
 def guest(name: str, mib: int, rounds: bool = True) -> Vm:
