@@ -20,7 +20,8 @@ OWN = "/proc/self/cgroup"
 # Where cgroup2 is mounted here, systemd uses no other hierarchy (cg_unified_cached in its
 # src/basic/cgroup-util.c); else it keeps limits on v1 and its units in name=systemd.
 SYSTEMD_V2 = "/sys/fs/cgroup"
-CHARGES_HUGEPAGES = "memory_hugetlb_accounting"  # a mount option
+CHARGES_HUGEPAGES = "memory_hugetlb_accounting"  # mount options
+RECURSIVE = "memory_recursiveprot"
 SYSTEMD_V1_KEY = "name=systemd"
 
 
@@ -122,15 +123,21 @@ def _charges_hugepages(mounts: list[tuple[str, str, list[str]]], unified: Hierar
     )
 
 
+def passes_protection_down(read: Reader) -> bool:
+    """Whether what is below a cgroup shares its memory.low and memory.min (Linux 5.7)."""
+    mounts = _mounts(read("/proc/mounts") or "")
+    return any(kind == "cgroup2" and RECURSIVE in options for kind, _, options in mounts)
+
+
 def systemd_key(read: Reader) -> str:
     """The key of the hierarchy that has the cgroups of systemd's units."""
     return _systemd_key(_mounts(read("/proc/mounts") or ""))
 
 
-def has_v2_cpusets(read: Reader) -> bool:
-    """Whether the cpuset controller is that of v2."""
+def on_v2(controller: str, read: Reader) -> bool:
+    """Whether CONTROLLER is that of v2."""
     for kind, mount, _ in _mounts(read("/proc/mounts") or ""):
-        if kind == "cgroup2" and "cpuset" in (read(f"{mount}/cgroup.controllers") or "").split():
+        if kind == "cgroup2" and controller in (read(f"{mount}/cgroup.controllers") or "").split():
             return True
     return False
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .cpuset import CpuSet
-from .fence import Fence, cpus_left, memory_left
+from .fence import Fence, cpus_left, memory_left, reserved_memory, share
 from .kinds import WEIGHT
 from .layout import NATIVE, Layout
 
@@ -29,6 +29,8 @@ DEFAULTS = {
     "confine_host": "no",
     "host_units": "system.slice user.slice init.scope",
     "host_cpus_for": "",
+    "vm_swap_max": "",
+    "protect_host_mem": "no",
     "vm_cpu_weight": "",
 }
 
@@ -48,11 +50,13 @@ class Config:
         "memory_admission",
         "on_error",
         "pin_conflict",
+        "protect_host_mem",
         "reserved_host_cpus",
         "reserved_host_mem",
         "values",
         "vcpu_cpus",
         "vm_cpu_weight",
+        "vm_swap_max",
     )
 
     def __init__(self, values: dict[str, str]) -> None:
@@ -74,6 +78,8 @@ class Config:
         self.confine_host = self.values["confine_host"]
         self.host_units = self.values["host_units"].split(" ")
         self.host_cpus_for = self.values["host_cpus_for"].split()
+        self.vm_swap_max = self.values["vm_swap_max"]
+        self.protect_host_mem = self.values["protect_host_mem"]
         self.vm_cpu_weight = int(self.values["vm_cpu_weight"] or WEIGHT)
 
     def _cpus(self, key: str) -> CpuSet | None:
@@ -84,6 +90,7 @@ class Config:
         return bool(
             self.reserved_host_cpus
             or self.reserved_host_mem
+            or self.vm_swap_max
             or self.vm_cpu_weight != WEIGHT
             or not self.cgroup_layout.native
             or self.has_sets
@@ -116,6 +123,10 @@ class Config:
         fence = Fence(
             cpus_left(reserved, online), memory_left(self.reserved_host_mem, memory, page_size)
         )
+        if self.vm_swap_max:
+            fence.swap = share(self.vm_swap_max, memory.swap) // page_size * page_size
+        if self.protect_host_mem != "no":
+            fence.protected = reserved_memory(self.reserved_host_mem, memory.total)
         if self.vm_cpu_weight != WEIGHT:
             fence.cpu_weight = self.vm_cpu_weight
         if reserved and self.host_cpus_for:

@@ -176,7 +176,7 @@ def _checked(setting: settings.Setting, parsed: Parsed) -> Callable[[Value], str
 def _check_together(parsed: Parsed) -> None:
     values = parsed.values
     layout = Layout(values.get("cgroup_layout", "native"))
-    for key in ("reserved_host_mem", "vm_cpu_weight"):
+    for key in ("reserved_host_mem", "vm_swap_max", "vm_cpu_weight"):
         if not values.get(key) or layout.native or layout.parent is not None:
             continue
         raise parsed.error(
@@ -187,5 +187,6 @@ def _check_together(parsed: Parsed) -> None:
     for key in ("confine_host", "host_cpus_for"):
         if values.get(key, "no") != "no" and not values.get("reserved_host_cpus"):
             raise parsed.error(key, "it needs reserved_host_cpus", "set that, too")
-    if values.get("memory_admission") == "1" and not values.get("reserved_host_mem"):
-        raise parsed.error("memory_admission", "it needs reserved_host_mem", "set that, too")
+    for key in ("memory_admission", "protect_host_mem"):
+        if values.get(key, "no") not in ("0", "no") and not values.get("reserved_host_mem"):
+            raise parsed.error(key, "it needs reserved_host_mem", "set that, too")

@@ -48,6 +48,8 @@ def parent(manager: Manager) -> Parent:
         if tree.has_memory:
             found.memory_limit = one.memory_limit
             found.memory_current = one.memory_current
+            found.swap_limit = one.swap_limit
+            found.swap_current = one.swap_current
     return found
 
 
@@ -150,7 +152,7 @@ def host_cpus(manager: Manager) -> dict[str, CpuSet]:
     found: dict[str, CpuSet] = {}
     if tree is None:
         return found
-    for path in manager.host_units():
+    for path in manager.host_units(HOST_CPUS):
         cpus = tree.cpus_in_effect(tree.hierarchy.directory(path))
         if cpus:
             found[path] = cpus
@@ -176,7 +178,7 @@ def pinned_elsewhere(manager: Manager) -> Error | None:
     found: list[str] = []
     if tree is None:
         return None
-    for path in manager.host_units():
+    for path in manager.host_units(HOST_CPUS):
         for pid in _members_below(host, tree.hierarchy.directory(path)):
             cpus = threads.allowed_in(host, f"/proc/{pid}/status")
             if cpus and not cpus & manager.kept:
@@ -209,6 +211,15 @@ def _members_below(host: Host, directory: str) -> list[int]:
     for name in host.directories(directory):
         found += _members_below(host, f"{directory}/{name}")
     return found
+
+
+def protected(manager: Manager) -> dict[str, int]:
+    """By the cgroup of each host unit, the bytes that the kernel keeps from reclaim; none where
+    nothing is configured.
+    """
+    kind = manager.protection
+    paths = manager.host_units(kind) if kind else []
+    return {path: in_bytes(manager.read(kind, path)) or 0 for path in paths if kind}
 
 
 def cpu_weight(manager: Manager) -> int | None:

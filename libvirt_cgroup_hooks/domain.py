@@ -130,20 +130,28 @@ class Domain:
         return sizes[0] > page_size if sizes else not self.pages
 
     def host_memory(self, page_size: int) -> int:
-        """Bytes that the VM may take from the host: its memory but for hugepages, and QEMU's own.
+        """Bytes that the VM may take from the host: memory but for hugepages, and QEMU's own."""
+        return self.overhead() + self.ordinary_memory(page_size)
 
-        libvirt counts memory devices into <memory>: an NVDIMM or virtio-pmem, which is a file's,
+    def ordinary_memory(self, page_size: int) -> int:
+        """Bytes of the guest's memory that are no hugepages."""
+        return max(0, self._guest_memory() - self.hugepage_memory(page_size))
+
+    def _guest_memory(self) -> int:
+        """libvirt counts memory devices into <memory>: an NVDIMM or virtio-pmem, which is a file's,
         and SGX memory are no RAM; virtio-mem counts with the size that it may grow to.
-
-        The estimate of the latter follows KubeVirt's GetMemoryOverhead: page tables, 1/512 of the
-        guest's memory; 8 MiB for each vCPU and I/O thread; the video memory; 64 MiB for QEMU
-        itself.
         """
         guest = max(self.memory, self.current_memory)
-        guest -= sum(one.size for one in self.memory_devices if not one.is_ram)
+        return guest - sum(one.size for one in self.memory_devices if not one.is_ram)
+
+    def overhead(self) -> int:
+        """An estimate of the bytes that QEMU needs for itself.
+
+        It follows KubeVirt's GetMemoryOverhead: page tables, 1/512 of the guest's memory; 8 MiB for
+        each vCPU and I/O thread; the video memory; 64 MiB for QEMU itself.
+        """
         threads = self.max_vcpus + self.iothreads
-        overhead = guest // 512 + threads * 8 * MIB + self.video_memory + 64 * MIB
-        return overhead + max(0, guest - self.hugepage_memory(page_size))
+        return self._guest_memory() // 512 + threads * 8 * MIB + self.video_memory + 64 * MIB
 
     @property
     def partition_top(self) -> str:

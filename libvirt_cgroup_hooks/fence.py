@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .cpuset import CpuSet
 from .errors import Error, size
-from .kinds import CPU_WEIGHT, CPUS, MEMORY
+from .kinds import CPU_WEIGHT, CPUS, MEMORY, MEMSW, SWAP
 from .topology import auto_memory, told_left_out
 
 TYPE_CHECKING = False
@@ -26,18 +26,29 @@ class Fence:
     which may be more: memory devices were added.
     """
 
-    __slots__ = ("charged", "cpu_weight", "cpus", "hugepages", "lent", "memory")
+    __slots__ = (
+        "charged",
+        "cpu_weight",
+        "cpus",
+        "hugepages",
+        "lent",
+        "memory",
+        "protected",
+        "swap",
+    )
 
     def __init__(self, cpus: CpuSet | None = None, memory: int | None = None) -> None:
         self.cpus = cpus
         self.lent = CpuSet()
         self.memory = memory
+        self.swap: int | None = None  # bytes
         self.cpu_weight: int | None = None  # beside the host's own work
+        self.protected = 0  # bytes of the host's own work that are not reclaimed for VMs
         self.hugepages = 0
         self.charged = 0
 
     def __bool__(self) -> bool:
-        return not (self.cpus is None and self.memory is None and self.cpu_weight is None)
+        return self.cpus is not None or bool(self.limits())
 
     @property
     def memory_limit(self) -> int | None:
@@ -48,10 +59,12 @@ class Fence:
 
     def limits(self) -> dict[Kind, Value]:
         """What the VM parent is limited to, by kind."""
-        cpus = None if self.lent else self.cpus
+        cpus, memory = None if self.lent else self.cpus, self.memory_limit
         values: dict[Kind, Value] = {
             CPUS: cpus,
-            MEMORY: self.memory_limit,
+            MEMORY: memory,
+            MEMSW: None if self.swap is None or memory is None else memory + self.swap,
+            SWAP: self.swap,
             CPU_WEIGHT: self.cpu_weight,
         }
         return {kind: value for kind, value in values.items() if value is not None}
@@ -95,8 +108,22 @@ def _not_counted(memory: Memory) -> str:
 
 def reserved_memory(setting: str, total: int) -> int:
     """Bytes that SETTING (canonical: "auto", "10%" or a number of bytes) keeps of TOTAL bytes."""
-    if setting == "auto":
-        return auto_memory(total)
+    return auto_memory(total) if setting == "auto" else share(setting, total)
+
+
+def shared_out(protected: int, units: list[str], page_size: int) -> dict[str, int]:
+    """Of the PROTECTED bytes what each of the host's UNITS gets: each but the first a sixteenth,
+    and the first what is left.
+    """
+    part = protected // 16 // page_size * page_size
+    found = dict.fromkeys(units, part)
+    if units:
+        found[units[0]] = protected // page_size * page_size - part * (len(found) - 1)
+    return found
+
+
+def share(setting: str, total: int) -> int:
+    """Bytes that SETTING (canonical: "10%" or a number of bytes) is of TOTAL bytes."""
     if setting.endswith("%"):
         return total * int(setting[:-1]) // 100
     return int(setting)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     Value = Optional[Union[CpuSet, int]]  # CPUs, or bytes; None: no limit
 
-UNLIMITED = 1 << 62  # a v1 memory limit above this is the kernel's way to say none
+UNLIMITED = 1 << 62  # bytes; a v1 memory limit above this is the kernel's way to say none
 NONE = "-"  # no limit, in the state file
 WEIGHT, SHARES = 100, 1024  # what a cgroup has of itself, on v2 and on v1
 NO_LIMIT = ("", NONE, "-1", "max", "infinity")  # ours, v1's, v2's, systemd's
@@ -23,10 +23,11 @@ class Kind:
 
     `v1` and `v2` are its files in a cgroup of that version ("" where there is none), `controller`
     the one that has to be there, `unit_property` what systemd calls it
-    (systemd.resource-control(5)). `of_host`: it is kept on the host's own units, not on VMs.
+    (systemd.resource-control(5); "" where it has none). `of_host`: it is kept on the host's own
+    units, not on VMs. `noun`: of what the bytes are, for people.
     """
 
-    __slots__ = ("controller", "name", "of_host", "unit_property", "v1", "v2")
+    __slots__ = ("controller", "name", "noun", "of_host", "unit_property", "v1", "v2")
 
     of_cpus = False
     unset = "infinity"  # the unit's property without a limit
@@ -39,8 +40,10 @@ class Kind:
         v2: str,
         unit_property: str,
         of_host: bool = False,
+        noun: str = "",
     ) -> None:
         self.name = name
+        self.noun = noun
         self.controller = controller
         self.v1 = v1
         self.v2 = v2
@@ -68,7 +71,8 @@ class Kind:
 
     def shown(self, value: Value) -> str:
         """VALUE for people."""
-        return "no limit" if value is None else size(value)  # type: ignore[arg-type]  # bytes
+        amount = "no limit" if value is None else size(value)  # type: ignore[arg-type]  # bytes
+        return amount + self.noun
 
     def rises(self, there: Value, wanted: Value) -> bool:
         """Whether a cgroup that has THERE may use more, or the same, when it has WANTED."""
@@ -99,6 +103,34 @@ class Cpus(Kind):
     def narrower(self, one: Value, other: Value) -> Value:
         both = (as_cpus(one) or CpuSet()) & (as_cpus(other) or CpuSet())
         return both or None
+
+
+class Protection(Kind):
+    """Bytes that are not reclaimed while others have some; None is none, and UNLIMITED is all."""
+
+    __slots__ = ()
+
+    unset = "0"
+
+    def parse(self, text: str) -> Value:
+        text = text.strip()
+        if text in ("", NONE, "0"):
+            return None
+        return UNLIMITED if text in NO_LIMIT else int(text)
+
+    def text_v2(self, value: Value) -> str:
+        return "max" if value == UNLIMITED else str(value or 0)
+
+    def shown(self, value: Value) -> str:
+        amount = "all memory" if value == UNLIMITED else size(in_bytes(value) or 0)
+        return f"{'nothing' if value is None else amount} protected"
+
+    def rises(self, there: Value, wanted: Value) -> bool:
+        return (in_bytes(there) or 0) <= (in_bytes(wanted) or 0)
+
+    def narrower(self, one: Value, other: Value) -> Value:
+        """What both ask for."""
+        return other if self.rises(one, other) else one
 
 
 class Weight(Kind):
@@ -140,8 +172,15 @@ HOST_CPUS = Cpus("host-cpus", "cpuset", "", "cpuset.cpus", "AllowedCPUs", of_hos
 MEMORY = Kind("memory", "memory", "memory.limit_in_bytes", "memory.max", "MemoryMax")
 # Set for the time that MEMORY is lowered: it throttles and reclaims, and kills nobody.
 PRESSURE = Kind("pressure", "memory", "", "memory.high", "MemoryHigh")
+SWAP = Kind("swap", "memory", "", "memory.swap.max", "MemorySwapMax", noun=" of swap")
+# cgroup v1 has no limit of swap alone
+MEMSW = Kind("memsw", "memory", "memory.memsw.limit_in_bytes", "", "", noun=" of memory and swap")
+LOW = Protection("low", "memory", "", "memory.low", "MemoryLow", of_host=True)
+MIN = Protection("min", "memory", "", "memory.min", "MemoryMin", of_host=True)
 CPU_WEIGHT = Weight("cpu-weight", "cpu", "cpu.shares", "cpu.weight", "CPUWeight")
-KINDS = (CPUS, MEMORY, PRESSURE, HOST_CPUS, CPU_WEIGHT)
+# In the order in which limits rise; they fall the other way round. The kernel keeps MEMORY within
+# MEMSW.
+KINDS = (CPUS, MEMSW, MEMORY, PRESSURE, HOST_CPUS, SWAP, LOW, MIN, CPU_WEIGHT)
 
 
 def named(name: str) -> Kind | None:

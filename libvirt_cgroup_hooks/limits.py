@@ -10,7 +10,9 @@ row, and is put back when the row is no longer wanted. A limit is set here and n
 from __future__ import annotations
 
 from .errors import Error, printable
-from .kinds import CPUS, HOST_CPUS, PRESSURE, as_cpus
+from .fence import shared_out
+from .host import page_size
+from .kinds import CPUS, HOST_CPUS, KINDS, PRESSURE, as_cpus
 from .state import SHARED, Remembered, may_be_starting
 from .steps import RemoveEmpty, Step
 
@@ -31,7 +33,7 @@ def wanted(
     manager: Manager, domains: list[Domain], remembered: Remembered, whole: bool = False
 ) -> Table:
     """The fence, on the VM parent, on what else holds DOMAINS, and on parents of earlier layouts;
-    the host's own CPUs, on its units.
+    what the host keeps, on its units.
 
     In parents of earlier layouts VMs may still run, or be about to: they keep the fence for as
     long. So does a VM parent whose VMs are each to carry it, unless DOMAINS are the WHOLE of them.
@@ -45,8 +47,19 @@ def wanted(
             if known is kind and path not in paths and _may_hold_vms(manager, kind, path):
                 paths.append(path)
         table.update({(kind, path): value for path in paths})
+    table.update(of_host(manager, domains))
+    return table
+
+
+def of_host(manager: Manager, domains: list[Domain]) -> Table:
+    """What is wanted on the host's own units; DOMAINS run or start, and all with a record."""
+    table: Table = {}
     if confines(manager, domains):
-        table.update({(HOST_CPUS, path): manager.kept for path in manager.host_units()})
+        table.update({(HOST_CPUS, path): manager.kept for path in manager.host_units(HOST_CPUS)})
+    kind = manager.protection
+    if kind and (domains or manager.records.living()):
+        shares = shared_out(manager.fence.protected, manager.host_units(kind), page_size())
+        table.update({(kind, path): amount for path, amount in shares.items()})
     return table
 
 
@@ -194,18 +207,20 @@ def _in_order(table: Table, present: Table) -> list[tuple[str, dict[Kind, Value]
     before VMs do, and shrinks after them.
     """
     changes: tuple[dict[str, dict[Kind, Value]], ...] = ({}, {}, {}, {})
-    for row in sorted(table, key=lambda row: row[1]):
+    for row in sorted(table, key=lambda row: (row[1], KINDS.index(row[0]))):
         kind, path = row
         if kind.rises(present[row], table[row]):
             group = 0 if kind.of_host else 1
         else:
             group = 3 if kind.of_host else 2
         changes[group].setdefault(path, {})[kind] = table[row]
-    return [change for group in changes for change in group.items()]
+    rising = [change for group in changes[:2] for change in group.items()]
+    falling = [change for group in changes[2:] for change in group.items()]
+    return rising + [(path, dict(reversed(list(values.items())))) for path, values in falling]
 
 
 def _put_back(plan: Plan, manager: Manager, remembered: Remembered, rows: list[Row]) -> None:
-    for kind, path in rows:
+    for kind, path in sorted(rows, key=lambda row: KINDS.index(row[0])):
         plan.add_shared(*manager.put_back(path, kind, remembered.before[kind, path]))
 
 
@@ -283,18 +298,18 @@ def relieve(plan: Plan, manager: Manager) -> None:
 
 
 def end(plan: Plan, manager: Manager, last: bool) -> None:
-    """A VM has gone: where none is left that the host keeps to its own CPUs for, it gets back those
-    it had.
+    """A VM has gone: where none is left that the host keeps something for, its units get back what
+    they had.
 
     After the LAST one the cgroups made for VMs go, and what others said is put back. A slice's
     limits stay, for the VMs to come: systemd keeps them.
     """
     remembered = Remembered(manager.host)
-    confined = confines(manager, [])
+    kept = of_host(manager, [])
     ended: list[Row] = []
     for row in remembered.before:
         if row[0].of_host:
-            goes = not confined
+            goes = row not in kept
         else:
             goes = last and manager.makes(row[0])
         if goes:

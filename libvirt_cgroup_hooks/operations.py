@@ -10,7 +10,7 @@ from __future__ import annotations
 from . import managers, state
 from .errors import Error, Refusal, printable, size
 from .host import page_size
-from .kinds import CPU_WEIGHT, CPUS, MEMORY
+from .kinds import CPU_WEIGHT, CPUS, HOST_CPUS, MEMORY
 from .plan import Plan
 
 TYPE_CHECKING = False
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .domain import Domain
     from .host import Host
+    from .kinds import Kind
     from .managers.base import Manager
 
 ENFORCE = ("prepare", "start", "started", "reconnect")
@@ -45,7 +46,7 @@ def concerns(host: Host, config: Config, operation: str) -> bool:
 
 def asks_configuration(host: Host, operation: str, domain: Domain) -> bool:
     """Cleaning up goes by what was recorded, whatever the configuration says now, but for the room
-    that hugepages had, and a host that is kept to its own CPUs.
+    that hugepages had, and what the host's own units have while VMs run.
     """
     if operation in ENFORCE:
         return True
@@ -226,7 +227,7 @@ def _tell_of_pins(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
     """Where the host is to be confined now: what has chosen CPUs itself, and is to lose them."""
     from . import conformance, limits
 
-    if limits.confines(manager, domains) and not state.Remembered(manager.host).of_host:
+    if limits.confines(manager, domains) and not state.Remembered(manager.host).confined:
         pinned = conformance.pinned_elsewhere(manager)
         if pinned:
             plan.warnings.append(str(pinned))
@@ -281,19 +282,30 @@ def check_controllers(manager: Manager) -> None:
         raise Error(
             "cannot keep memory for the host: there is no memory controller", "mount or enable it"
         )
+    if fence.swap is not None and not any(tree.counts_swap for tree in manager.trees):
+        raise Error(
+            "cannot limit the swap of VMs (vm_swap_max): the kernel does not count it",
+            "boot with swapaccount=1, or remove vm_swap_max",
+        )
     if fence.cpu_weight is not None and manager.tree_of(CPU_WEIGHT) is None:
         raise Error("cannot weigh VMs: there is no cpu controller", "mount or enable it")
-    if manager.config.confine_host != "no":
-        _check_host_units(manager)
+    _check_host_units(manager)
 
 
 def _check_host_units(manager: Manager) -> None:
-    """Raises Error where VMs would be kept to the host's CPUs, too."""
-    for unit in manager.host_units():
+    """Raises Error where VMs would get what is the host's, too."""
+    if manager.config.confine_host != "no":
+        _check_apart(manager, HOST_CPUS, "keep {} to the host's CPUs")
+    if manager.protection:
+        _check_apart(manager, manager.protection, "protect the memory of {}")
+
+
+def _check_apart(manager: Manager, kind: Kind, attempt: str) -> None:
+    for unit in manager.host_units(kind):
         for path in manager.shared_paths():
             if f"{path}/".startswith(f"{unit}/"):
                 raise Error(
-                    f"cannot keep {printable(unit)} to the host's CPUs (host_units): VMs are in "
+                    f"cannot {attempt.format(printable(unit))} (host_units): VMs are in "
                     f"{printable(path)}",
                     f"choose another layout, such as cgroup_layout = {SUGGESTED}, or take it out "
                     "of host_units",
@@ -329,8 +341,7 @@ def _check_parent(manager: Manager, own: Manager, domain: Domain) -> None:
     """
     if own is manager and not domain.partition:
         return
-    if manager.config.confine_host != "no":
-        _check_host_units(own)
+    _check_host_units(own)
     if manager.fence and domain.partition and not domain.partition.strip("/"):
         raise _partition_outside(domain, "VMs are limited by a cgroup below the root")
     if manager.fence.memory is None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KEYS = {
     "cpus": "reserved_host_cpus",
     "memory": "reserved_host_mem",
+    "swap": "vm_swap_max",
     "confine": "confine_host",
 }
 LOCK = f"{state.DIRECTORY}/reserve.lock"  # one change at a time, while VMs may start

@@ -74,30 +74,43 @@ def reserved_cpus(value: Value) -> str:
 
 def reserved_memory(value: Value) -> str:
     """Canonical: a number of bytes, "N%" or "auto"."""
+    if value == "auto":
+        return value
+    number, unit = _amount(value, 'write "4 GiB", "512 MiB", "10%" or "auto"')
+    if unit == "%":
+        if not 0 < number < 100:
+            raise Error(f'"{number}%" of memory cannot be reserved', "write 1% to 99%")
+        return f"{number}%"
+    if not number:
+        raise Error("the amount of memory is zero", "to reserve none, remove the line")
+    return str(number * UNITS[unit])
+
+
+def swap(value: Value) -> str:
+    """Canonical: a number of bytes, or "N%"."""
+    if value in (0, "0"):
+        return "0"
+    number, unit = _amount(value, 'write "2 GiB", "512 MiB", "25%" or 0')
+    if unit != "%":
+        return str(number * UNITS[unit])
+    if number > 100:
+        raise Error(f'there is no "{number}%" of swap', "write 0% to 100%")
+    return f"{number}%"
+
+
+def _amount(value: Value, remedy: str) -> tuple[int, str]:
+    """Of memory: number and unit, which is one of UNITS or "%". Raises Error with REMEDY."""
     if isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit()):
         raise Error(
             "an amount of memory needs a unit", f'write "{value} GiB", "{value} MiB" or "{value}%"'
         )
-    memory = text(value).strip()
-    if memory == "auto":
-        return memory
-    number = memory.rstrip("%BKMGTi").strip()
-    unit = memory[len(number) :].strip() if memory.startswith(number) else ""
-    if not (number.isascii() and number.isdigit() and len(number) < 16) or unit not in (
-        *UNITS,
-        "%",
-    ):
-        raise Error(
-            f'"{printable(memory)}" is not an amount of memory',
-            'write "4 GiB", "512 MiB", "10%" or "auto"',
-        )
-    if unit == "%":
-        if not 0 < int(number) < 100:
-            raise Error(f'"{memory}" of memory cannot be reserved', "write 1% to 99%")
-        return f"{int(number)}%"
-    if not int(number):
-        raise Error("the amount of memory is zero", "to reserve none, remove the line")
-    return str(int(number) * UNITS[unit])
+    amount = text(value).strip()
+    number = amount.rstrip("%BKMGTi").strip()
+    unit = amount[len(number) :].strip() if amount.startswith(number) else ""
+    is_number = number.isascii() and number.isdigit() and len(number) < 16
+    if not is_number or unit not in (*UNITS, "%"):
+        raise Error(f'"{printable(amount)}" is not an amount of memory', remedy)
+    return int(number), unit
 
 
 def layout(value: Value) -> str:
@@ -277,6 +290,25 @@ TABLE = (
         "for themselves. It is for VMs whose vCPUs are all pinned in their XML. The CPU\n"
         "limit is then each VM's own, not one of all VMs together.\n"
         "Not set: VMs that are pinned to reserved CPUs are refused (see pin_conflict).",
+    ),
+    Setting(
+        "vm_swap_max",
+        swap,
+        "0",
+        "Swap that all VMs together may have: a size with its unit, a share of the\n"
+        'host\'s swap such as "25%", or 0. When VMs reach the memory ceiling of\n'
+        "reserved_host_mem, the kernel swaps them out, and kills one where that is not\n"
+        "enough. On cgroup v1 it needs reserved_host_mem.\n"
+        "Not set: VMs may fill the host's swap.",
+    ),
+    Setting(
+        "protect_host_mem",
+        one_of("no", "low", "min"),
+        '"low"',
+        "Whether the kernel keeps reclaim away from the memory of host_units, up to\n"
+        'reserved_host_mem: "low" as long as it finds any elsewhere, "min" always, even\n'
+        'if it has to kill a VM; "no" is the default. The first of host_units gets what\n'
+        "a sixteenth for each of the others leaves. It needs cgroup v2.",
     ),
     Setting(
         "vm_cpu_weight",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT = f"{DIRECTORY}/config"
 LIVE = f"{DIRECTORY}/live"
+V2 = "boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1)"
 END = "end\n"  # the last line of the snapshot
 
 
@@ -84,7 +85,7 @@ def timeout(host: Host) -> int:
 
 def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config:
     """TEXT as the configuration of HOST, with CHANGES made at run time. Raises Error."""
-    from .cgroups import has_v2_cpusets
+    from .cgroups import on_v2
     from .configfile import parse, resolve
 
     parsed = parse(text, PATH, changes)
@@ -93,12 +94,26 @@ def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config
         config = resolve(parsed, Topology.read(host.read_optional), page_size())
     except ValueError:
         raise Error(f"cannot read {LIVE}: it is damaged", "remove it") from None
-    if config.confine_host != "no" and not has_v2_cpusets(host.read_optional):
+    if config.confine_host != "no" and not on_v2("cpuset", host.read_optional):
         raise parsed.error(
             "confine_host",
             "this host has the cpuset controller on cgroup v1, where systemd cannot limit the "
             "CPUs of units",
-            "boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or remove the line",
+            f"{V2}, or remove the line",
+        )
+    if config.protect_host_mem != "no" and not on_v2("memory", host.read_optional):
+        raise parsed.error(
+            "protect_host_mem",
+            "this host has the memory controller on cgroup v1, which cannot protect memory",
+            f"{V2}, or remove the line",
+        )
+    memory = config.reserved_host_mem
+    if config.vm_swap_max and not memory and not on_v2("memory", host.read_optional):
+        raise parsed.error(
+            "vm_swap_max",
+            "this host has the memory controller on cgroup v1, which limits swap only together "
+            "with memory",
+            "set reserved_host_mem, too",
         )
     return config
 

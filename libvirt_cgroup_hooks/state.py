@@ -223,7 +223,7 @@ class Remembered:
 
     def _mark(self) -> str | None:
         """What CONFINED says; None where it is not there."""
-        return "" if self.of_host else None
+        return "" if self.confined else None
 
     def _add(self, name: str = "", value: str = "", path: str = "") -> None:
         kind = kinds.named(name)
@@ -243,8 +243,13 @@ class Remembered:
 
     @property
     def of_host(self) -> bool:
-        """Whether the host keeps to its own CPUs."""
+        """Whether the host's own units have limits of ours."""
         return any(kind.of_host for kind, _ in self.before)
+
+    @property
+    def confined(self) -> bool:
+        """Whether the host keeps to its own CPUs."""
+        return any(kind is kinds.HOST_CPUS for kind, _ in self.before)
 
     def save(self) -> list[Step]:
         """No step where nothing has changed."""
@@ -253,7 +258,7 @@ class Remembered:
             lines.append(f"limit {kind.name} {kinds.text(value)} {path}")
         old, new = self._text, lines_of(lines, LIMITS_FORMAT)
         self._text = new if lines else None
-        mark = saved(CONFINED, "", self._marked, self.of_host)
+        mark = saved(CONFINED, "", self._marked, self.confined)
         self._marked = self._mark()
         return [*saved(SHARED, new, old, bool(lines)), *mark]
 

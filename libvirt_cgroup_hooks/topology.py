@@ -20,18 +20,19 @@ HUGEPAGE_SIZES = tuple(2**exponent for exponent in range(6, 25))
 
 
 class Memory:
-    """Sizes in bytes: all memory of the NUMA nodes that have CPUs, and the part of it held by the
-    HugeTLB pools of every page size.
+    """Sizes in bytes: all memory of the NUMA nodes that have CPUs, the part of it held by the
+    HugeTLB pools of every page size, and the host's swap.
 
     `left_out` is what other nodes have, by number: memory of a GPU, or behind CXL. The host's own
     work gets it only by policy, or when all else is used, so it is none that the host can keep.
     """
 
-    __slots__ = ("hugetlb", "left_out", "total")
+    __slots__ = ("hugetlb", "left_out", "swap", "total")
 
-    def __init__(self, total: int, hugetlb: int) -> None:
+    def __init__(self, total: int, hugetlb: int, swap: int = 0) -> None:
         self.total = total
         self.hugetlb = hugetlb
+        self.swap = swap
         self.left_out: dict[int, int] = {}
 
     @classmethod
@@ -59,7 +60,7 @@ class Memory:
         pool = fields.get(
             "Hugetlb", fields.get("HugePages_Total", 0) * fields.get("Hugepagesize", 0)
         )
-        return cls(fields["MemTotal"] * 1024, pool * 1024)
+        return cls(fields["MemTotal"] * 1024, pool * 1024, fields.get("SwapTotal", 0) * 1024)
 
 
 class Topology:
@@ -115,9 +116,9 @@ class Topology:
             Memory.read(read),
         )
 
-    def take(self, count: int) -> CpuSet:
+    def take(self, count: int, first: int | None = None) -> CpuSet:
         """At least COUNT online CPUs in whole cores, lowest first, spread evenly over the NUMA
-        nodes.
+        nodes, of which FIRST is the first if given.
 
         The host does not use isolated CPUs (isolcpus), so cores that have some come after all
         others, and those that have no other come last.
@@ -127,21 +128,31 @@ class Topology:
         isolated = [core for core in self.cores if core <= self.isolated]
         taken = CpuSet()
         for cores in (free, partly, isolated):
-            taken |= self._spread(cores, count - len(taken))
+            taken |= self._spread(cores, count - len(taken), first)
         return taken
 
-    def _spread(self, cores: list[CpuSet], count: int) -> CpuSet:
-        queues = [[core for core in cores if core <= cpus] for cpus in self.nodes.values()]
+    def _spread(self, cores: list[CpuSet], count: int, first: int | None) -> CpuSet:
+        nodes = sorted(self.nodes, key=lambda node: node != first)
+        queues = [[core for core in cores if core <= self.nodes[node]] for node in nodes]
         taken = CpuSet()
         while len(taken) < count and any(queues):
             queue = min((q for q in queues if q), key=lambda q: len(_all(self.nodes, q[0]) & taken))
             taken |= queue.pop(0)
         return taken
 
-    def auto_cpus(self) -> CpuSet:
-        """One core in 32, at least one, with siblings."""
+    def for_host(self, count: int, first: int | None = None) -> CpuSet:
+        """As `take`, but fewer where only isolated CPUs would be left: they are kept for VMs."""
+        taken = self.take(count, first)
+        return (taken - self.isolated) or taken
+
+    @property
+    def auto_count(self) -> int:
+        """CPUs of one core in 32, at least one, with siblings."""
         cores = max(1, len(self.cores) // 32)
-        return self.take(cores * max((len(core) for core in self.cores), default=1))
+        return cores * max((len(core) for core in self.cores), default=1)
+
+    def auto_cpus(self) -> CpuSet:
+        return self.for_host(self.auto_count)
 
 
 def read_online(read: Reader) -> CpuSet:

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line, from which the manual and the completion are made, too."""
-    from .commands import apply, domain, hook, host, plan, reserve, status, validate
+    from .commands import apply, domain, hook, host, plan, recommend, reserve, status, validate
     from .commands import map as map_command
 
     made = argparse.ArgumentParser(
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     add_root(made)
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (status, map_command, validate, reserve, apply, domain, plan, host, hook):
+    first = (status, map_command, validate, recommend, reserve, apply)
+    for module in (*first, domain, plan, host, hook):
         module.add(commands)
     return made

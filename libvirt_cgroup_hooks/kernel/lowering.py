@@ -16,7 +16,7 @@ from ..steps import Step, Write
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..host import Host
-    from ..kinds import Value
+    from ..kinds import Kind, Value
     from .tree import Tree
 
 SHOWN = 3  # cgroups in a message
@@ -57,7 +57,7 @@ def needs_pressure(tree: Tree, directory: str, limit: int) -> bool:
     return tree.limits(PRESSURE) and used > limit // 2
 
 
-def over_limit(host: Host, file: str, limit: int) -> Error:
+def over_limit(host: Host, file: str, limit: int, kind: Kind = MEMORY) -> Error:
     """FILE tells what the cgroup that it is in uses, and there are such files of those below it."""
     directory, _, name = file.rpartition("/")
     uses: list[tuple[int, str]] = []
@@ -66,7 +66,7 @@ def over_limit(host: Host, file: str, limit: int) -> Error:
     largest = [f"{size(used)} by {printable(below)}" for used, below in sorted(uses)[::-1] if used]
     told = f" ({', '.join(largest[:SHOWN])})" if largest else ""
     return Error(
-        f"cannot limit {printable(directory)} to {size(limit)} of memory: "
+        f"cannot limit {printable(directory)} to {size(limit)}{kind.noun or ' of memory'}: "
         f"{size(int(host.read(file)))} is in use{told}",
         "stop some of it or reserve less; a lower limit would kill a process",
     )
@@ -89,18 +89,18 @@ class HaveRoom(Step):
 
 
 class LowerLimit(Write):
-    """Lowers a v1 limit, with a reason where the kernel refuses."""
+    """Lowers a v1 limit of KIND, with a reason where the kernel refuses."""
 
-    def __init__(self, write: Write, directory: str) -> None:
+    def __init__(self, write: Write, kind: Kind) -> None:
         super().__init__(write.path, write.value, write.old)
-        self.directory = directory
+        self.kind = kind
 
     def run(self, host: Host) -> None:
         try:
             super().run(host)
         except Refused as error:
-            file = f"{self.directory}/memory.usage_in_bytes"
+            file = self.path.replace("limit_in_bytes", "usage_in_bytes")
             limit = int(self.value)
             if error.errno != EBUSY or int(host.read(file)) <= limit:
                 raise
-            raise over_limit(host, file, limit) from None
+            raise over_limit(host, file, limit, self.kind) from None

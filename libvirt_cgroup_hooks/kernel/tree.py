@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class InEffect:
     """What the kernel enforces on a cgroup, and what it uses.
 
-    CPUs; the memory limit and the memory in use in bytes. None: no limit, no controller, no cgroup.
+    CPUs; limit and use of memory and of swap in bytes. None: no limit, no controller, no cgroup.
     """
 
-    __slots__ = ("cpus", "memory_current", "memory_limit")
+    __slots__ = ("cpus", "memory_current", "memory_limit", "swap_current", "swap_limit")
 
     def __init__(
         self,
@@ -32,6 +32,8 @@ class InEffect:
         self.cpus = cpus
         self.memory_limit = memory_limit
         self.memory_current = memory_current
+        self.swap_limit: int | None = None
+        self.swap_current: int | None = None
 
 
 class Tree:
@@ -221,7 +223,17 @@ class Tree:
             found.memory_limit = in_bytes(self.read(MEMORY, directory))
             used = self.host.read_optional(f"{directory}/{self.memory_use}")
             found.memory_current = int(used) if used else None
+            found.swap_limit, found.swap_current = self.swap_in_effect(directory)
         return found
+
+    @property
+    def counts_swap(self) -> bool:
+        """Whether the kernel limits the swap of cgroups here."""
+        raise NotImplementedError
+
+    def swap_in_effect(self, directory: str) -> tuple[int | None, int | None]:
+        """Limit and use of DIRECTORY in bytes."""
+        raise NotImplementedError
 
     def cpus_in_effect(self, directory: str) -> CpuSet | None:
         """The CPUs that tasks of DIRECTORY may use."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..host import EBUSY, Refused
-from ..kinds import CPUS, MEMORY, UNLIMITED, as_cpus
+from ..kinds import CPUS, MEMORY, MEMSW, UNLIMITED, as_cpus, in_bytes
 from ..steps import MakeDirectory, Step, Write
 from .tree import Tree, parent
 
@@ -65,7 +65,7 @@ class V1(Tree):
         return self.hierarchy.placement
 
     def systemd_sets(self, kind: Kind) -> bool:
-        return self.hierarchy.systemd and kind is not CPUS
+        return self.hierarchy.systemd and kind not in (CPUS, MEMSW)
 
     @property
     def systemd_makes(self) -> bool:
@@ -256,12 +256,12 @@ class V1(Tree):
 
     def set_bytes(self, kind: Kind, directory: str, value: Value, old: Value) -> list[Step]:
         step = self._write(self.file(kind, directory), kind.text_v1(value))
-        may_be_refused = kind is MEMORY and directory not in self._made
+        may_be_refused = kind in (MEMORY, MEMSW) and directory not in self._made
         if not may_be_refused or value is None or kind.rises(old, value):
             return [step]
         from .lowering import LowerLimit
 
-        return [LowerLimit(step, directory)]
+        return [LowerLimit(step, kind)]
 
     def is_populated(self, directory: str) -> bool:
         if (self.host.read_optional(f"{directory}/cgroup.procs") or "").strip():
@@ -290,6 +290,19 @@ class V1(Tree):
             except BaseException:  # Ctrl-C just now
                 self.host.write(file, old)
                 raise
+
+    @property
+    def counts_swap(self) -> bool:
+        return self.host.exists(self.file(MEMSW, self.hierarchy.mount))
+
+    def swap_in_effect(self, directory: str) -> tuple[int | None, int | None]:
+        """What memory may have, and has, of the two together is left out."""
+        limits = [in_bytes(self.read(kind, directory)) for kind in (MEMSW, MEMORY)]
+        uses = [
+            self.host.read_optional(f"{directory}/memory.{which}usage_in_bytes")
+            for which in ("memsw.", "")
+        ]
+        return _less(*limits), _less(*(int(use) if use else None for use in uses))
 
     # the VM
 
@@ -326,6 +339,10 @@ class V1(Tree):
         """As `_text`. Raises Refused where there is no such file."""
         planned = self._planned.get(file)
         return self.host.read(file).strip() if planned is None else planned
+
+
+def _less(both: int | None, one: int | None) -> int | None:
+    return None if both is None or one is None else max(0, both - one)
 
 
 class SetCpus(Write):

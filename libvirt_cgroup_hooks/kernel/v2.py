@@ -6,6 +6,7 @@ from __future__ import annotations
 from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..host import ABSENT, EAGAIN, Refused
+from ..kinds import MEMORY, SWAP, in_bytes
 from ..steps import MakeDirectory, Move, Step, Write
 from .tree import Tree, parent
 
@@ -211,7 +212,7 @@ class V2(Tree):
     # limits
 
     def limits(self, kind: Kind) -> bool:
-        return kind.controller in self._available
+        return bool(kind.v2) and kind.controller in self._available
 
     def file(self, kind: Kind, directory: str) -> str:
         return f"{directory}/{kind.v2}"
@@ -256,6 +257,23 @@ class V2(Tree):
                 self.host.write(f"{directory}/memory.high", str(pressed(limit)))
             elif error.errno != EAGAIN:
                 raise
+
+    @property
+    def counts_swap(self) -> bool:
+        """The root's own cgroup has no limits."""
+        if not self.limits(SWAP):
+            return False
+        mount = self.hierarchy.mount
+        with_memory = [
+            f"{mount}/{name}"
+            for name in self.host.directories(mount)
+            if self.host.exists(self.file(MEMORY, f"{mount}/{name}"))
+        ]
+        return not with_memory or self.host.exists(self.file(SWAP, with_memory[0]))
+
+    def swap_in_effect(self, directory: str) -> tuple[int | None, int | None]:
+        used = self.host.read_optional(f"{directory}/memory.swap.current")
+        return in_bytes(self.read(SWAP, directory)), int(used) if used else None
 
     # the VM
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .. import kernel
 from ..cpuset import CpuSet
-from ..kinds import MEMORY, PRESSURE, in_bytes
+from ..kinds import LOW, MEMORY, MIN, PRESSURE, in_bytes
 from ..state import Record, Records
 from ..steps import RemoveCgroup, Step
 
@@ -87,8 +87,8 @@ class Manager:
         """What of the host's own work will be in PATH by its name, whatever is there now."""
         return []
 
-    def host_units(self) -> list[str]:
-        """The cgroups of the host's own work that can be kept to the host's CPUs."""
+    def host_units(self, kind: Kind) -> list[str]:
+        """The cgroups of the host's own work that can have a limit of KIND."""
         raise NotImplementedError
 
     def shared_paths(self) -> list[str]:
@@ -96,6 +96,11 @@ class Manager:
         not.
         """
         raise NotImplementedError
+
+    @property
+    def protection(self) -> Kind | None:
+        """Of the host's own units, while VMs run."""
+        return {"low": LOW, "min": MIN}.get(self.config.protect_host_mem)
 
     @property
     def asks_to_confine(self) -> bool:

@@ -70,8 +70,8 @@ class Cgroupfs(Manager):
     def makes(self, kind: Kind) -> bool:
         return not kind.of_host
 
-    def host_units(self) -> list[str]:
-        tree = self.tree_of(HOST_CPUS)
+    def host_units(self, kind: Kind) -> list[str]:
+        tree = self.tree_of(kind)
         paths = [f"/{name}" for name in self.config.host_units]
         return [path for path in paths if tree and tree.exists(tree.hierarchy.directory(path))]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from .. import state
 from ..errors import Error, printable
 from ..host import NEW
-from ..kinds import CPUS, HOST_CPUS, MEMORY, in_bytes
+from ..kinds import CPUS, MEMORY, in_bytes
 from ..steps import LoadUnit, MakeDirectory, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import units
 from .base import Manager
@@ -126,6 +126,8 @@ class Systemd(Manager):
     # limits
 
     def parents(self, kind: Kind, domains: list[Domain]) -> list[str]:
+        if self.tree_of(kind) is None:
+            return []
         slices = [self.parent_slice()]
         slices += [self.for_domain(domain).parent_slice(domain) for domain in domains]
         return [units.slice_path(unit) for unit in slices if unit]
@@ -153,9 +155,9 @@ class Systemd(Manager):
         tree = self.tree_of(kind)
         return tree is not None and not tree.systemd_sets(kind)
 
-    def host_units(self) -> list[str]:
+    def host_units(self, kind: Kind) -> list[str]:
         """Those without a cgroup, too: systemd limits them when they get one."""
-        if self.tree_of(HOST_CPUS) is None:
+        if self.tree_of(kind) is None:
             return []
         names = self.config.host_units
         return [units.slice_path(name) if name.endswith(".slice") else f"/{name}" for name in names]
@@ -222,7 +224,7 @@ class Systemd(Manager):
             if tree.systemd_sets(kind):
                 properties[kind] = value
             falls = kind is MEMORY and not kind.rises(there[kind], value)
-            refusable = falls and tree.refuses and self.host.exists(directory)
+            refusable = falls and tree.refuses and tree.exists(directory)
             if refusable or not tree.systemd_sets(kind):
                 steps += tree.set(kind, directory, value, there[kind])
         if properties:
@@ -425,7 +427,9 @@ class Systemd(Manager):
         tree, cpus = self._own_cpusets, self.carried(domain)
         if tree:
             directory = tree.hierarchy.directory(path)
-            if (self.carries or self.parent_slice() is None) and tree.exists(directory):
+            record, _ = self.records.of(domain)
+            ours = self.carries or any(_within(directory, group) for group in record.groups)
+            if (ours or self.parent_slice() is None) and tree.exists(directory):
                 plan.add(*tree.set_cpus(directory, cpus))
             return
         file = self._drop_in(domain)

@@ -9,20 +9,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ..live.guests import disk, toucher
 from ..live.harness import CONFIG, Daemon, Vm, destroy_all_vms, domain_xml, running_vm, virsh
 from ..live.pace import in_time, patient, wait_for
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
+IMAGES = Path("/var/lib/libvirt/images")
 UNITS = Path("/run/systemd/system")
 CGROUP = Path("/sys/fs/cgroup")
 SYSTEMD = UNITS.exists()
 V2 = (CGROUP / "cgroup.controllers").exists()
+needs_systemd = pytest.mark.skipif(not SYSTEMD, reason="test_openrc.py has it without systemd")
 FENCE_CPUS = "2-7"
 UUIDS = {
     "web": "6a0e1f9c-7c5b-4d0a-9f7e-0123456789ab",
     "db": "0d5fbb05-3a7e-4b4c-8f4d-ba9876543210",
 }
 USB = "<controller type='usb' model='nec-xhci'/>"
+
+
+def directory(controller: str, path: str) -> Path:
+    return (CGROUP if V2 else CGROUP / controller) / path.lstrip("/")
+
+
+# Debian 11 does not, unless it is booted with swapaccount=1
+COUNTS_SWAP = V2 or (directory("memory", "/") / "memory.memsw.limit_in_bytes").exists()
 
 
 def run(*command: str, check: bool = True, stdin: str = "") -> str:
@@ -84,30 +97,24 @@ def start(name: str, **options: Any) -> Vm:
     return running_vm(name)
 
 
-def meminfo(key: str) -> int:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
-
-
-def directory(controller: str, path: str) -> Path:
-    return (CGROUP if V2 else CGROUP / controller) / path.lstrip("/")
-
-
-def value(controller: str, path: str, v2: str, v1: str) -> str:
-    return (directory(controller, path) / (v2 if V2 else v1)).read_text().strip()
-
-
-def drop_ins() -> list[Path]:
-    return list(UNITS.glob("*.scope.d/50-libvirt-cgroup-hooks.conf"))
+def guest(name: str, mib: int, rounds: bool = True, memory_mib: int = 128) -> Vm:
+    """A VM that touches MIB MiB; its memory is charged to the slice from the first page."""
+    return start(
+        name,
+        memory_mib=memory_mib,
+        machine="pc",
+        iothreads=0,
+        devices=disk(IMAGES / name, toucher(mib, rounds)),
+    )
 
 
 @contextmanager
-def swap_file(size: int) -> Iterator[None]:
-    """SIZE bytes of swap, which VMs' memory can be reclaimed to. All VMs end before it does: what
-    is in it may not fit under their limit.
+def swap_file(mib: int) -> Iterator[None]:
+    """MIB MiB of swap, which VMs' memory can be reclaimed to. All VMs end before it does: what is
+    in it may not fit under their limit.
     """
-    file = Path("/var/lib/libvirt/images/swap")
-    run("fallocate", "-l", str(size), str(file))
+    file = IMAGES / "swap"
+    run("fallocate", "-l", f"{mib}M", str(file))
     file.chmod(0o600)
     run("mkswap", str(file))
     run("swapon", str(file))
@@ -119,10 +126,26 @@ def swap_file(size: int) -> Iterator[None]:
         file.unlink()
 
 
+def meminfo(key: str) -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def value(controller: str, path: str, v2: str, v1: str) -> str:
+    return (directory(controller, path) / (v2 if V2 else v1)).read_text().strip()
+
+
+def drop_ins() -> list[Path]:
+    return list(UNITS.glob("*.scope.d/50-libvirt-cgroup-hooks.conf"))
+
+
 def restart_libvirtd() -> None:
     if SYSTEMD:
         run("systemctl", "restart", "libvirtd")
     else:
-        run("rc-service", "libvirtd", "restart")
+        # its script's restart waits one second for the old daemon, and then starts no new one
+        run("rc-service", "libvirtd", "stop")
+        wait_for(lambda: not run("pidof", "libvirtd", check=False), "libvirtd to end")
+        run("rc-service", "libvirtd", "start")
     wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
     wait_for(Daemon.reconnected, "libvirtd to reconnect to its VMs")

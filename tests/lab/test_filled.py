@@ -88,7 +88,7 @@ def swapped() -> int:
 def test_one_vm_fills_its_memory(case: Case) -> None:
     limited(case.limit, f"memory_admission = {case.admission}\n{case.more}")
     virsh("define", "/dev/stdin", stdin=small("web", FILLED))
-    swap = swap_file(case.swap * MIB) if case.swap else nullcontext()
+    swap = swap_file(case.swap) if case.swap else nullcontext()
     with swap, idle("db"):
         killed = oom_kills()
         result = virsh("start", "web", check=False)

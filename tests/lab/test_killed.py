@@ -13,8 +13,10 @@ import pytest
 from ..live.faults import counted, killed, points
 from ..live.harness import LAB_FACTS, STATE, destroy_vm, running_vm, virsh
 from ..live.pace import wait_for
+from ..live.reserving import everything
 from .host import (
     UNITS,
+    V2,
     configure,
     drop_ins,
     fenced,
@@ -27,6 +29,9 @@ from .host import (
 
 OPERATIONS = ("prepare", "start", "started", "release", "reconnect")
 CHOSEN = 5
+MORE = 'vcpu_cpus = "3-5"\nvm_cpu_weight = 50'
+if V2:
+    MORE += '\nvm_swap_max = "64 MiB"\nprotect_host_mem = "low"\nconfine_host = "running"'
 LAYOUTS = ("/vms/$NAME", "/vms/$DRIVER-$UUID")
 
 
@@ -47,6 +52,11 @@ def life(operation: str) -> None:
     destroy_vm("web")
 
 
+def of_host_units(found: dict[str, str]) -> dict[str, str]:
+    units = ("/system.slice/", "/user.slice/", "/init.scope/")
+    return {file: text for file, text in found.items() if any(unit in file for unit in units)}
+
+
 # A VM takes some seconds on a lab host, so a few calls are drawn, others on each host.
 # live/test_killed.py has them all.
 @pytest.mark.thorough
@@ -55,7 +65,8 @@ def life(operation: str) -> None:
 def test_killed_on_its_way(
     operation: str, layout: str, record_property: Callable[[str, object], None]
 ) -> None:
-    configure(fenced(layout, more='vcpu_cpus = "3-5"'))
+    configure(fenced(layout, more=MORE))
+    before = everything()
     start("web")
     destroy_vm("web")
     with counted(operation) as calls:
@@ -79,4 +90,5 @@ def test_killed_on_its_way(
         assert not drop_ins()
         assert not list((STATE / "vms").iterdir())
         assert not list(STATE.rglob("*.new"))
+        assert of_host_units(everything()) == of_host_units(before)
     record_property("faults injected", len(chosen))

@@ -23,6 +23,7 @@ from .host import (
     fenced,
     log,
     meminfo,
+    needs_systemd,
     restart_libvirtd,
     run,
     start,
@@ -31,6 +32,7 @@ from .host import (
     virt_cgroup,
 )
 
+pytestmark = needs_systemd
 ESCAPED = {name: uuid.replace("-", r"\x2d") for name, uuid in UUIDS.items()}
 # The slice of a VM; {} is its UUID as systemd escapes it.
 SLICES = {

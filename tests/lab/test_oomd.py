@@ -14,7 +14,7 @@ import pytest
 from ..live.guests import disk, toucher
 from ..live.harness import LAB_FACTS, QEMU_CONF, Vm, virsh
 from ..live.pace import wait_for
-from ..live.reserving import MIB, wait_for_use
+from ..live.reserving import wait_for_use
 from .host import CGROUP, configure, directory, fenced, restart_libvirtd, run, start, swap_file
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +32,7 @@ WATCHES = {
     "swap": ("-.slice", "ManagedOOMSwap"),
     "pressure": ("machine.slice", "ManagedOOMMemoryPressure"),
 }
-SWAP = 256 * MIB
+SWAP = 256  # MiB
 RELEASE = json.loads(LAB_FACTS.read_text())["release"] if LAB_FACTS.exists() else ""
 OMIT = "user.oomd_omit"
 

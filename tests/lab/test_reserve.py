@@ -7,13 +7,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..live.guests import disk, toucher
-from ..live.harness import Vm, virsh
+from ..live.harness import virsh
 from ..live.pace import patient, wait_for
 from ..live.reserving import (
     MIB,
@@ -35,10 +33,23 @@ from ..live.reserving import (
     virt_cgroup,
     wait_for_use,
 )
-from .host import V2, configure, fenced, restart_libvirtd, run, start, swap_file, value, xml
+from .host import (
+    COUNTS_SWAP,
+    V2,
+    configure,
+    fenced,
+    guest,
+    needs_systemd,
+    restart_libvirtd,
+    run,
+    start,
+    swap_file,
+    value,
+    xml,
+)
 from .host import virt_cgroup as output
 
-IMAGES = Path("/var/lib/libvirt/images")
+pytestmark = needs_systemd
 LAYOUT = "/vms/$NAME"
 ALL, FENCE = "0-7", "2-7"
 OPEN = f'cgroup_layout = "{LAYOUT}"\n'
@@ -46,19 +57,8 @@ OPEN = f'cgroup_layout = "{LAYOUT}"\n'
 
 @pytest.fixture
 def swap() -> Iterator[None]:
-    with swap_file(256 * MIB):
+    with swap_file(256):
         yield
-
-
-def guest(name: str, mib: int, rounds: bool = True) -> Vm:
-    """A VM that touches MIB MiB; its memory is charged to the slice from the first page."""
-    return start(
-        name,
-        memory_mib=128,
-        machine="pc",
-        iothreads=0,
-        devices=disk(IMAGES / name, toucher(mib, rounds)),
-    )
 
 
 def high() -> str:
@@ -103,9 +103,12 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cpus": ({"reserved_host_cpus": "0-1"}, {"reserved_host_cpus": None}),
     "all": (
         {"reserved_host_cpus": "0-1", "reserved_host_mem": "1 GiB"},
-        {"reserved_host_cpus": "6-7", "reserved_host_mem": "small"},
+        {"reserved_host_cpus": "6-7", "reserved_host_mem": "small", "vm_cpu_weight": 50},
     ),
 }
+if COUNTS_SWAP:
+    CHANGES["all"][0]["vm_swap_max"] = "1 GiB"
+    CHANGES["all"][1]["vm_swap_max"] = 0
 
 
 @pytest.mark.parametrize("kind", ["error", pytest.param("ctrl-c", marks=pytest.mark.thorough)])

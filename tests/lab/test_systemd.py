@@ -21,6 +21,7 @@ from .host import (
     fenced,
     log,
     meminfo,
+    needs_systemd,
     restart_libvirtd,
     run,
     start,
@@ -30,6 +31,7 @@ from .host import (
     xml,
 )
 
+pytestmark = needs_systemd
 LAYOUT = "/vms/$NAME"
 HANGING = 2  # seconds of hook_timeout where something hangs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..live.harness import domain_xml
 from ..live.pace import patient, wait_for
-from .host import HOOK, configure, fenced, run, start, virt_cgroup
+from .host import HOOK, configure, fenced, needs_systemd, run, start, virt_cgroup
 
 SEEN = "if the daemon knows the hook"
 FENCE = "the limits of the VM parent"
@@ -29,6 +29,7 @@ def reload_libvirtd() -> None:
     wait_for(lambda: SEEN not in not_passed(), "libvirtd to be reloaded")
 
 
+@needs_systemd
 def test_a_reload_is_enough_for_a_new_hook() -> None:
     configure(fenced("/vms/$NAME"))
     time.sleep(0.05)
@@ -41,6 +42,7 @@ def test_a_reload_is_enough_for_a_new_hook() -> None:
     assert not_passed() == {}
 
 
+@needs_systemd
 def test_somebody_else_sets_the_slice() -> None:
     configure(fenced("/vms/$NAME"))
     start("web")
@@ -54,6 +56,7 @@ def test_somebody_else_sets_the_slice() -> None:
     assert not_passed() == {}
 
 
+@needs_systemd
 def test_a_session_vm() -> None:
     configure(fenced("/vms/$NAME"))
     start("web")

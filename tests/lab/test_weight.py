@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ..live.harness import virsh
-from .host import SYSTEMD, configure, run, start, status, value, virt_cgroup
+from .host import configure, needs_systemd, run, start, status, value, virt_cgroup
 
 thorough = (pytest.mark.thorough, pytest.mark.releases)
-pytestmark = pytest.mark.skipif(not SYSTEMD, reason="tests/live has it without systemd")
+pytestmark = needs_systemd
 
 
 def weight(parent: str) -> tuple[str, str]:

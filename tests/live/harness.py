@@ -31,6 +31,7 @@ LIVE = STATE / "live"
 STATUS_DIRECTORY = Path("/run/libvirt/qemu")
 LAYOUT = 'cgroup_layout = "/vms/$DRIVER-$NAME"\n'
 FENCED = LAYOUT + 'reserved_host_cpus = "0"\nreserved_host_mem = "1 GiB"\n'
+LIMITED = FENCED + 'vm_swap_max = "64 MiB"\nvm_cpu_weight = 50\n'
 Configure = Callable[[str], None]
 
 

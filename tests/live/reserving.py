@@ -42,7 +42,8 @@ MIB = 1 << 20
 COMMAND = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks"]
 SHOWN_FILES = (
     *("cpuset.cpus", "cpuset.mems", "memory.limit_in_bytes", "memory.max", "memory.high"),
-    *("cgroup.subtree_control", "cgroup.type"),
+    *("memory.memsw.limit_in_bytes", "memory.swap.max", "memory.low", "memory.min"),
+    *("cpu.shares", "cpu.weight", "cgroup.subtree_control", "cgroup.type"),
 )
 WITHOUT_LAST = "0" if LAST_CPU == "1" else f"0-{int(LAST_CPU) - 1}"
 RESERVE_LAST = f"{LAST_CPU}-{LAST_CPU}"

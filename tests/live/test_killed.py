@@ -16,7 +16,7 @@ import pytest
 
 from .faults import counted, killed, points
 from .harness import (
-    FENCED,
+    LIMITED,
     STATE,
     Daemon,
     all_cgroups,
@@ -64,7 +64,7 @@ def test_killed_at_each_call(
     every: int,
     record_property: Record,
 ) -> None:
-    configure(FENCED)
+    configure(LIMITED)
     before = all_cgroups()
     start_vm("web", xml=XML)  # what Python compiles once is compiled
     destroy_vm("web")

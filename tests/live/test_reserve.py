@@ -188,8 +188,14 @@ def test_memory_in_use(configure: Configure, tmp_path: Path) -> None:
             ["--cpus", "0-0", "--config", "--current"],
             "error: Options --current and --config are mutually exclusive",
         ),
-        (["--wait"], "error: Option --cpus, --memory or --confine is required by option --wait"),
-        (["--force"], "error: Option --cpus, --memory or --confine is required by option --force"),
+        (
+            ["--wait"],
+            "error: One of --cpus, --memory, --swap, --confine is required by option --wait",
+        ),
+        (
+            ["--force"],
+            "error: One of --cpus, --memory, --swap, --confine is required by option --force",
+        ),
         (
             ["--cpus", "0-0", "--config", "--force"],
             "error: Option --live is required by option --force",

@@ -48,8 +48,18 @@ CHANGES: dict[str, tuple[dict[str, Value | None], dict[str, Value | None]]] = {
     "more CPUs": ({"reserved_host_cpus": "0"}, {"reserved_host_cpus": None}),
     "less memory": ({"reserved_host_mem": "1 GiB"}, {"reserved_host_mem": "small"}),
     "all": (
-        {"reserved_host_cpus": "0", "reserved_host_mem": "1 GiB"},
-        {"reserved_host_cpus": RESERVE_LAST, "reserved_host_mem": "small"},
+        {
+            "reserved_host_cpus": "0",
+            "reserved_host_mem": "1 GiB",
+            "vm_swap_max": "1 GiB",
+            "vm_cpu_weight": 200,
+        },
+        {
+            "reserved_host_cpus": RESERVE_LAST,
+            "reserved_host_mem": "small",
+            "vm_swap_max": 0,
+            "vm_cpu_weight": 50,
+        },
     ),
 }
 

@@ -97,8 +97,11 @@ def test_what_augtool_sets_is_read(
 ) -> None:
     text = augtool(generated, host, key, value)
     assert text == f"{settings.sample()}{line}\n"
-    needs_cpus = key in ("confine_host", "host_cpus_for")
-    needed = 'reserved_host_cpus = "0"\n' if needs_cpus else ""
+    needed = {
+        "confine_host": 'reserved_host_cpus = "0"\n',
+        "host_cpus_for": 'reserved_host_cpus = "0"\n',
+        "protect_host_mem": 'reserved_host_mem = "1 GiB"\n',
+    }.get(key, "")
     assert configfile.parse(text + needed).values[key]
 
 

@@ -22,6 +22,7 @@ PURE = (
     "admission cgroups config configfile cpuset domain errors fence kinds layout own_settings "
     "settings topology virconf managers.units"
 ).split()
+FORMULAS = "counts cpu memory parsing rules".split()  # of cli.recommend
 EFFECTS = (
     "bus cli conformance hook host kernel leave limits managers operations plan reserve snapshot "
     "state steps threads"
@@ -85,6 +86,15 @@ def test_pure_modules_do_nothing(module: str) -> None:
     used = imports(module)
     assert {name for name in used if not name.startswith(".")} & set(OUTSIDE) == set()
     assert {top(name) for name in used if name.startswith(".")} & set(EFFECTS) == set()
+
+
+@pytest.mark.parametrize("module", FORMULAS)
+def test_formulas_do_nothing(module: str) -> None:
+    used = imports(f"cli.recommend.{module}")
+    inside = {name.removeprefix(".cli.recommend.") for name in used if name.startswith(".cli")}
+    assert inside <= set(FORMULAS)
+    assert {name for name in used if not name.startswith(".")} & set(OUTSIDE) == set()
+    assert {top(name) for name in used if name.startswith(".")} & set(EFFECTS) <= {"cli"}
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,8 @@ def test_the_keys_of_the_table() -> None:
         == (
             "reserved_host_cpus reserved_host_mem cgroup_layout emulator_cpus vcpu_cpus "
             "iothread_cpus pin_conflict memory_admission hook_timeout on_error "
-            "confine_host host_units host_cpus_for vm_cpu_weight"
+            "confine_host host_units host_cpus_for vm_swap_max protect_host_mem "
+            "vm_cpu_weight"
         ).split()
     )
     assert set(Config({}).values) == set(TABLE)

@@ -232,8 +232,42 @@ def test_isolated_cpus_come_last(isolated: str, count: int, cpus: str) -> None:
     assert host.take(8) == host.online
 
 
-def test_auto_keeps_what_the_host_uses() -> None:
-    assert str(big(64, 2, {f"{CPUS}/isolated": "0-1,3-63,64-65,67-127"}).auto_cpus()) == "0,2,64,66"
+@pytest.mark.parametrize(
+    ("isolated", "cpus"),
+    [
+        ("", "0-1,64-65"),
+        ("0-1,64-65", "2-3,66-67"),
+        ("0-1,3-65,67-127", "2,66"),  # there is no other core
+        ("1-127", "0"),  # nor a whole one
+        ("1-63,65-127", "0,64"),
+    ],
+)
+def test_auto_takes_no_isolated_cpus(isolated: str, cpus: str) -> None:
+    assert str(big(64, 2, {f"{CPUS}/isolated": isolated}).auto_cpus()) == cpus
+
+
+def test_auto_takes_no_offline_cpus() -> None:
+    """The kernel names an offline CPU neither as online nor as a sibling."""
+    host = made(
+        {
+            f"{CPUS}/online": "1-3\n",
+            f"{CPUS}/present": "0-3\n",
+            f"{CPUS}/cpu1/topology/thread_siblings_list": "1,3\n",
+            f"{CPUS}/cpu2/topology/thread_siblings_list": "2\n",  # 0 is its sibling
+            f"{CPUS}/cpu3/topology/thread_siblings_list": "1,3\n",
+            f"{NODES}/online": "0\n",
+            f"{NODES}/node0/cpulist": "1-3\n",
+        }
+    )
+    assert str(host.auto_cpus()) == "1,3"
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "cpus"),
+    [(None, 1, "0"), (0, 1, "0"), (1, 1, "4"), (1, 2, "0,4"), (1, 3, "0,4-5"), (7, 1, "0")],
+)
+def test_which_node_is_first(first: int | None, count: int, cpus: str) -> None:
+    assert str(topology("numa").take(count, first)) == cpus
 
 
 @pytest.mark.parametrize(

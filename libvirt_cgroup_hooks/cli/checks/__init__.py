@@ -28,6 +28,10 @@ def confining(subject: Subject) -> bool:
     return subject.config is not None and subject.config.confine_host != "no"
 
 
+def protecting(subject: Subject) -> bool:
+    return subject.config is not None and subject.config.protect_host_mem != "no"
+
+
 class Check(NamedTuple):
     """`find` yields what is wrong; it is asked only where `when` says that the question makes
     sense.
@@ -50,6 +54,7 @@ TABLE = (
     Check("HOST", "for what else is in the VM parent", host.beside_vms, configured),
     Check("HOST", "that the host keeps to its own CPUs", host.confined, confining),
     Check("HOST", "for what confine_host does not reach", others.not_confined, confining),
+    Check("HOST", "that the host's memory is protected", host.protected, protecting),
     Check("HOST", "for limits that are no longer wanted", host.unwanted_limits),
     Check("HOST", "for what running VMs may come to use", host.memory, configured),
     Check("HOST", "for offline and isolated CPUs", host.special_cpus, configured),

@@ -26,7 +26,7 @@ def not_confined(subject: Subject) -> Iterator[Problem]:
     if tree is None or manager.fence.cpus is None:
         return
     host, top = subject.host, tree.hierarchy.mount
-    known = {*manager.host_units(), *manager.parent_paths().values()}
+    known = {*manager.host_units(HOST_CPUS), *manager.parent_paths().values()}
     others = [
         f"/{name}"
         for name in host.directories(top)

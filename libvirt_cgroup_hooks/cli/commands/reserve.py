@@ -32,18 +32,19 @@ WAIT = 60  # seconds
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HELP = """\
 A bare number of CPUs is a count, which takes whole cores; for CPU 4 alone write 4-4. "auto" is as
-in cgroup-hooks.conf, "none" reserves nothing. --live and --config can be combined. A change that
-fails is undone.
+in cgroup-hooks.conf, "none" reserves, or limits, nothing. --live and --config can be combined. A
+change that fails is undone.
 
-Without --cpus, --memory and --confine the reservation is shown: as it is in the file, as it is
-required now (the file, with what --live has changed), and as the kernel enforces it."""
+With none of --cpus, --memory, --swap and --confine the reservation is shown: as it is in the file,
+as it is required now (the file, with what --live has changed), and as the kernel enforces it."""
 REMEDY = {
     "cpus": "use a list such as 0-1, a count, auto or none; for CPU 0 alone write 0-0",
     "memory": "use a size such as '4 GiB', a percentage such as 10%, auto or none",
+    "swap": "use a size such as '2 GiB', a percentage such as 25%, 0 or none",
     "confine": "use no, asked, running or always",
 }
 CONFINE = "when the host keeps to its own CPUs: as confine_host in cgroup-hooks.conf"
-NOTHING = {"cpus": "none", "memory": "none", "confine": "no"}
+NOTHING = {"cpus": "none", "memory": "none", "swap": "none", "confine": "no"}
 LIVE = "change the limits now, for running VMs too, until the next boot"
 CONFIG = "change the configuration file; running VMs follow when the next VM starts, or after apply"
 
@@ -61,6 +62,11 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--memory", metavar="SIZE|PERCENT|auto|none", help="memory that the host keeps"
     )
+    parser.add_argument(
+        "--swap",
+        metavar="SIZE|PERCENT|0|none",
+        help="swap that VMs may have together; none: no limit",
+    )
     parser.add_argument("--confine", metavar="no|asked|running|always", help=CONFINE)
     parser.add_argument("--live", action="store_true", help=LIVE)
     parser.add_argument("--config", action="store_true", help=CONFIG)
@@ -68,7 +74,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--wait",
         metavar="SECONDS",
-        type=_seconds,
+        type=seconds,
         nargs="?",
         const=WAIT,
         help=f"first reclaim VM memory, for up to SECONDS (default {WAIT})",
@@ -79,7 +85,7 @@ def add(commands: Any) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="print each step")
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
@@ -105,18 +111,29 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     change = Change(
         host, wanted, arguments.live or not arguments.config, arguments.config, arguments.force
     )
+    try:
+        plan = _made(change, arguments.wait or 0)
+    except Invalid as error:
+        raise _as_given(arguments, error) from None
+    return _tell(arguments, host, change, plan)
+
+
+def configure(host: Host, wanted: dict[str, Value | None]) -> None:
+    """As `virt-cgroup reserve --config`; WANTED as for `Change`. Raises Error."""
+    _made(Change(host, wanted, live=False, config=True))
+
+
+def _made(change: Change, wait: float = 0) -> Plan:
+    """Tells its progress and warnings. Raises Error."""
     for number in STOP:
         signal.signal(number, _interrupt)
     progress = _Progress()
     try:
-        plan = change.run(arguments.wait or 0, progress)
-    except Invalid as error:
-        raise _as_given(arguments, error) from None
+        return change.run(wait, progress)
     finally:
         progress.end()
         for warning in change.warnings:
             print(f"warning: {printable(warning)}", file=sys.stderr)
-    return _tell(arguments, host, change, plan)
 
 
 def _as_given(arguments: argparse.Namespace, error: Invalid) -> Error:
@@ -142,7 +159,8 @@ def _check(arguments: argparse.Namespace, changes: bool) -> None:
             raise Error(f"Options --current and --{other} are mutually exclusive")
     for name in ("wait", "force"):
         if getattr(arguments, name) and not changes:
-            raise Error(f"Option --cpus, --memory or --confine is required by option --{name}")
+            needed = ", ".join(f"--{one}" for one in KEYS)
+            raise Error(f"One of {needed} is required by option --{name}")
         if getattr(arguments, name) and arguments.config and not arguments.live:
             raise Error(f"Option --live is required by option --{name}")
 
@@ -151,7 +169,7 @@ def _value(name: str, text: str) -> Value | None:
     """As the configuration file has it. Raises Error."""
     if text == NOTHING[name]:
         return None
-    is_count = name == "cpus" and text.isascii() and text.isdigit() and len(text) < 6
+    is_count = name in ("cpus", "swap") and text.isascii() and text.isdigit() and len(text) < 6
     value: Value = int(text) if is_count else text
     try:
         settings.named(KEYS[name]).read(value)
@@ -252,12 +270,15 @@ def _report(host: Host) -> dict[str, Any]:
     parent = conformance.parent(manager)
     confined = conformance.confined(manager)
     weight = conformance.cpu_weight(manager)
+    protected = sum(conformance.protected(manager).values())
     return {
         "configured": _reservation(configured, topology),
         "live": _reservation(manager.config, topology),
         "in_effect": {
             **_in_effect(parent, topology),
+            "swap": parent.swap_limit,
             "cpu_weight": None if weight is None else str(weight),
+            "protected": protected or None,
             "confine_host": _confined(confined),
         },
         "confine_now": limits.confines(manager, threads.running(host, {})),
@@ -281,7 +302,9 @@ def _reservation(config: Config, topology: Topology) -> dict[str, Any]:
         "reserved_memory": memory,
         "cpus": str(fence.cpus) if fence.cpus is not None else None,
         "memory_limit": fence.memory_limit,
+        "swap": fence.swap,
         "cpu_weight": None if fence.cpu_weight is None else str(fence.cpu_weight),
+        "protected": fence.protected or None,
         "confine_host": config.confine_host if config.confine_host != "no" else None,
     }
 
@@ -308,15 +331,18 @@ LATER = "In effect when the next VM starts, or now with: virt-cgroup apply --all
 UNTIL = "What --live has changed lasts until the next boot, or until the setting is edited."
 NO_HOOK = "the hook is not installed, so new VMs are not limited: run virt-cgroup hook install"
 EACH_VM = "in each VM"
-WEIGHT_ROW = "CPU weight of VMs"  # and this
-HOST = "Host confined"  # is left out where nothing says so
 ROWS = {
     "Reserved CPUs": "reserved_cpus",
     "Reserved memory": "reserved_memory",
     "CPUs for VMs": "cpus",
     "Memory for VMs": "memory_limit",
-    WEIGHT_ROW: "cpu_weight",
-    HOST: "confine_host",
+}
+# These are left out where nothing says so
+MORE_ROWS = {
+    "Swap for VMs": "swap",
+    "CPU weight of VMs": "cpu_weight",
+    "Protected memory": "protected",
+    "Host confined": "confine_host",
 }
 
 
@@ -328,9 +354,9 @@ def _print(arguments: argparse.Namespace, host: Host, report: dict[str, Any]) ->
         del columns[FILE]
     rows = [
         (title, *(_shown(report[column][key]) for column in columns.values()))
-        for title, key in ROWS.items()
+        for title, key in {**ROWS, **MORE_ROWS}.items()
     ]
-    rows = [row for row in rows if row[0] not in (HOST, WEIGHT_ROW) or set(row[1:]) != {"-"}]
+    rows = [row for row in rows if row[0] in ROWS or set(row[1:]) != {"-"}]
     if report["cpus_of_each_vm"] and KERNEL in columns:
         rows = [(*row[:-1], EACH_VM) if "CPUs" in row[0] else row for row in rows]
     print_table(("", *columns), rows)
@@ -358,7 +384,7 @@ def _is_pending(report: dict[str, Any], kernel_is_shown: bool) -> bool:
         return True
     if report["parent"] is None:  # the limits are on each VM, which is not looked at here
         return not kernel_is_shown
-    if any(required[key] != kernel[key] for key in ("memory_limit", "cpu_weight")):
+    if any(required[key] != kernel[key] for key in ("memory_limit", "swap", "cpu_weight")):
         return True
     if report["cpus_of_each_vm"]:
         return False

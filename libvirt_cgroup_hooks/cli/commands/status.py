@@ -78,6 +78,7 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
         "fence": {
             "cpus": str(fence.cpus or ""),
             "memory_limit": fence.memory_limit,
+            "swap_limit": fence.swap,
             "lent": {"cpus": str(fence.lent), "to": config.host_cpus_for},
         },
         "host": {
@@ -85,6 +86,10 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
             "confined": limits.confines(manager, domains),
             "since": _since(host),
             "cpus": {path: str(cpus) for path, cpus in conformance.host_cpus(manager).items()},
+        },
+        "protection": {
+            "configured": config.protect_host_mem,
+            "memory": conformance.protected(manager),
         },
         "cpu_weight": {
             "configured": fence.cpu_weight,
@@ -95,6 +100,8 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
             "cpus": str(parent.cpus) if parent.cpus else None,
             "memory_limit": parent.memory_limit,
             "memory_current": parent.memory_current,
+            "swap_limit": parent.swap_limit,
+            "swap_current": parent.swap_current,
         },
         "unwanted": [
             {"path": path, "limit": kind.unit_property, "value": kind.shown(value)}
@@ -121,8 +128,10 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
             ("VM memory", _memory(parent, fence)),
             *_at_the_limit(parent),
             *_left_out(report["memory_left_out"]),
+            *_swap(parent, fence),
             *_cpu_weight(report["cpu_weight"]),
             *_host(report["host"], reservation["cpus"]),
+            *_protection(report["protection"]),
         ]
     )
     for path, cpus in report["taken"].items():
@@ -204,6 +213,22 @@ def _cpus(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     if lent["cpus"]:
         told += f" for each VM, and {lent['cpus']} for {' and '.join(lent['to'])} threads"
     return f"{told})"
+
+
+def _swap(parent: dict[str, Any], fence: dict[str, Any]) -> list[tuple[str, str]]:
+    if parent["swap_limit"] is None and fence["swap_limit"] is None:
+        return []
+    limit, wanted = (_size(one["swap_limit"], "no limit") for one in (parent, fence))
+    used = _size(parent["swap_current"], "-")
+    return [("VM swap", f"{limit} (configured {wanted}), {used} in use")]
+
+
+def _protection(protection: dict[str, Any]) -> list[tuple[str, str]]:
+    if protection["configured"] == "no":
+        return []
+    memory = protection["memory"]
+    found = ", ".join(f"{size(amount)} of {printable(path[1:])}" for path, amount in memory.items())
+    return [("Host protected", f"{found or '-'} (protect_host_mem {protection['configured']})")]
 
 
 def _cpu_weight(weight: dict[str, int | None]) -> list[tuple[str, str]]:

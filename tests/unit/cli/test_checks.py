@@ -34,11 +34,11 @@ from ..support.validating import (
 )
 
 RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM = (one.title for one in TABLE[:6])
-FENCE, BESIDE, _, _, UNWANTED, MEMORY, CPUS = (one.title for one in TABLE[6:13])
+FENCE, BESIDE, _, _, _, UNWANTED, MEMORY, CPUS = (one.title for one in TABLE[6:14])
 THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
-    one.title for one in TABLE[13:22]
+    one.title for one in TABLE[14:23]
 )
-OUTSIDE, CONFORM = (one.title for one in TABLE[22:])
+OUTSIDE, CONFORM = (one.title for one in TABLE[23:])
 TEN_GB = "<memory>9999999</memory>"
 FOREIGN = "#!/bin/sh\nexit 0\n"
 APPLY = "run virt-cgroup apply --parent"

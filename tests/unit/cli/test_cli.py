@@ -250,7 +250,7 @@ def test_plan_prints_the_steps_and_runs_none(command: Command, host: Kernel) -> 
 
 def test_plan_where_systemd_owns_cgroups(command: Command, machined: Machined) -> None:
     assert command("--root", machined.root, "plan", "prepare", PLAIN)[1].splitlines()[-1] == (
-        f"systemctl set-property --runtime vms.slice AllowedCPUs=1-3 MemoryMax={UNIFIED_LIMIT}"
+        f"systemctl set-property --runtime vms.slice MemoryMax={UNIFIED_LIMIT} AllowedCPUs=1-3"
     )
     status, out, err = command("--root", machined.root, "plan", "start", PLAIN)
     assert (status, out) == (1, "")
@@ -273,7 +273,7 @@ def test_also_where_systemd_owns_cgroups(command: Command, machined: Machined) -
     status, out, err = command("--root", machined.root, "plan", "started", PLAIN)
     assert (status, out.splitlines()[1:]) == (
         0,
-        [f"systemctl set-property --runtime vms.slice AllowedCPUs=1-3 MemoryMax={UNIFIED_LIMIT}"],
+        [f"systemctl set-property --runtime vms.slice MemoryMax={UNIFIED_LIMIT} AllowedCPUs=1-3"],
     )
     assert err == "warning: VM plain is not running, so there is no process to place\n"
 

@@ -23,8 +23,14 @@ from ..test_reserve import change
         ("--cpus 0-0 --live --current", "Options --current and --live are mutually exclusive"),
         ("--cpus 0-0 --current --config", "Options --current and --config are mutually exclusive"),
         ("--current --live", "Options --current and --live are mutually exclusive"),
-        ("--wait", "Option --cpus, --memory or --confine is required by option --wait"),
-        ("--force --live", "Option --cpus, --memory or --confine is required by option --force"),
+        (
+            "--wait",
+            "One of --cpus, --memory, --swap, --confine is required by option --wait",
+        ),
+        (
+            "--force --live",
+            "One of --cpus, --memory, --swap, --confine is required by option --force",
+        ),
         ("--memory 10% --wait 5 --config", "Option --live is required by option --wait"),
         ("--cpus 0-0 --force --config", "Option --live is required by option --force"),
         ("--cpus x", '--cpus x: "x" is not a CPU list'),
@@ -148,7 +154,9 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "reserved_memory": 512 * MIB,
         "cpus": "1-3",
         "memory_limit": limit,
+        "swap": None,
         "cpu_weight": None,
+        "protected": None,
         "confine_host": None,
     }
     report = json.loads(show(host, capsys, "--json"))
@@ -171,7 +179,7 @@ def test_with_nothing_reserved(
     host = reserving.made(tmp_path, "cgroupfs-v1", text)
     report = json.loads(show(host, capsys, "--json"))
     keys = ["reserved_cpus", "reserved_memory", "cpus", "memory_limit"]
-    keys += ["cpu_weight", "confine_host"]
+    keys += ["swap", "cpu_weight", "protected", "confine_host"]
     nothing = dict.fromkeys(keys)
     assert (report["configured"], report["live"], report["in_effect"]) == (
         nothing,

@@ -56,15 +56,19 @@ def test_status_as_json(command: Command, host: Kernel) -> None:
         "fence": {
             "cpus": "1-3",
             "memory_limit": UNIFIED_LIMIT,
+            "swap_limit": None,
             "lent": {"cpus": "", "to": []},
         },
         "cpu_weight": {"configured": None, "in_effect": None},
+        "protection": {"configured": "no", "memory": {}},
         "parent": {
             "path": "/vms",
             "cpus": None,
             "memory_limit": None,
             "memory_current": None,
             "first_killed": [],
+            "swap_limit": None,
+            "swap_current": None,
         },
         "host": {"confine_host": "no", "confined": False, "since": None, "cpus": {}},
         "unwanted": [],
@@ -111,6 +115,8 @@ def test_status_of_a_vm(command: Command, machined: Machined, cpus: str) -> None
         "memory_limit": UNIFIED_LIMIT,
         "memory_current": 4096,
         "first_killed": [],
+        "swap_limit": None,
+        "swap_current": 0,
     }
     text = f"thread {PID + 10} (vcpu0): it may use CPUs 0-3, not only 1-3"
     assert len(found["domains"]) == 1

@@ -208,7 +208,7 @@ def test_systemd_on_v2_with_v1_beside_it(tmp_path: Path, v1: dict[str, str]) -> 
     host.systemd()
     host.configure(CONF)
     lines = [str(step) for step in plan(host, "prepare", vm()).steps]
-    limits = f"AllowedCPUs=1 MemoryMax={SMALL_LIMIT}"
+    limits = f"MemoryMax={SMALL_LIMIT} AllowedCPUs=1"
     assert lines[-1] == f"systemctl set-property --runtime machine.slice {limits}"
     assert not [line for line in lines if line.startswith(("make", "write"))]
 

@@ -61,7 +61,7 @@ def test_prepare_v2(v2: Machined) -> None:
     assert lines(v2, "prepare", vm()) == [
         f"save {RECORD}",
         f"save {state.SHARED}",
-        f"systemctl set-property --runtime vms.slice AllowedCPUs=1-3 MemoryMax={UNIFIED_LIMIT}",
+        f"systemctl set-property --runtime vms.slice MemoryMax={UNIFIED_LIMIT} AllowedCPUs=1-3",
     ]
 
 
@@ -115,7 +115,7 @@ def test_without_a_parent_there_is_no_property(host: Machined, template: str) ->
         ("reserved_host_mem = '512 MiB'\n", [f"MemoryMax={UNIFIED_LIMIT}"]),
         (
             "reserved_host_mem = '512 MiB'\nreserved_host_cpus = '3'\n",
-            ["AllowedCPUs=0-2", f"MemoryMax={UNIFIED_LIMIT}"],
+            [f"MemoryMax={UNIFIED_LIMIT}", "AllowedCPUs=0-2"],
         ),
     ],
 )
@@ -132,7 +132,7 @@ def test_the_text_of_properties(v2: Machined, conf: str, properties: list[str]) 
         ("1-2", "4096", []),  # the administrator's is narrower
         ("1-3", "max", [f"MemoryMax={UNIFIED_LIMIT}"]),
         ("1-3", "4096", []),
-        ("", "max", ["AllowedCPUs=1-3", f"MemoryMax={UNIFIED_LIMIT}"]),
+        ("", "max", [f"MemoryMax={UNIFIED_LIMIT}", "AllowedCPUs=1-3"]),
     ],
 )
 def test_the_bus_is_asked_only_for_what_the_kernel_does_not_say(

@@ -182,10 +182,15 @@ class Kernel(Host):
             ]
             if not all(cpus <= new for cpus in below):
                 raise self.refused(directory, 16)  # EBUSY: a child has more
-        if name == "memory.limit_in_bytes" and self.excess(
-            directory, "memory.usage_in_bytes", value
-        ):
-            raise self.refused(directory, 16)  # EBUSY: more cannot be reclaimed
+        if name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
+            one, both = (
+                value if file == name else self.get(f"{directory}/{file}")
+                for file in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+            )
+            if both not in ("", "-1", NO_LIMIT) and int(one) not in range(int(both) + 1):
+                raise self.refused(directory, 22)  # EINVAL
+            if self.excess(directory, name.replace("limit", "usage"), value):
+                raise self.refused(directory, 16)  # EBUSY: more cannot be reclaimed
         if name in ("memory.high", "memory.max") and self.excess(
             directory, "memory.current", value
         ):
@@ -205,6 +210,8 @@ class Kernel(Host):
 
     def reclaim(self, directory: str, usage: str, amount: int) -> int:
         """Bytes of AMOUNT that were reclaimed."""
+        if usage.startswith("memory.memsw"):
+            return 0  # what is swapped out counts as before
         found = min(amount, self.cold, self.at_once)
         self.cold -= found
         self.put(f"{directory}/{usage}", str(int(self.get(f"{directory}/{usage}")) - found))
@@ -440,6 +447,8 @@ FILES_V1 = {
         "memory.limit_in_bytes": NO_LIMIT,
         "memory.soft_limit_in_bytes": NO_LIMIT,
         "memory.usage_in_bytes": "0",
+        "memory.memsw.limit_in_bytes": NO_LIMIT,
+        "memory.memsw.usage_in_bytes": "0",
     },
 }
 FILES_V2 = {
@@ -449,7 +458,10 @@ FILES_V2 = {
         "memory.max": "max",
         "memory.high": "max",
         "memory.low": "0",
+        "memory.min": "0",
         "memory.current": "0",
+        "memory.swap.max": "max",
+        "memory.swap.current": "0",
         "memory.reclaim": "",
     },
 }
