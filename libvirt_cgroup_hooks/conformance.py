@@ -253,6 +253,28 @@ def memory_in_use(manager: Manager, domain: Domain) -> int:
     return tree.memory_in_use(tree.hierarchy.directory(manager.vm_of(main, tree)))
 
 
+def first_killed(manager: Manager, running: list[Domain]) -> list[str]:
+    """The names of those of RUNNING of which the kernel would kill one now, if the VM parent were
+    at its memory limit and nothing could be reclaimed. More than one have the same score.
+
+    The score is mostly what a process has in memory and in swap; with 0 it is never killed.
+    """
+    from . import threads
+
+    tree = manager.tree_of(MEMORY)
+    top = manager.parent_paths().get(tree) if tree else None
+    scores: dict[str, int] = {}
+    for domain in running:
+        text = manager.host.read_optional(f"/proc/{domain.pid}/oom_score")
+        places = threads.process_cgroups(manager.host, domain.pid or 0)
+        if text is None or places is None or tree is None or top is None:
+            continue
+        if f"{places.get(tree.hierarchy.key, '')}/".startswith(f"{top}/"):
+            scores[domain.name] = int(text)
+    highest = max(scores.values(), default=0)
+    return [name for name, score in scores.items() if score == highest > 0]
+
+
 # a VM
 
 

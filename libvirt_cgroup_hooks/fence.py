@@ -6,7 +6,7 @@ from __future__ import annotations
 from .cpuset import CpuSet
 from .errors import Error, size
 from .kinds import CPU_WEIGHT, CPUS, MEMORY, MEMSW, SWAP
-from .topology import auto_memory
+from .topology import auto_memory, told_left_out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def cpus_left(reserved: CpuSet | None, online: CpuSet) -> CpuSet | None:
 
 
 def memory_left(reserved: str, memory: Memory, page_size: int) -> int | None:
-    """The bytes of VMs: MemTotal - HugeTLB pools - RESERVED (as for `reserved_memory`), in whole
-    pages.
+    """The bytes of VMs: all MEMORY that is counted - HugeTLB pools - RESERVED (as for
+    `reserved_memory`), in whole pages.
 
     Raises Error where that leaves none.
     """
@@ -96,10 +96,14 @@ def memory_left(reserved: str, memory: Memory, page_size: int) -> int | None:
     if left < page_size:
         raise Error(
             f"reserving {size(kept)} leaves no memory for VMs ({size(memory.total)} in all, "
-            f"{size(memory.hugetlb)} in hugepage pools)",
+            f"{size(memory.hugetlb)} in hugepage pools{_not_counted(memory)})",
             "reserve less, or make the hugepage pools smaller",
         )
     return left // page_size * page_size
+
+
+def _not_counted(memory: Memory) -> str:
+    return f"; not counted: {told_left_out(memory.left_out)}" if memory.left_out else ""
 
 
 def reserved_memory(setting: str, total: int) -> int:

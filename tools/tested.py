@@ -21,6 +21,8 @@ HOSTS = {
     "13-selinux": "Debian 13 in QEMU with SELinux, permissive; the plain tests",
     "13-openrc": "Debian 13 in QEMU with OpenRC in place of systemd: cgroup v2; the plain tests",
     "13-podman": "Debian 13 in QEMU with podman; containers beside VMs",
+    "13-oomd": "Debian 13 in QEMU with systemd-oomd",
+    "13-memory-node": "Debian 13 in QEMU with a NUMA node that has memory and no CPUs",
     "13-no-machined": (
         "Debian 13 in QEMU without machined: cgroup v2, the live tests on a private host"
     ),

@@ -23,8 +23,9 @@ memory that the host keeps for itself, and shows where the cgroups of its VMs ar
 configured in cgroup-hooks.conf(5), and a libvirt hook enforces it when VMs start.
 
 The hook limits the VM parent, the one cgroup that holds all VMs: they cannot leave the CPUs that
-are left to them. If VMs together exceed their memory limit, the kernel reclaims their memory and
-then kills one of them, not the host's services. With nothing configured, the hook does nothing.
+are left to them. When VMs together reach their memory limit, the kernel reclaims memory from them,
+swaps it out if the host has swap, and then kills a VM, not the host's services: the one with the
+most memory, which status names. With nothing configured, the hook does nothing.
 
 Other words: a layout says where the cgroup of each VM is. The thread groups of a VM are emulator,
 vcpuN and iothreadN, as in libvirt. The manager of cgroups is systemd on hosts with

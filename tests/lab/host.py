@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ..live.guests import disk, toucher
-from ..live.harness import CONFIG, Daemon, Vm, domain_xml, running_vm, virsh
+from ..live.harness import CONFIG, Daemon, Vm, destroy_all_vms, domain_xml, running_vm, virsh
 from ..live.pace import in_time, patient, wait_for
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
@@ -110,7 +110,9 @@ def guest(name: str, mib: int, rounds: bool = True, memory_mib: int = 128) -> Vm
 
 @contextmanager
 def swap_file(mib: int) -> Iterator[None]:
-    """MIB MiB of swap, which VMs' memory can be reclaimed to."""
+    """MIB MiB of swap, which VMs' memory can be reclaimed to. All VMs end before it does: what is
+    in it may not fit under their limit.
+    """
     file = IMAGES / "swap"
     run("fallocate", "-l", f"{mib}M", str(file))
     file.chmod(0o600)
@@ -119,6 +121,7 @@ def swap_file(mib: int) -> Iterator[None]:
     try:
         yield
     finally:
+        destroy_all_vms()
         run("swapoff", str(file))
         file.unlink()
 

@@ -160,6 +160,8 @@ def test_memory_in_use(configure: Configure, tmp_path: Path) -> None:
     assert "cannot lower the VMs' memory limit to 64 MiB: 1" in message
     assert message.index("large has 1") < message.index("small has ")
     assert "--wait" in message
+    # a host with much memory may give both the same score
+    assert "large" in json.loads(virt_cgroup("status", "--json").stdout)["parent"]["first_killed"]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ def fence_of(text: str, name: str) -> Fence:
             (65842104 - 10485760) * 1024 - 4 * GIB,
         ),
         ("v1", "reserved_host_mem = 'auto'", None, 2040212 * 1024 - GIB),
+        # without the node that has no CPUs
+        ("memory-node", "reserved_host_mem = '1 GiB'", None, 1546024 * 1024 - GIB),
+        ("memory-node", "reserved_host_mem = '50%'", None, 1546024 * 512 // PAGE * PAGE),
     ],
 )
 def test_fence(host: str, text: str, cpus: str | None, memory: int | None) -> None:

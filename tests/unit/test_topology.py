@@ -29,6 +29,8 @@ NODES = "/sys/devices/system/node"
         ),
         ("v1", "0-1", ["0", "1"], {0: "0-1"}, 2040212, 0),
         ("v2", "0-3", ["0", "1", "2", "3"], {0: "0-3"}, 8135396, 0),
+        # 32 MiB of hugepages on the node that is not counted
+        ("memory-node", "0-3", ["0", "1", "2", "3"], {0: "0-3", 1: ""}, 1546024, 0),
     ],
 )
 def test_recorded_hosts(
@@ -120,6 +122,70 @@ def test_what_cannot_be_read(files: dict[str, str], message: str) -> None:
 def test_meminfo(text: str, total: int, hugetlb: int) -> None:
     memory = Memory.parse(text)
     assert (memory.total, memory.hugetlb) == (total * 1024, hugetlb * 1024)
+
+
+FAR = {  # node 2 is like a GPU's: 512 of 2048 KiB of memory, and no CPU
+    "/proc/meminfo": "MemTotal: 2048 kB\nHugetlb: 320 kB\n",
+    f"{CPUS}/present": "0-3\n",
+    f"{CPUS}/online": "0-3\n",
+    f"{NODES}/online": "0-2\n",
+    f"{NODES}/has_memory": "0,2\n",
+    f"{NODES}/has_cpu": "0-1\n",  # node 1 has no memory
+    f"{NODES}/node2/meminfo": "\nNode 2 MemTotal:  512 kB\nNode 2 HugePages_Total:  1\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "total", "hugetlb", "left_out"),
+    [
+        ({}, 1536, 320, {2: 512}),
+        (
+            {
+                f"{NODES}/node0/hugepages/hugepages-64kB/nr_hugepages": "1\n",
+                f"{NODES}/node2/hugepages/hugepages-64kB/nr_hugepages": "2\n",
+                f"{NODES}/node2/hugepages/hugepages-128kB/nr_hugepages": "1\n",
+            },
+            1536,
+            64,
+            {2: 512},
+        ),
+        # no node is without CPUs, but one is without memory
+        ({f"{NODES}/has_memory": "0\n"}, 2048, 320, {}),
+        # none has both, or nothing is known of them
+        ({f"{NODES}/has_cpu": "1\n"}, 2048, 320, {}),
+        ({f"{NODES}/has_cpu": ""}, 2048, 320, {}),
+        # its CPUs are offline, and the kernel still has its links to them
+        ({f"{CPUS}/online": "0-2\n", f"{NODES}/node2/cpu3/online": "0\n"}, 2048, 320, {}),
+        ({f"{CPUS}/online": "0-2\n", f"{NODES}/node0/cpu3/online": "0\n"}, 1536, 320, {2: 512}),
+        # two of them, one without a word about its memory
+        (
+            {
+                f"{NODES}/has_memory": "0,2-4\n",
+                f"{NODES}/node3/meminfo": "Node 3 MemTotal:  256 kB\n",
+            },
+            1280,
+            320,
+            {2: 512, 3: 256, 4: 0},
+        ),
+    ],
+)
+def test_memory_of_nodes_without_cpus_is_left_out(
+    files: dict[str, str], total: int, hugetlb: int, left_out: dict[int, int]
+) -> None:
+    memory = Memory.read({**FAR, **files}.get)
+    assert (memory.total, memory.hugetlb) == (total * 1024, hugetlb * 1024)
+    assert memory.left_out == {node: kib * 1024 for node, kib in left_out.items()}
+
+
+def test_nodes_are_looked_at_only_where_one_has_no_cpus() -> None:
+    asked: list[str] = []
+
+    def read(path: str) -> str | None:
+        asked.append(path)
+        return {**FAR, f"{NODES}/has_cpu": "0-2\n"}.get(path)
+
+    Memory.read(read)
+    assert asked == ["/proc/meminfo", f"{NODES}/has_cpu", f"{NODES}/has_memory"]
 
 
 @pytest.mark.parametrize(

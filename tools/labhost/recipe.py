@@ -235,6 +235,9 @@ VARIANTS: Mapping[str, Variant] = {
         security_driver="selinux",
     ),
     "podman": Variant("systemd", packages=("podman", "crun", "netavark", "busybox-static")),
+    "oomd": Variant("systemd", packages=("systemd-oomd",)),
+    # The second half of the memory has no CPU: those of its node are not brought in.
+    "memory-node": Variant("systemd", kernel_arguments=("nr_cpus=4",)),
 }
 
 

@@ -288,18 +288,22 @@ def _drift(subject: Subject, text: str) -> Problem:
 
 def memory(subject: Subject) -> Iterator[Problem]:
     """The kernel takes that of hugepage pools from all: VMs without hugepages get the rest."""
-    limit = subject.manager().fence.memory
+    manager = subject.manager()
+    limit = manager.fence.memory
     if limit is None:
         return
     pools = Topology.read(subject.host.read_optional).memory.hugetlb
     running = sum(vm.host_memory(page_size()) for vm in threads.running(subject.host, {}))
     exceeded = admission.may_exceed(running, limit)
+    further = ""
+    if not manager.config.memory_admission:
+        further = "; memory_admission = 1 refuses further VMs that do not fit"
     text = f"hugepage pools hold {size(pools)}, which leaves {size(limit)} for VMs' other memory"
     if exceeded and pools:
         remedy = "make the pools smaller, or give VMs hugepages"
-        yield Problem(WARN, f"{text}; {exceeded}", remedy)
+        yield Problem(WARN, f"{text}; {exceeded}", remedy + further)
     elif exceeded:
-        yield Problem(WARN, exceeded, "stop or shrink VMs, or reserve less memory")
+        yield Problem(WARN, exceeded, f"stop or shrink VMs, or reserve less memory{further}")
     elif pools:
         yield Problem(NOTE, text)
 

@@ -11,7 +11,7 @@ from ...cgroups import Cgroups, Hierarchy, detect
 from ...cpuset import CpuSet
 from ...errors import Error, size
 from ...host import Host
-from ...topology import Memory, Topology
+from ...topology import Memory, Topology, told_left_out
 from ..command import add as add_command
 from ..output import print_json, print_pairs, print_table
 
@@ -56,6 +56,7 @@ def _json(host: Host, cgroups: Cgroups, topology: Topology | None) -> dict[str, 
         "unified": _place(unified) if unified else None,
         "cpus": str(topology.online) if topology else None,
         "memory": topology.memory.total if topology else None,
+        "memory_left_out": topology.memory.left_out if topology else None,
         "cores": [str(core) for core in topology.cores] if topology else None,
         "nodes": {str(node): str(cpus) for node, cpus in topology.nodes.items()}
         if topology
@@ -78,8 +79,11 @@ def _print(host: Host, cgroups: Cgroups, topology: Topology | None) -> None:
                     "Cores",
                     f"{len(topology.cores)} ({' '.join(str(core) for core in topology.cores)})",
                 ),
-                *((f"NUMA node {node}", f"CPUs {cpus}") for node, cpus in topology.nodes.items()),
-                ("Memory", size(topology.memory.total)),
+                *(
+                    (f"NUMA node {node}", f"CPUs {cpus}" if cpus else "no CPUs")
+                    for node, cpus in topology.nodes.items()
+                ),
+                ("Memory", _memory(topology.memory)),
                 ("Hugepages", _hugepages(topology.memory)),
             ]
         )
@@ -97,6 +101,11 @@ def _cpus(topology: Topology) -> str:
     if offline:
         text += f" (offline: {offline})"
     return text + (f" (isolated: {topology.isolated})" if topology.isolated else "")
+
+
+def _memory(memory: Memory) -> str:
+    more = f", and {told_left_out(memory.left_out)}" if memory.left_out else ""
+    return size(memory.total) + more
 
 
 def _hugepages(memory: Memory) -> str:

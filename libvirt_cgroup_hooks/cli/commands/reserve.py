@@ -19,7 +19,7 @@ from ...host import Host, page_size
 from ...managers.base import Manager
 from ...plan import Plan
 from ...reserve import KEYS, Change, outside
-from ...topology import Topology
+from ...topology import Topology, told_left_out
 from ..command import add as add_command
 from ..hookfile import is_installed
 from ..output import print_json, print_table
@@ -285,6 +285,7 @@ def _report(host: Host) -> dict[str, Any]:
         "parent": parent.path,
         "cpus_of_each_vm": manager.carries,
         "memory_current": parent.memory_current,
+        "memory_left_out": topology.memory.left_out,
     }
 
 
@@ -366,6 +367,8 @@ def _print(arguments: argparse.Namespace, host: Host, report: dict[str, Any]) ->
             end="",
         )
         print("" if used is None else f", {size(used)} of memory in use")
+    if report["memory_left_out"]:
+        print(f"\nNot counted: {told_left_out(report['memory_left_out'])}")
     if FILE in columns and KERNEL in columns and report["configured"] != report["live"]:
         print(f"\n{UNTIL}")
     if _is_pending(report, KERNEL in columns):

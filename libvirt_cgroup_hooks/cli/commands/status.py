@@ -19,10 +19,12 @@ from ...fence import reserved_memory
 from ...host import Host
 from ...kinds import WEIGHT
 from ...managers.base import Manager
-from ...topology import Memory
+from ...topology import Memory, told_left_out
 from ..command import add as add_command
 from ..describe import describe
 from ..output import print_json, print_pairs, print_table
+
+SHOWN = 3  # VMs of which one would be killed
 
 
 def add(commands: Any) -> None:
@@ -45,12 +47,13 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     config = snapshot.load(host, warnings)
     manager = managers.choose(host, config, managers.daemon(host))
     unknown: dict[str, Error] = {}
-    domains = threads.running(host, unknown)
+    running = domains = threads.running(host, unknown)
     for warning in [*warnings, *map(str, unknown.values())]:
         print(f"warning: {printable(warning)}", file=sys.stderr)
     if arguments.domains:
         domains = [threads.named(domains, name) for name in arguments.domains]
     report = _report(host, manager, domains)
+    report["parent"]["first_killed"] = conformance.first_killed(manager, running)
     if arguments.json:
         print_json(report)
     else:
@@ -61,7 +64,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
 def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, Any]:
     config, fence = manager.config, manager.fence
     parent = conformance.parent(manager)
-    memory = Memory.parse(host.read("/proc/meminfo"))
+    memory = Memory.read(host.read_optional)
     kept = (
         reserved_memory(config.reserved_host_mem, memory.total)
         if config.reserved_host_mem
@@ -71,6 +74,7 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
         "manager": manager.name,
         "layout": config.cgroup_layout.preset,
         "reservation": {"cpus": str(config.reserved_host_cpus or ""), "memory": kept},
+        "memory_left_out": memory.left_out,
         "fence": {
             "cpus": str(fence.cpus or ""),
             "memory_limit": fence.memory_limit,
@@ -122,6 +126,8 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
             ("VM parent", parent["path"] or "none: each VM has the CPU limit"),
             ("VM CPUs", _cpus(parent, fence)),
             ("VM memory", _memory(parent, fence)),
+            *_at_the_limit(parent),
+            *_left_out(report["memory_left_out"]),
             *_swap(parent, fence),
             *_cpu_weight(report["cpu_weight"]),
             *_host(report["host"], reservation["cpus"]),
@@ -236,6 +242,19 @@ def _memory(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     limit = _size(parent["memory_limit"], "no limit")
     wanted = _size(fence["memory_limit"], "no limit")
     return f"{limit} (configured {wanted}), {_size(parent['memory_current'], '-')} in use"
+
+
+def _at_the_limit(parent: dict[str, Any]) -> list[tuple[str, str]]:
+    if parent["memory_limit"] is None:
+        return []
+    names = parent["first_killed"]
+    more = f" or {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    chosen = f" (now {' or '.join(names[:SHOWN])}{more})" if names else ""
+    return [("At the limit", f"the kernel reclaims, swaps if it can, then kills a VM{chosen}")]
+
+
+def _left_out(memory: dict[int, int]) -> list[tuple[str, str]]:
+    return [("Not counted", told_left_out(memory))] if memory else []
 
 
 def _size(amount: int | None, otherwise: str) -> str:

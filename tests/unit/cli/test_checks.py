@@ -634,3 +634,26 @@ def test_a_process_where_each_vm_carries_the_fence(host: Kernel) -> None:
     host.configure("reserved_host_cpus = '0'\ncgroup_layout = 'uuid'")
     process(host)
     assert not_passed(host)[OUTSIDE] == [(WARN, IN_SLICE, AS_SYSTEM)]
+
+
+STOP = "stop or shrink VMs, or reserve less memory"
+SWITCH = "memory_admission = 1"
+
+
+@pytest.mark.parametrize(
+    ("conf", "remedy"),
+    [
+        (CONF, f"{STOP}; {SWITCH} refuses further VMs that do not fit"),
+        (f"{CONF}{SWITCH}\n", STOP),  # for those that started without it
+        (CONF.replace("512 MiB", "16 MiB"), None),
+    ],
+)
+def test_what_helps_where_vms_may_come_to_use_more(
+    host: Kernel, conf: str, remedy: str | None
+) -> None:
+    status = "/run/libvirt/qemu/vm.xml"
+    gib = "<memory unit='MiB'>7700</memory>"
+    host.put(status, host.get(status).replace("</name>", f"</name>{gib}"))
+    host.configure(conf)
+    remedies = [told for result, _, told in found(host)[MEMORY] if result == WARN]
+    assert remedies == ([] if remedy is None else [remedy])

@@ -124,6 +124,7 @@ def test_host_as_json(
         "unified",
         "cpus",
         "memory",
+        "memory_left_out",
         "cores",
         "nodes",
         "hugepages",
@@ -154,6 +155,31 @@ def test_controllers_v2(command: Command, machined: Machined) -> None:
     place = {"mount": "/sys/fs/cgroup", "placement": "/system.slice"}
     assert found["unified"] == place
     assert all(value == {"version": 2, **place} for value in found["controllers"].values())
+
+
+NOT_COUNTED = "1.4 GiB of NUMA nodes without CPUs (1)"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("host", f"Memory:         1.5 GiB, and {NOT_COUNTED}"),
+        ("status", f"Not counted:    {NOT_COUNTED}"),
+        ("reserve", f"Not counted: {NOT_COUNTED}"),
+    ],
+)
+def test_memory_of_a_node_without_cpus_is_told(command: Command, name: str, line: str) -> None:
+    root = recorded("memory-node").root
+    assert line in command("--root", root, name)[1].splitlines()
+    assert shown(command, "--root", root, name)["memory_left_out"] == {"1": 1510080 * 1024}
+
+
+def test_what_is_not_counted_is_told_where_nothing_is_left(
+    command: Command, tmp_path: Path
+) -> None:
+    host = Kernel(tmp_path, "memory-node", "reserved_host_mem = '2 GiB'\n")
+    _, _, err = command("--root", host.root, "status")
+    assert f"(1.5 GiB in all, 0 bytes in hugepage pools; not counted: {NOT_COUNTED})" in err
 
 
 def test_host_as_text(command: Command) -> None:

@@ -168,6 +168,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "parent": "/vms.slice",
         "cpus_of_each_vm": False,
         "memory_current": 0,
+        "memory_left_out": {},
     }
 
 

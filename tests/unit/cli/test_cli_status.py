@@ -52,6 +52,7 @@ def test_status_as_json(command: Command, host: Kernel) -> None:
         "manager": "cgroupfs",
         "layout": "/vms/$NAME",
         "reservation": {"cpus": "0", "memory": 512 * 2**20},
+        "memory_left_out": {},
         "fence": {
             "cpus": "1-3",
             "memory_limit": UNIFIED_LIMIT,
@@ -65,6 +66,7 @@ def test_status_as_json(command: Command, host: Kernel) -> None:
             "cpus": None,
             "memory_limit": None,
             "memory_current": None,
+            "first_killed": [],
             "swap_limit": None,
             "swap_current": None,
         },
@@ -112,6 +114,7 @@ def test_status_of_a_vm(command: Command, machined: Machined, cpus: str) -> None
         "cpus": "1-3",
         "memory_limit": UNIFIED_LIMIT,
         "memory_current": 4096,
+        "first_killed": [],
         "swap_limit": None,
         "swap_current": 0,
     }
@@ -157,6 +160,59 @@ def test_status_of_a_vm(command: Command, machined: Machined, cpus: str) -> None
     _, out, _ = command("--root", machined.root, "status")
     assert "vcpu0" not in out.replace(text, "")
     assert (f"problem: vm: {text}" in out.splitlines()) == (cpus != "1-3")
+
+
+def scored(host: Kernel, scores: dict[str, str | None], place: str = "/machine/x") -> None:
+    """VMs by name, each in a cgroup below the VM parent, with their oom_score; None: it has ended,
+    though libvirt does not know yet.
+    """
+    host.make_directory(f"{CG}/machine")
+    host.put(f"{CG}/machine/memory.max", str(UNIFIED_LIMIT))
+    for number, (name, score) in enumerate(scores.items(), 100):
+        text = f"<domain type='qemu' id='{number}'><name>{name}</name><uuid>{UUID}</uuid></domain>"
+        host.put(f"/run/libvirt/qemu/{name}.xml", f"<domstatus pid='{number}'>{text}</domstatus>")
+        host.put(f"/proc/{number}/cgroup", f"0::{place}")
+        if score is not None:
+            host.put(f"/proc/{number}/oom_score", score)
+
+
+AT_THE_LIMIT = "At the limit:   the kernel reclaims, swaps if it can, then kills a VM"
+
+
+@pytest.mark.parametrize(
+    ("scores", "killed", "told"),
+    [
+        ({}, [], ""),
+        ({"web": "670"}, ["web"], " (now web)"),
+        ({"web": "670", "db": "684", "old": "669"}, ["db"], " (now db)"),
+        ({"web": "684", "db": "684", "old": "669"}, ["web", "db"], " (now web or db)"),
+        (dict.fromkeys("abcde", "1"), list("abcde"), " (now a or b or c or 2 more)"),
+        ({"web": "670", "db": None}, ["web"], " (now web)"),  # one ends meanwhile
+        ({"web": "0"}, [], ""),  # exempted: oom_score_adj is -1000
+    ],
+)
+def test_what_happens_at_the_limit(
+    command: Command,
+    tmp_path: Path,
+    scores: dict[str, str | None],
+    killed: list[str],
+    told: str,
+) -> None:
+    host = Kernel(tmp_path, "v2", "reserved_host_mem = '512 MiB'\n")
+    scored(host, scores)
+    assert shown(command, "--root", host.root, "status")["parent"]["first_killed"] == killed
+    assert AT_THE_LIMIT + told in command("--root", host.root, "status")[1].splitlines()
+    if killed:  # whichever VM is asked for
+        asked = command("--root", host.root, "status", next(iter(scores)))[1]
+        assert AT_THE_LIMIT + told in asked.splitlines()
+
+
+def test_a_vm_that_is_elsewhere_is_not_killed_for_the_others(
+    command: Command, tmp_path: Path
+) -> None:
+    host = Kernel(tmp_path, "v2", "reserved_host_mem = '512 MiB'\n")
+    scored(host, {"web": "670"}, place="/elsewhere/x")
+    assert AT_THE_LIMIT in command("--root", host.root, "status")[1].splitlines()
 
 
 def test_status_of_many_vms_is_a_line_each(command: Command) -> None:
