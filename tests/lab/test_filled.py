@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -24,13 +23,13 @@ from ..live.reserving import (
     parent_directory,
     wait_for_use,
 )
-from .host import V2, configure, run, start, status, swap_file, xml
+from .host import COUNTS_SWAP, IMAGES, V2, configure, run, start, status, swap_file, xml
 
 pytestmark = [
     pytest.mark.thorough,
-    pytest.mark.skipif(not V2, reason="cgroup v1 counts no swap, as distributions boot it"),
+    pytest.mark.releases,
+    pytest.mark.skipif(not COUNTS_SWAP, reason="the kernel counts no swap by cgroup"),
 ]
-IMAGES = Path("/var/lib/libvirt/images")
 GUEST, FILLED = 256, 200  # MiB that the VM has, and that it fills
 BELOW, ABOVE = 160, 512  # MiB for all VMs together: less than is filled, and more than all may take
 
@@ -54,6 +53,11 @@ CASES = [
     Case(BELOW, 0, 1, "is refused"),
     Case(BELOW, 512, 0, "is swapped"),
     Case(BELOW, 512, 1, "is refused"),
+    Case(ABOVE, 512, 0, "runs", "vm_swap_max = 0"),
+    Case(BELOW, 512, 0, "is killed", "vm_swap_max = 0"),
+    Case(BELOW, 512, 0, "is killed", 'vm_swap_max = "16 MiB"'),
+    Case(BELOW, 512, 0, "is swapped", 'vm_swap_max = "128 MiB"'),
+    Case(BELOW, 512, 1, "is refused", "vm_swap_max = 0"),
 ]
 
 
@@ -81,7 +85,11 @@ def idle(name: str) -> Iterator[Vm]:
 
 
 def swapped() -> int:
-    return int((parent_directory() / "memory.swap.current").read_text())
+    parent = parent_directory()
+    if V2:
+        return int((parent / "memory.swap.current").read_text())
+    both = int((parent / "memory.memsw.usage_in_bytes").read_text())
+    return max(0, both - in_use(parent))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))

@@ -14,6 +14,7 @@ from ..live.harness import Thread, Vm, running_vm, virsh
 from ..live.pace import wait_for
 from .host import (
     FENCE_CPUS,
+    IMAGES,
     UNITS,
     UUIDS,
     V2,
@@ -45,7 +46,6 @@ SLICES = {
     "/vms/prod/$NAME": "/vms.slice/vms-prod.slice",
     "/vms/$DRIVER-$UUID": r"/vms.slice/vms-qemu\x2d{}.slice",
 }
-IMAGES = Path("/var/lib/libvirt/images")
 WITHOUT_PARENT = ("flat", "root", "uuid")
 
 

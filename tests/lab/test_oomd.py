@@ -15,13 +15,22 @@ from ..live.guests import disk, toucher
 from ..live.harness import LAB_FACTS, QEMU_CONF, Vm, virsh
 from ..live.pace import wait_for
 from ..live.reserving import wait_for_use
-from .host import CGROUP, configure, directory, fenced, restart_libvirtd, run, start, swap_file
+from .host import (
+    CGROUP,
+    IMAGES,
+    configure,
+    directory,
+    fenced,
+    restart_libvirtd,
+    run,
+    start,
+    swap_file,
+)
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("oomctl"),
     reason="no systemd-oomd here; run: tools/lab run 13 --variant oomd tests/lab",
 )
-IMAGES = Path("/var/lib/libvirt/images")
 OOMD_CONF = Path("/run/systemd/oomd.conf.d/50-test.conf")
 # That it does at once what it does when nearly all is used
 EAGER = (

@@ -250,7 +250,8 @@ def _at_the_limit(parent: dict[str, Any]) -> list[tuple[str, str]]:
     names = parent["first_killed"]
     more = f" or {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     chosen = f" (now {' or '.join(names[:SHOWN])}{more})" if names else ""
-    return [("At the limit", f"the kernel reclaims, swaps if it can, then kills a VM{chosen}")]
+    swaps = "" if parent["swap_limit"] == 0 else ", swaps if it can"
+    return [("At the limit", f"the kernel reclaims{swaps}, then kills a VM{chosen}")]
 
 
 def _left_out(memory: dict[int, int]) -> list[tuple[str, str]]:
