@@ -159,14 +159,15 @@ class Cgroupfs(Manager):
         plan.add(*placement.unpin(self, domain, vm_threads))
 
     def _carry(self, plan: Plan, domain: Domain, main: Thread) -> None:
-        """The fence of a VM that stays where libvirt has put it; where it carries none any more,
-        it gets back what that has taken.
+        """The fence of a VM that stays where libvirt, or an earlier layout, has put it; where it
+        carries none any more, it gets back what that has taken.
         """
-        cpus, libvirt = self.carried(domain), self._libvirt_directories(main)
+        cpus = self.carried(domain)
         record, old = self.records.of(domain)
         for tree in self.trees:
-            directory = libvirt.get(tree.hierarchy.key, "")
-            if tree.has_cpus and directory and (cpus or directory in record.groups):
+            directory = tree.hierarchy.directory(self.vm_of(main, tree))
+            known = any(f"{directory}/".startswith(f"{group}/") for group in record.groups)
+            if tree.has_cpus and (known or (cpus and directory.endswith(LIBVIRT_SUFFIX))):
                 record.groups = list(dict.fromkeys([*record.groups, directory]))
                 self.records.save(plan, record, old)
                 plan.add(*tree.set_cpus(directory, cpus))

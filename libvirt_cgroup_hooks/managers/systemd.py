@@ -409,7 +409,7 @@ class Systemd(Manager):
                 "shut it down and start it again to move it"
             )
         elif self.carries or plan.operation != "started":
-            self._fence_scope(plan, domain, expected)
+            self._fence_scope(plan, domain, vm_threads[0])
         placement.set_cpus_in_place(self, plan, domain, vm_threads)
         for tree in self.trees:
             at = vm_threads[0].cgroups.get(tree.hierarchy.key, "")
@@ -418,14 +418,17 @@ class Systemd(Manager):
                 self._make_groups(plan, domain, vm_threads, tree, scope)
         plan.add(*placement.unpin(self, domain, vm_threads))
 
-    def _fence_scope(self, plan: Plan, domain: Domain, path: str) -> None:
+    def _fence_scope(self, plan: Plan, domain: Domain, main: Thread) -> None:
         """The fence that the VM carries; where it carries none any more, it gets back what our
         drop-in has taken.
 
         The drop-in follows: systemd goes by it when it reloads.
         """
         tree, cpus = self._own_cpusets, self.carried(domain)
+        path = self.scope_path(domain)
         if tree:
+            there = self.vm_of(main, tree)  # where an earlier layout has it, perhaps
+            path = there if there.endswith(f"/{self._scope(domain)}") else path
             directory = tree.hierarchy.directory(path)
             record, _ = self.records.of(domain)
             ours = self.carries or any(_within(directory, group) for group in record.groups)

@@ -8,6 +8,7 @@ import pytest
 
 from .faults import HOOK
 from .harness import (
+    ALL_CPUS,
     VM_CPUS,
     Daemon,
     Vm,
@@ -18,6 +19,7 @@ from .harness import (
     running_vm,
     start_vm,
 )
+from .reserving import virt_cgroup
 
 CONF = """\
 reserved_host_cpus = "0"
@@ -76,3 +78,17 @@ def test_the_fence_is_there_before_qemu(
     assert cgroup_directory("cpuset", group).joinpath("cpuset.cpus").read_text().strip() == VM_CPUS
     destroy_vm("db")
     assert not cgroup_directory("cpuset", group).exists()
+
+
+@every_layout
+def test_nothing_is_configured_any_more(configure: Callable[[str], None], layout: str) -> None:
+    """The VM stays where it is, and has all CPUs."""
+    before = all_cgroups()
+    configure(CONF.format(layout))
+    vm = start_vm("db", xml=PLAIN)
+    assert set(cpus(vm).values()) == {VM_CPUS}
+    configure("")
+    virt_cgroup("apply", "--all")
+    assert set(cpus(vm).values()) == {ALL_CPUS}
+    destroy_vm("db")
+    assert not [group for group in all_cgroups() - before if "db" in group.name]

@@ -212,6 +212,18 @@ def test_taken_back_while_a_vm_runs(tmp_path: Path, kind: str, name: str, inner:
 
 @every_host
 @every_layout
+def test_nothing_is_configured_any_more_while_a_vm_runs(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    """The layout, too, is libvirt's again, and the VM is still where the earlier one has it."""
+    host = running(tmp_path, kind, name, SIZE)
+    host.configure("")
+    Change(host, {}, live=True, config=False).run()
+    assert now(host) == ["0-3"] * 3
+
+
+@every_host
+@every_layout
 @pytest.mark.parametrize("inner", [SIZE, DESKTOP])
 def test_another_reservation(tmp_path: Path, kind: str, name: str, inner: str) -> None:
     host = running(tmp_path, kind, name, inner)
