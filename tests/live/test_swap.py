@@ -58,7 +58,7 @@ def test_while_a_vm_runs(configure: Configure, tmp_path: Path, layout: str) -> N
         assert ceiling(parent) == 1024 * MIB
         assert "VM swap" in virt_cgroup("status").stdout
     virsh("destroy", "busy")
-    assert not parent.exists()
+    assert not parent.exists() or ceiling(parent) is None  # libvirt may have made it before
 
 
 def test_alone_on_v2_only(configure: Configure) -> None:
