@@ -6,20 +6,30 @@ Asked only where a limit is about to change: the hook does without for all VMs b
 
 from __future__ import annotations
 
+from ..cpuset import CpuSet
 from ..errors import Error
+from ..kinds import as_cpus
 from .units import CONTROL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..host import Host
     from ..kinds import Kind, Value
 
+# systemd's search path after CONTROL, first found first (systemctl show -p UnitPath)
 DIRECTORIES = (
+    "/run/systemd/generator.early",
     "/etc/systemd/system",
+    "/etc/systemd/system.attached",
     "/run/systemd/system",
+    "/run/systemd/system.attached",
+    "/run/systemd/generator",
     "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
+    "/run/systemd/generator.late",
 )
 
 
@@ -32,15 +42,37 @@ def decided(host: Host, unit: str, kind: Kind, but: str = "") -> tuple[str, Valu
     """The file, but for BUT, that decides the limit of KIND of UNIT, and what it says.
 
     Drop-ins come after the unit file, in the order of their names, whatever their directory; of
-    those with one name the first directory's counts (systemd.unit(5)).
+    those with one name the first found counts (systemd.unit(5)). CPUs of several add up, until an
+    empty list.
     """
     found: tuple[str, Value] | None = None
     for file in [*_fragment(host, unit), *_drop_ins(host, unit, but)]:
-        for line in (host.read_optional(file) or "").splitlines():
-            key, _, text = line.partition("=")
-            if key == kind.unit_property:
-                found = (file, _value(kind, text))
+        for text in _assigned(host.read_optional(file) or "", unit, kind.unit_property):
+            value = _value(kind, text)
+            if kind.of_cpus and text and found:
+                value = (as_cpus(found[1]) or CpuSet()) | (as_cpus(value) or CpuSet()) or None
+            found = (file, value)
     return found
+
+
+def _assigned(text: str, unit: str, key: str) -> Iterator[str]:
+    """Each value that the TEXT of a file of UNIT gives to KEY, in the section of the unit's type.
+    A backslash at the end of a line joins it with the next (systemd.syntax(7)).
+    """
+    section, wanted, begun = "", f"[{unit.rpartition('.')[2].capitalize()}]", ""
+    for line in map(str.strip, text.split("\n")):
+        if line.startswith(("#", ";")):
+            continue
+        begun += line
+        if begun.endswith("\\"):
+            begun = begun[:-1] + " "
+            continue
+        name, _, value = begun.partition("=")
+        if begun.startswith("["):
+            section = begun
+        elif section == wanted and key and name.rstrip() == key:
+            yield value.strip()
+        begun = ""
 
 
 def _fragment(host: Host, unit: str) -> list[str]:
@@ -50,12 +82,24 @@ def _fragment(host: Host, unit: str) -> list[str]:
 
 def _drop_ins(host: Host, unit: str, but: str) -> list[str]:
     by_name: dict[str, str] = {}
-    for directory in reversed((*CONTROL, *DIRECTORIES)):
-        for name in host.names(f"{directory}/{unit}.d"):
-            file = f"{directory}/{unit}.d/{name}"
-            if name.endswith(".conf") and file != but:
-                by_name[name] = file
+    for folder in _folders(unit):
+        for name in host.names(folder):
+            if name.endswith(".conf") and f"{folder}/{name}" != but:
+                by_name.setdefault(name, f"{folder}/{name}")
     return [by_name[name] for name in sorted(by_name)]
+
+
+def _folders(unit: str) -> list[str]:
+    """Those of drop-ins for UNIT, first found first: in each directory its own, and those of its
+    prefixes (a-b-.slice.d, a-.slice.d); after them all those of its type (slice.d).
+    """
+    name, _, of_type = unit.rpartition(".")
+    parts = name.split("-")
+    prefixes = ["-".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
+    own = [unit, *(f"{prefix}-.{of_type}" for prefix in prefixes if prefix)]
+    directories = (*CONTROL, *DIRECTORIES)
+    folders = [f"{directory}/{one}.d" for directory in directories for one in own]
+    return [*folders, *(f"{directory}/{of_type}.d" for directory in directories)]
 
 
 def _value(kind: Kind, text: str) -> Value:

@@ -11,7 +11,9 @@ from libvirt_cgroup_hooks.cli.checks.host import fence_in_effect
 from libvirt_cgroup_hooks.cli.checks.subject import Subject
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error
+from libvirt_cgroup_hooks.kinds import MEMORY
 from libvirt_cgroup_hooks.leave import leave
+from libvirt_cgroup_hooks.managers.unitfiles import decided
 from libvirt_cgroup_hooks.steps import Write
 
 from ..support.hosts import NO_LIMIT, run
@@ -458,6 +460,17 @@ def test_a_limit_that_leaves_vms_nothing_is_told(v2: Machined) -> None:
         ("/etc/systemd/system.control/vms.slice.d/50-AllowedCPUs.conf", "AllowedCPUs=0-3", "0-3"),
         ("/run/systemd/system.control/vms.slice.d/90-MemoryMax.conf", "MemoryMax=infinity", "no l"),
         ("/usr/lib/systemd/system/vms.slice.d/zz.conf", "MemoryMax=1G", None),
+        # what follows is as systemd 257 has it (tests/lab/test_doctor.py)
+        (OVERRIDE, "AllowedCPUs=0", "AllowedCPUs=CPUs 0-3"),  # CPUs add up
+        (OVERRIDE, " AllowedCPUs = 2 \\\n 0", "AllowedCPUs=CPUs 0-3"),
+        (OVERRIDE, "AllowedCPUs=no CPUs", None),  # which systemd ignores
+        (OVERRIDE, "[Unit]\nMemoryMax=infinity", None),
+        (OVERRIDE, "#MemoryMax=infinity", None),
+        ("/etc/systemd/system/slice.d/90-x.conf", "MemoryMax=infinity", "no limit"),
+        ("/etc/systemd/system/slice.d/10-x.conf", "MemoryMax=infinity", None),
+        ("/run/systemd/system.attached/vms.slice.d/90-x.conf", "MemoryMax=infinity", "no limit"),
+        # after ours, whose name it has
+        ("/etc/systemd/system.control/slice.d/50-MemoryMax.conf", "MemoryMax=infinity", None),
     ],
 )
 def test_what_systemd_will_do_at_the_next_reload_is_told(
@@ -472,3 +485,24 @@ def test_what_systemd_will_do_at_the_next_reload_is_told(
         assert one.message.startswith(f"{file} sets ")
         assert str(told) in one.message
         assert one.remedy == f"remove that line from {file}"
+
+
+@pytest.mark.parametrize(
+    ("files", "decides"),
+    [
+        ({"/etc": "vms-prod.slice", "/run": "vms-prod.slice"}, "/etc"),
+        ({"/etc": "vms-.slice", "/run": "vms-prod.slice"}, "/etc"),
+        ({"/etc": "slice", "/run": "vms-prod.slice"}, "/run"),
+        ({"/etc": "slice", "/run": "slice"}, "/etc"),
+        ({"/etc": "slice", "/run": "vms-.slice"}, "/run"),
+        ({"/etc": "vms.slice"}, None),
+    ],
+)
+def test_of_drop_ins_of_one_name_the_first_counts(
+    v2: Machined, files: dict[str, str], decides: str | None
+) -> None:
+    """As systemd 257 has it."""
+    for number, (top, folder) in enumerate(files.items()):
+        v2.put(f"{top}/systemd/system/{folder}.d/90-a.conf", f"[Slice]\nMemoryMax={number}G")
+    found = decided(v2, "vms-prod.slice", MEMORY)
+    assert (found and found[0].partition("/systemd")[0]) == decides
