@@ -30,6 +30,7 @@ UNITS.update({"GB": 10**9, "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "
 DEFAULT_VRAM = "16384"  # KiB, as libvirt gives most models
 TUNING = ("cputune", "memtune", "blkiotune", "numatune")
 NO_RAM = ("nvdimm", "virtio-pmem", "sgx-epc")  # models of memory devices
+HOST_PCI = ("hostdev/source/address", "interface/source/address")
 PIN = {
     "vcpupin": ("vcpu", "vcpu"),
     "iothreadpin": ("iothread", "iothread"),
@@ -87,6 +88,8 @@ class Domain:
         self.memory_devices: list[MemoryDevice] = []
         self.node_memory: dict[int, int] = {}
         self.video_memory = 0
+        # addresses on the host of the PCI devices that it uses, as the XML has them
+        self.pci_devices: list[dict[str, str]] = []
         self.partition = ""
         self.settings: dict[str, str] = {}
         self.pid: int | None = None
@@ -313,18 +316,24 @@ class _Reader:
             nodeset = attributes.get("nodeset")
             nodes = CpuSet.parse(nodeset) if nodeset else None
             domain.pages.append((self.bytes(attributes.get("size")), nodes))
-        elif path == "devices/memory":
-            domain.memory_devices.append(MemoryDevice(attributes.get("model", "")))
         elif path == "cpu/numa/cell" and attributes.get("memory"):
             node = _integer(attributes.get("id", str(len(domain.node_memory))), "cell id")
             domain.node_memory[node] = self.bytes(attributes["memory"])
-        elif path == "devices/video/model":
-            vram = attributes.get("vram", DEFAULT_VRAM)
-            domain.video_memory += (
-                _integer(vram, "vram") * 1024 * _integer(attributes.get("heads", "1"), "heads")
-            )
+        elif path.startswith("devices/"):
+            self.in_devices(path[len("devices/") :], attributes)
         elif path.startswith("metadata"):
             self.in_metadata(path.count("/") + 1, attributes)
+
+    def in_devices(self, path: str, attributes: dict[str, str]) -> None:
+        if path == "memory":
+            self.domain.memory_devices.append(MemoryDevice(attributes.get("model", "")))
+        elif path == "video/model":
+            vram = attributes.get("vram", DEFAULT_VRAM)
+            self.domain.video_memory += (
+                _integer(vram, "vram") * 1024 * _integer(attributes.get("heads", "1"), "heads")
+            )
+        elif path in HOST_PCI and "slot" in attributes:
+            self.domain.pci_devices.append(dict(attributes))
 
     def in_metadata(self, depth: int, attributes: dict[str, str]) -> None:
         """Follows namespaces down to DEPTH 3, where settings are.

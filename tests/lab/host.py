@@ -62,6 +62,19 @@ def status() -> dict[str, Any]:
     return found
 
 
+def problems() -> dict[str, dict[str, str]]:
+    """What `validate` tells, by code; of several with one code the last."""
+    command = ["/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks", "validate", "--json", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patient())
+    assert done.stderr == ""
+    return {row["code"]: row for row in json.loads(done.stdout)}
+
+
+def reload_libvirtd() -> None:
+    run("systemctl", "reload", "libvirtd")
+    wait_for(lambda: "hook-not-seen" not in problems(), "libvirtd to be reloaded")
+
+
 def log() -> str:
     """What the hook has told syslog since the host booted."""
     return run("journalctl", "--no-pager", "-o", "cat", "-t", "libvirt-cgroup-hooks", check=False)

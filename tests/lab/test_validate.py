@@ -8,8 +8,17 @@ import time
 from pathlib import Path
 
 from ..live.harness import domain_xml
-from ..live.pace import patient, wait_for
-from .host import HOOK, configure, fenced, needs_systemd, run, start, virt_cgroup
+from ..live.pace import patient
+from .host import (
+    HOOK,
+    configure,
+    fenced,
+    needs_systemd,
+    reload_libvirtd,
+    run,
+    start,
+    virt_cgroup,
+)
 
 SEEN = "if the daemon knows the hook"
 FENCE = "the limits of the VM parent"
@@ -22,11 +31,6 @@ def not_passed() -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patient())
     assert done.stderr == ""
     return {row["check"]: f"{row['result']} {row['message']}" for row in json.loads(done.stdout)}
-
-
-def reload_libvirtd() -> None:
-    run("systemctl", "reload", "libvirtd")
-    wait_for(lambda: SEEN not in not_passed(), "libvirtd to be reloaded")
 
 
 @needs_systemd

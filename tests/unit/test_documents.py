@@ -12,6 +12,7 @@ import pytest
 from benchmark.document import HEAD, SECTIONS
 from libvirt_cgroup_hooks import operations, settings
 from libvirt_cgroup_hooks.cli import parser
+from libvirt_cgroup_hooks.cli.checks.codes import CODES
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.layout import PRESETS
 
@@ -22,11 +23,13 @@ from .support.operations import plan, vm
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+VALIDATE = (ROOT / "docs/validate.md").read_text(encoding="utf-8")
 SPEED = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+DOCUMENTS = ("architecture.md", "performance.md", "reliability.md", "validate.md")
 WRITTEN = [
     *ROOT.glob("*.md"),
     *(ROOT / "libvirt_cgroup_hooks").rglob("README.md"),
-    *(ROOT / "docs" / name for name in ("architecture.md", "performance.md", "reliability.md")),
+    *(ROOT / "docs" / name for name in DOCUMENTS),
 ]
 CONF = """\
 reserved_host_cpus = "0-1"
@@ -75,6 +78,11 @@ def test_the_plans_that_are_shown(tmp_path: Path, kind: type[Kernel]) -> None:
 def test_readme_has_every_setting_and_layout() -> None:
     for name in [*(setting.key for setting in settings.TABLE), *settings.OF_VM, *PRESETS]:
         assert f"`{name}`" in README
+
+
+def test_the_codes_of_validate() -> None:
+    rows = [f"| `{name}` | {code.result} | {code.meaning} |" for name, code in CODES.items()]
+    assert [line for line in VALIDATE.splitlines() if line.startswith("| `")] == rows
 
 
 def test_readme_has_every_command() -> None:

@@ -273,6 +273,29 @@ state_file = st.tuples(
     st.sampled_from([state.FORMAT, state.FORMAT, ""]), st.lists(state_line, max_size=6)
 ).map(lambda pair: utf8("\n".join([pair[0], *pair[1], ""])))
 
+SCRIPT = [
+    "systemctl set-property ",
+    "user.slice ",
+    "vms-prod.slice",
+    "AllowedCPUs=",
+    "echo 0 >",
+    "/cpuset.cpus",
+    "tee ",
+    "cset shield",
+    "\\\n",
+    "$U ",
+    "#",
+    "\n",
+]
+hook_script = st.lists(st.one_of(st.sampled_from(SCRIPT), piece), max_size=16).map(
+    lambda parts: utf8("".join(parts))
+)
+UNIT = ["[Slice]", "[", "AllowedCPUs", "MemoryMax", "CPUWeight", "MemoryLow", "=", "1T", "%", "50%"]
+UNIT += ["infinity", "\\", ";", "0-1 3"]
+unit_file = st.lists(
+    st.one_of(st.sampled_from(UNIT), st.sampled_from(["\n", "="]), piece), max_size=16
+).map(lambda parts: utf8("[Slice]\n" + "".join(parts)))
+
 STRATEGIES = {
     "configuration": configuration,
     "cpu_list": st.lists(st.one_of(piece, st.sampled_from([",", "-", "^"])), max_size=8).map(
@@ -282,6 +305,8 @@ STRATEGIES = {
     "status_xml": status_xml,
     "mounts": mounts,
     "state_file": state_file,
+    "hook_script": hook_script,
+    "unit_file": unit_file,
 }
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ...errors import Error
-from . import hook, host, others, vm
-from .subject import PASS, WARN, Problem, Subject
+from . import advice, hook, host, others, recipes, vm
+from .subject import Problem, Subject
 
 
 def always(_: Subject) -> bool:
@@ -58,6 +58,9 @@ TABLE = (
     Check("HOST", "for limits that are no longer wanted", host.unwanted_limits),
     Check("HOST", "for what running VMs may come to use", host.memory, configured),
     Check("HOST", "for offline and isolated CPUs", host.special_cpus, configured),
+    Check("HOST", "that the host has whole cores", advice.whole_cores, configured),
+    Check("HOST", "that the host's swap is not the VMs'", advice.swap, configured),
+    Check("HOST", "for hugepages that nobody uses", advice.hugepages, configured),
     Check("HOOK", "for the hook", hook.installed),
     Check("HOOK", "if the hook is executable", hook.executable, hook.known),
     Check(
@@ -69,11 +72,14 @@ TABLE = (
     Check("HOOK", "if the daemon knows the hook", hook.seen, hook.runs),
     Check("HOOK", "if daemons can read qemu.d", hook.directory),
     Check("HOOK", "for hooks of other programs", hook.others),
+    Check("HOOK", "for hooks that set the same CPUs", recipes.left, configured),
     Check("HOOK", "for leftovers in qemu.d", hook.leftovers),
     Check("HOOK", "for SELinux", hook.selinux),
     Check("HOOK", "for AppArmor", hook.apparmor),
     Check("VM", "for QEMU that is not limited", vm.outside, configured),
     Check("VM", "that VMs match the configuration", vm.conforming, configured),
+    Check("VM", "that VMs are pinned to isolated CPUs", advice.pinned, configured),
+    Check("VM", "that the host is near the VMs' devices", advice.near_devices, configured),
 )
 
 
@@ -87,9 +93,9 @@ def results(subject: Subject) -> Iterator[tuple[Check, Problem]]:
 def _find(check: Check, subject: Subject) -> list[Problem]:
     """A check that cannot be made says so, and the others are made all the same."""
     try:
-        return (list(check.find(subject)) or [Problem(PASS, "")]) if check.when(subject) else []
+        return (list(check.find(subject)) or [Problem("", "")]) if check.when(subject) else []
     except Error as error:
-        return [Problem(WARN, f"cannot be checked: {error.message}", error.hint)]
+        return [Problem("not-checked", f"cannot be checked: {error.message}", error.hint)]
     except (OSError, ValueError, IndexError) as error:
         # a file of the kernel's that says what no kernel should
-        return [Problem(WARN, f"cannot be checked: {error}")]
+        return [Problem("not-checked", f"cannot be checked: {error}")]

@@ -15,7 +15,7 @@ from ...host import Host, Refused
 from ...managers import BOOTED
 from ...steps import SYSTEMCTL
 from ..hookfile import elsewhere, ours, places, python_of
-from .subject import FAIL, NOTE, WARN, Problem, Subject
+from .subject import Problem, Subject
 
 IMPORTS = """
 import sys
@@ -111,16 +111,20 @@ def installed(subject: Subject) -> Iterator[Problem]:
     unread = [path for path in elsewhere(subject.host) if _is_ours(subject.host, path)]
     if unread:
         text = f"the hook is {' and '.join(unread)}, and libvirt looks in {hook} and {hook_d}"
-        yield Problem(WARN if mine else FAIL, text, "run virt-cgroup hook install")
+        yield Problem(
+            "hook-left-elsewhere" if mine else "hook-elsewhere",
+            text,
+            "run virt-cgroup hook install",
+        )
     elif not mine:
         yield Problem(
-            FAIL,
+            "hook-missing",
             f"neither {hook} nor {hook_d} is this package's hook",
             "run virt-cgroup hook install",
         )
     for script in [script for script in mine if script.executable][1:]:
         yield Problem(
-            WARN,
+            "hook-twice",
             f"{script.path} is the same hook again, and libvirt runs both",
             f"remove {script.path}",
         )
@@ -135,7 +139,7 @@ def executable(subject: Subject) -> Iterator[Problem]:
     for script in _mine(subject):
         if not script.executable:
             yield Problem(
-                FAIL,
+                "hook-not-executable",
                 f"{script.path} is not executable, so libvirt ignores it",
                 f"chmod 755 {script.path}",
             )
@@ -153,9 +157,15 @@ def directory(subject: Subject) -> Iterator[Problem]:
     except OSError as error:
         raise Refused(f"look at {path}", error) from None
     if not stat.S_ISDIR(mode):
-        yield Problem(FAIL, f"{path} is not a directory, so every hook fails", f"remove {path}")
+        yield Problem(
+            "hooks-no-directory",
+            f"{path} is not a directory, so every hook fails",
+            f"remove {path}",
+        )
     elif mode & 0o005 != 0o005:
-        yield Problem(WARN, f"daemons of other users cannot read {path}", f"chmod 755 {path}")
+        yield Problem(
+            "hooks-unreadable", f"daemons of other users cannot read {path}", f"chmod 755 {path}"
+        )
 
 
 def program(subject: Subject) -> Iterator[Problem]:
@@ -167,7 +177,7 @@ def program(subject: Subject) -> Iterator[Problem]:
     except Error as error:
         reason = error.hint or error.message
         text = f"{printable(python)} runs the hook and lacks what it needs ({reason})"
-        yield Problem(FAIL, text, "install the package and configobj for that Python")
+        yield Problem("hook-broken", text, "install the package and configobj for that Python")
 
 
 def seen(subject: Subject) -> Iterator[Problem]:
@@ -179,12 +189,14 @@ def seen(subject: Subject) -> Iterator[Problem]:
     name = subject.daemon_name
     if name is None:
         yield Problem(
-            NOTE, "neither libvirtd nor virtqemud is running", "it looks for hooks when it starts"
+            "daemon-stopped",
+            "neither libvirtd nor virtqemud is running",
+            "it looks for hooks when it starts",
         )
     elif changed > _looked(subject):
         text = f"{path} was changed after {name} (process {subject.pid}) last looked for hooks"
         yield Problem(
-            WARN,
+            "hook-not-seen",
             f"{text}, so it may not know the hook",
             f"reload {name}, or send it SIGHUP",
         )
@@ -219,7 +231,7 @@ def others(subject: Subject) -> Iterator[Problem]:
     for script in scripts(subject.host):
         if script.executable and not script.ours and not script.leftover:
             yield Problem(
-                NOTE,
+                "hook-foreign",
                 f"{script.path} belongs to another program; if it fails, VMs do not start",
             )
 
@@ -228,10 +240,10 @@ def leftovers(subject: Subject) -> Iterator[Problem]:
     for script in scripts(subject.host):
         if script.leftover and script.executable:
             text = f"libvirt runs {script.path} for every VM, whatever its name"
-            yield Problem(WARN, text, f"remove it, or chmod a-x {script.path}")
+            yield Problem("hook-leftover-runs", text, f"remove it, or chmod a-x {script.path}")
         elif script.leftover:
             yield Problem(
-                NOTE,
+                "hook-leftover",
                 f"{script.path} is left over",
                 "it is not executable, so libvirt ignores it",
             )
@@ -243,10 +255,10 @@ def selinux(subject: Subject) -> Iterator[Problem]:
     boolean = subject.host.read_optional(f"{SELINUX}/booleans/virt_hooks_unconfined")
     if boolean is None:
         text = "SELinux is enforcing, and its policy has no boolean virt_hooks_unconfined"
-        yield Problem(NOTE, text, "see ausearch -m avc if VMs are not placed")
+        yield Problem("selinux-unknown", text, "see ausearch -m avc if VMs are not placed")
     elif boolean.split()[:1] != ["1"]:
         text = "SELinux is enforcing and may keep the hook from writing"
-        yield Problem(WARN, text, "run setsebool -P virt_hooks_unconfined on")
+        yield Problem("selinux-denies", text, "run setsebool -P virt_hooks_unconfined on")
 
 
 def apparmor(subject: Subject) -> Iterator[Problem]:
@@ -258,7 +270,7 @@ def apparmor(subject: Subject) -> Iterator[Problem]:
     profiles = subject.host.read_optional(PROFILES)
     if profiles is None:
         yield Problem(
-            NOTE,
+            "apparmor-unknown",
             f"AppArmor is enabled, but {PROFILES} is not there",
             "mount securityfs on /sys/kernel/security",
         )
@@ -270,4 +282,4 @@ def apparmor(subject: Subject) -> Iterator[Problem]:
                     f"AppArmor does not let libvirt run {script.target}, to which "
                     f"{script.path} links"
                 )
-                yield Problem(FAIL, text, "install the file itself")
+                yield Problem("apparmor-denies", text, "install the file itself")

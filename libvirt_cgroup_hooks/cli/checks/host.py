@@ -20,7 +20,7 @@ from ...managers.base import Manager
 from ...plan import Plan
 from ...state import Remembered
 from ...topology import Topology
-from .subject import FAIL, NOTE, WARN, Problem, Subject
+from .subject import Problem, Subject
 
 if TYPE_CHECKING:
     from ...host import Host
@@ -37,17 +37,17 @@ CPU_SETS = ("emulator_cpus", "vcpu_cpus", "iothread_cpus")
 
 def rights(subject: Subject) -> Iterator[Problem]:
     if subject.host.real and os.geteuid() != 0:
-        yield Problem(WARN, "only root can read some of the files", "run as root")
+        yield Problem("not-root", "only root can read some of the files", "run as root")
 
 
 def configuration(subject: Subject) -> Iterator[Problem]:
     if subject.error:
-        yield Problem(FAIL, subject.error.message, subject.error.hint)
+        yield Problem("configuration-invalid", subject.error.message, subject.error.hint)
     for warning in subject.warnings:
-        yield Problem(WARN, warning)
+        yield Problem("configuration-doubtful", warning)
     if subject.config is not None and not subject.config:
         yield Problem(
-            NOTE,
+            "nothing-configured",
             "nothing is configured, so the hook does nothing",
             f"set what the host keeps in {PATH}",
         )
@@ -56,7 +56,7 @@ def configuration(subject: Subject) -> Iterator[Problem]:
 def manager(subject: Subject) -> Iterator[Problem]:
     if managers.name(subject.host) == "cgroupfs" and subject.host.exists(managers.BOOTED):
         yield Problem(
-            WARN,
+            "machined-missing",
             "systemd manages the cgroups of this host, but libvirt does not ask it for those of "
             "VMs: systemd-machined or the system bus is missing",
             "install systemd-container and restart libvirtd",
@@ -67,7 +67,7 @@ def controllers(subject: Subject) -> Iterator[Problem]:
     try:
         operations.check_controllers(subject.manager())
     except Error as error:
-        yield Problem(FAIL, error.message, error.hint)
+        yield Problem("controller-missing", error.message, error.hint)
 
 
 def parent_controllers(subject: Subject) -> Iterator[Problem]:
@@ -87,7 +87,7 @@ def first_start(subject: Subject) -> Iterator[Problem]:
     try:
         operations.prepare(Plan("prepare"), subject.manager(), parse(PROBE))
     except Error as error:
-        yield Problem(FAIL, error.message, error.hint)
+        yield Problem("start-refused", error.message, error.hint)
 
 
 def fence_in_effect(subject: Subject) -> Iterator[Problem]:
@@ -98,7 +98,7 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
         directory = tree.hierarchy.directory(path)
         if not subject.host.exists(directory):
             yield Problem(
-                NOTE,
+                "parent-missing",
                 f"{directory} does not exist yet",
                 "it is made, with its limits, when the first VM starts",
             )
@@ -131,7 +131,12 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
 
 
 def _row(
-    subject: Subject, manager: Manager, kind: Kind, path: str, wanted: Value
+    subject: Subject,
+    manager: Manager,
+    kind: Kind,
+    path: str,
+    wanted: Value,
+    code: str = "fence-open",
 ) -> Iterator[Problem]:
     """A limit as the table has it."""
     yield from _at_reload(manager, kind, path, wanted)
@@ -143,7 +148,7 @@ def _row(
         yield _narrower(manager, kind, path, theirs)
         return
     text = f"{path} has {kind.shown(there)}; it should be {kind.shown(wanted)}"
-    yield _drift(subject, text)
+    yield _drift(subject, text, code)
 
 
 def _narrower(manager: Manager, kind: Kind, path: str, before: Value) -> Problem:
@@ -151,7 +156,7 @@ def _narrower(manager: Manager, kind: Kind, path: str, before: Value) -> Problem
     decides = manager.decided_elsewhere(kind, path)
     where = f" by {decides[0]}" if decides else ""
     text = f"{path} was limited to {kind.shown(before)}{where} before, and the narrower limit stays"
-    return Problem(NOTE, text)
+    return Problem("limit-kept", text)
 
 
 def _at_reload(manager: Manager, kind: Kind, path: str, wanted: Value) -> Iterator[Problem]:
@@ -159,10 +164,10 @@ def _at_reload(manager: Manager, kind: Kind, path: str, wanted: Value) -> Iterat
     decides = manager.decided_elsewhere(kind, path)
     replaced = limits.replaced_at_reload(decides, kind, wanted) if decides else None
     if replaced:
-        yield Problem(FAIL, replaced.message, replaced.hint)
+        yield Problem("limit-replaced", replaced.message, replaced.hint)
     elif not decides and manager.read(kind, path) == wanted and manager.forgets(kind, path, wanted):
         text = f"systemd has no record of the limit {kind.shown(wanted)} of {path}, and lifts it"
-        yield Problem(FAIL, f"{text} at the next daemon-reload", APPLY)
+        yield Problem("limit-forgotten", f"{text} at the next daemon-reload", APPLY)
 
 
 def confined(subject: Subject) -> Iterator[Problem]:
@@ -175,10 +180,10 @@ def confined(subject: Subject) -> Iterator[Problem]:
     for path, cpus in conformance.host_cpus(manager).items():
         if not cpus <= manager.kept:
             text = f"{path} may use CPUs {cpus}, including those of VMs {cpus - manager.kept}"
-            yield Problem(FAIL, text, APPLY)
+            yield Problem("host-unconfined", text, APPLY)
     pinned = conformance.pinned_elsewhere(manager)
     if pinned:
-        yield Problem(WARN, pinned.message, pinned.hint)
+        yield Problem("host-pinned", pinned.message, pinned.hint)
 
 
 def protected(subject: Subject) -> Iterator[Problem]:
@@ -189,11 +194,11 @@ def protected(subject: Subject) -> Iterator[Problem]:
         return
     for (one, path), value in limits.of_host(manager, threads.running(host, {})).items():
         if one is kind:
-            yield from _row(subject, manager, kind, path, value)
+            yield from _row(subject, manager, kind, path, value, "protection-missing")
     yield from _weakly_protected(host, kind)
     if not passes_protection_down(host.read_optional):
         yield Problem(
-            FAIL,
+            "protection-not-recursive",
             f"cgroup2 is mounted without {RECURSIVE}: {kind.v2} of a slice protects nothing of "
             "the services in it",
             f"run mount -o remount,{RECURSIVE} with the mount point of cgroup2, and have it "
@@ -206,7 +211,7 @@ def _weakly_protected(host: Host, kind: Kind) -> Iterator[Problem]:
     enabled = (host.read_optional(GENERATIONS) or "").strip()
     if kind is LOW and enabled not in ("", "0", "0x0000"):
         yield Problem(
-            WARN,
+            "protection-weak",
             "with the multi-generational LRU of this kernel, memory.low keeps hardly anything from "
             "reclaim",
             f'set protect_host_mem = "min", or turn it off: echo n >{GENERATIONS}',
@@ -222,7 +227,7 @@ def beside_vms(subject: Subject) -> Iterator[Problem]:
     if others:
         names = ", ".join(map(printable, list(dict.fromkeys(others))[:SHOWN]))
         yield Problem(
-            WARN,
+            "others-limited",
             f"the limits of the VMs also apply to {names}",
             'cgroup_layout = "/vms/$NAME" gives VMs a parent of their own',
         )
@@ -243,13 +248,13 @@ def _cpus(
         yield _drift(subject, f"{directory} has no CPU limit; it should be {wanted}")
     elif others and not actual & wanted:
         yield Problem(
-            FAIL,
+            "cpus-all-taken",
             f"{directory} may use CPUs {actual}, which are reserved, and not {wanted}: {others}",
             RESERVE,
         )
     elif others and actual <= wanted:
         yield Problem(
-            WARN,
+            "cpus-taken",
             f"{directory} may use CPUs {actual} only, and not {wanted - actual}: {others}",
             RESERVE,
         )
@@ -261,7 +266,9 @@ def _cpus(
         text = f"{directory} may use CPUs {actual} only, and not {wanted - actual}"
         above = tree.cpus_in_effect(directory.rpartition("/")[0]) or CpuSet()
         yield Problem(
-            WARN, text, APPLY if (wanted - actual) & above else "the cgroup above it has no more"
+            "fence-narrow",
+            text,
+            APPLY if (wanted - actual) & above else "the cgroup above it has no more",
         )
 
 
@@ -276,14 +283,14 @@ def _memory(subject: Subject, directory: str, actual: int | None, wanted: int) -
         )
     elif actual < wanted:
         text = f"the memory limit of {directory} is {actual} bytes and could be {wanted}"
-        yield Problem(WARN, text, APPLY)
+        yield Problem("fence-narrow", text, APPLY)
 
 
-def _drift(subject: Subject, text: str) -> Problem:
+def _drift(subject: Subject, text: str, code: str = "fence-open") -> Problem:
     """Without VMs nothing is lost yet: the hook brings the VM parent to its fence whenever one
     starts.
     """
-    return Problem(FAIL, text, APPLY) if subject.has_vms else Problem(NOTE, text, NO_VM)
+    return Problem(code, text, APPLY) if subject.has_vms else Problem("fence-pending", text, NO_VM)
 
 
 def memory(subject: Subject) -> Iterator[Problem]:
@@ -301,11 +308,12 @@ def memory(subject: Subject) -> Iterator[Problem]:
     text = f"hugepage pools hold {size(pools)}, which leaves {size(limit)} for VMs' other memory"
     if exceeded and pools:
         remedy = "make the pools smaller, or give VMs hugepages"
-        yield Problem(WARN, f"{text}; {exceeded}", remedy + further)
+        yield Problem("memory-overcommitted", f"{text}; {exceeded}", remedy + further)
     elif exceeded:
-        yield Problem(WARN, exceeded, f"stop or shrink VMs, or reserve less memory{further}")
+        remedy = f"stop or shrink VMs, or reserve less memory{further}"
+        yield Problem("memory-overcommitted", exceeded, remedy)
     elif pools:
-        yield Problem(NOTE, text)
+        yield Problem("hugepage-pools", text)
 
 
 def unwanted_limits(subject: Subject) -> Iterator[Problem]:
@@ -314,7 +322,7 @@ def unwanted_limits(subject: Subject) -> Iterator[Problem]:
         text = f"{printable(path)} still has {kind.unit_property}={kind.shown(value)}"
         if kind is PRESSURE:
             text += ": virt-cgroup reserve --wait is at work, or was killed"
-        yield Problem(WARN, text, APPLY)
+        yield Problem("limit-unwanted", text, APPLY)
 
 
 def special_cpus(subject: Subject) -> Iterator[Problem]:
@@ -323,7 +331,7 @@ def special_cpus(subject: Subject) -> Iterator[Problem]:
     reserved = manager.config.reserved_host_cpus or CpuSet()
     if reserved - topology.online:
         yield Problem(
-            WARN,
+            "cpus-offline",
             f"CPUs {reserved - topology.online} of reserved_host_cpus are offline",
             "reserve other CPUs",
         )
@@ -334,7 +342,7 @@ def special_cpus(subject: Subject) -> Iterator[Problem]:
         )
         free = topology.online - topology.isolated - reserved
         remedy = f"reserve some of {free} instead" if free else "isolate fewer CPUs"
-        yield Problem(WARN, text, remedy)
+        yield Problem("reserved-isolated", text, remedy)
     yield from _isolated(manager, topology)
 
 
@@ -351,10 +359,10 @@ def _isolated(manager: Manager, topology: Topology) -> Iterator[Problem]:
                 f"CPUs {cpus} of {key} are isolated (isolcpus): "
                 "the kernel does not spread threads over them"
             )
-            yield Problem(WARN, text, "pin each thread in the VM's XML")
+            yield Problem("set-isolated", text, "pin each thread in the VM's XML")
     rest = (manager.fence.cpus or CpuSet()) & topology.isolated - named
     if rest:
         yield Problem(
-            NOTE,
+            "vm-cpus-isolated",
             f"CPUs {rest} are isolated (isolcpus): VMs use them only where they are pinned to them",
         )

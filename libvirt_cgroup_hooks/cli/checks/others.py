@@ -11,7 +11,7 @@ from ...cpuset import CpuSet
 from ...errors import Error, printable
 from ...host import Host
 from ...kinds import HOST_CPUS
-from .subject import NOTE, Problem, Subject
+from .subject import Problem, Subject
 
 SHOWN = 5  # cgroups, processes or interrupts in a message
 INTERRUPTS = "/proc/irq"
@@ -36,14 +36,14 @@ def not_confined(subject: Subject) -> Iterator[Problem]:
     if others:
         names = ", ".join(map(printable, others[:SHOWN]))
         remedy = "name them in host_units, if they are not to run on CPUs of VMs"
-        yield Problem(NOTE, f"confine_host does not reach {names}", remedy)
+        yield Problem("cgroup-not-confined", f"confine_host does not reach {names}", remedy)
     inner = [
         pid for pid in threads.members(host, top) if host.read_optional(f"/proc/{pid}/cmdline")
     ]
     if inner:
         names = ", ".join(map(str, inner[:SHOWN]))
         text = f"processes {names} are in the root cgroup, and cannot be kept to the host's CPUs"
-        yield Problem(NOTE, text, "start them in a cgroup of their own")
+        yield Problem("root-processes", text, "start them in a cgroup of their own")
     yield from _interrupts(host, manager.fence.cpus)
     yield from _irqbalance(host, manager.fence.cpus)
     yield from _workqueues(host, manager.fence.cpus)
@@ -61,7 +61,9 @@ def _interrupts(host: Host, cpus: CpuSet) -> Iterator[Problem]:
         numbers = ", ".join(sorted(found, key=int)[:SHOWN])
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         remedy = f"set {INTERRUPTS}/NUMBER/smp_affinity_list, unless irqbalance runs"
-        yield Problem(NOTE, f"interrupts {numbers}{more} are handled by CPUs of VMs", remedy)
+        yield Problem(
+            "interrupts", f"interrupts {numbers}{more} are handled by CPUs of VMs", remedy
+        )
 
 
 def _irqbalance(host: Host, cpus: CpuSet) -> Iterator[Problem]:
@@ -80,7 +82,7 @@ def _irqbalance(host: Host, cpus: CpuSet) -> Iterator[Problem]:
     if cpus - left_alone:
         text = f"irqbalance may move interrupts to CPUs of VMs ({cpus - left_alone})"
         remedy = f"set IRQBALANCE_BANNED_CPULIST={cpus} in {path}, and restart irqbalance"
-        yield Problem(NOTE, text, remedy)
+        yield Problem("irqbalance", text, remedy)
 
 
 def _workqueues(host: Host, cpus: CpuSet) -> Iterator[Problem]:
@@ -88,7 +90,7 @@ def _workqueues(host: Host, cpus: CpuSet) -> Iterator[Problem]:
     used = _mask(host.read_optional(WORKQUEUES) or "") & cpus
     if used:
         text = f"the kernel's unbound workqueues may run on CPUs of VMs ({used})"
-        yield Problem(NOTE, text, f"write a mask of the host's CPUs to {WORKQUEUES}")
+        yield Problem("workqueues", text, f"write a mask of the host's CPUs to {WORKQUEUES}")
 
 
 def _mask(text: str) -> CpuSet:
@@ -109,7 +111,7 @@ def _kernel_threads(host: Host, cpus: CpuSet) -> Iterator[Problem]:
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         text = f"kernel threads {', '.join(found[:SHOWN])}{more} may run on CPUs of VMs"
         remedy = "pin them with taskset --pid, or boot with isolcpus= or nohz_full= for those CPUs"
-        yield Problem(NOTE, text, remedy)
+        yield Problem("kernel-threads", text, remedy)
 
 
 def _processes(host: Host) -> list[str]:

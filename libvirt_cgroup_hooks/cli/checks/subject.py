@@ -11,16 +11,19 @@ from ...configfile import inert
 from ...errors import Error
 from ...host import Host
 from ...managers.base import Manager
-
-PASS, NOTE, WARN, FAIL = "PASS", "NOTE", "WARN", "FAIL"
+from .codes import CODES, PASS
 
 
 class Problem(NamedTuple):
-    """`result` is NOTE, WARN or FAIL."""
+    """`code` is one of CODES, and "" where nothing is wrong."""
 
-    result: str
+    code: str
     message: str
     remedy: str = ""
+
+    @property
+    def result(self) -> str:
+        return CODES[self.code].result if self.code else PASS
 
 
 class Subject:

@@ -11,7 +11,7 @@ from ...errors import Error
 from ...host import Host
 from ...managers.cgroupfs import LIBVIRT_SUFFIX
 from ..describe import describe
-from .subject import FAIL, WARN, Problem, Subject
+from .subject import Problem, Subject
 
 MACHINE = "/machine-qemu"  # how libvirt's scopes begin
 FOREIGN = "/.."  # outside the cgroup namespace we are in: another container's
@@ -34,12 +34,14 @@ def outside(subject: Subject) -> Iterator[Problem]:
     for pid, place in found[:SHOWN]:
         text = f"process {pid} ({_comm(subject.host, pid)}) of user {_user(subject.host, pid)}"
         yield Problem(
-            WARN,
+            "qemu-outside",
             f"{text} is in {place}, outside the VM parent",
             "run it as a VM of qemu:///system, or treat it as part of the host",
         )
     if len(found) > SHOWN:
-        yield Problem(WARN, f"{len(found) - SHOWN} more QEMU processes are outside the VM parent")
+        yield Problem(
+            "qemu-outside", f"{len(found) - SHOWN} more QEMU processes are outside the VM parent"
+        )
 
 
 def _processes(host: Host) -> list[int]:
@@ -81,12 +83,12 @@ def conforming(subject: Subject) -> Iterator[Problem]:
     unknown: dict[str, Error] = {}
     running = threads.running(subject.host, unknown)
     for error in unknown.values():
-        yield Problem(FAIL, error.message, error.hint)
+        yield Problem("vm-unknown", error.message, error.hint)
     for vm in running:
         try:
             own = manager.for_domain(vm)
         except Error as error:
-            yield Problem(FAIL, error.message, error.hint)
+            yield Problem("vm-unknown", error.message, error.hint)
             continue
         found = describe(subject.host, manager, vm)
         problems = found["problems"]
@@ -99,4 +101,8 @@ def conforming(subject: Subject) -> Iterator[Problem]:
             remedy = "run virt-cgroup apply --all"
             if manager.name == "systemd":
                 remedy += ", and stop and start a VM that is in another slice"
-            yield Problem(FAIL if escaped else WARN, f"VM {vm.name}: {problems[0]}{more}", remedy)
+            yield Problem(
+                "vm-escaped" if escaped else "vm-misplaced",
+                f"VM {vm.name}: {problems[0]}{more}",
+                remedy,
+            )

@@ -12,10 +12,12 @@ from typing import Any
 from ...errors import printable
 from ...host import Host
 from ..checks import Check, results
-from ..checks.subject import FAIL, NOTE, PASS, WARN, Problem, Subject
+from ..checks.codes import CODES, FAIL, NOTE, PASS, WARN, explained
+from ..checks.subject import Problem, Subject
 from ..command import add as add_command
-from ..output import print_json
+from ..output import print_json, print_table
 
+LIST = "list"
 COLOURS = {PASS: 32, FAIL: 31, WARN: 33, NOTE: 34}  # virt-host-validate's
 
 
@@ -28,10 +30,22 @@ def add(commands: Any) -> None:
         "virt-cgroup validate -q",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print only what does not pass")
+    parser.add_argument(
+        "--explain",
+        nargs="?",
+        const=LIST,
+        choices=[*CODES, LIST],
+        metavar="CODE",
+        help="say what CODE, the word in brackets after a problem, means and what to do; "
+        "without CODE: list the codes",
+    )
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
     """1 if anything failed."""
+    if arguments.explain:
+        _explain(arguments.explain, arguments.json)
+        return 0
     found = []
     for check, problem in results(Subject(host)):
         found.append((check, problem))
@@ -44,12 +58,23 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     return int(any(problem.result == FAIL for _, problem in found))
 
 
+def _explain(name: str, as_json: bool) -> None:
+    names = list(CODES) if name == LIST else [name]
+    if as_json:
+        print_json([{"code": one, **CODES[one]._asdict()} for one in names])
+    elif name == LIST:
+        print_table(("Code", "Result", "Meaning"), [(one, *CODES[one][:2]) for one in names])
+    else:
+        print(explained(name))
+
+
 def _line(check: Check, problem: Problem) -> str:
     result = problem.result
     if sys.stdout.isatty():
         result = f"\033[{COLOURS[result]}m{result}\033[0m"
     text = ": ".join(printable(part) for part in (problem.message, problem.remedy) if part)
-    return f"{check.area:>6}: Checking {check.title:<60}: {result}" + (f" ({text})" if text else "")
+    told = f" ({text}) [{problem.code}]" if text else ""
+    return f"{check.area:>6}: Checking {check.title:<60}: {result}{told}"
 
 
 def _json(check: Check, problem: Problem) -> dict[str, str | None]:
@@ -57,6 +82,7 @@ def _json(check: Check, problem: Problem) -> dict[str, str | None]:
         "area": check.area,
         "check": check.title,
         "result": problem.result,
+        "code": problem.code or None,
         "message": problem.message or None,
         "remedy": problem.remedy or None,
     }

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from libvirt_cgroup_hooks import managers
-from libvirt_cgroup_hooks.cli.checks import TABLE
+from libvirt_cgroup_hooks.cli.checks.codes import FAIL, NOTE, PASS, WARN
 from libvirt_cgroup_hooks.cli.checks.hook import LEFTOVERS
-from libvirt_cgroup_hooks.cli.checks.subject import FAIL, NOTE, PASS, WARN
 from libvirt_cgroup_hooks.cli.hookfile import DIRECTORY, HOOK, HOOK_D, ours
 from libvirt_cgroup_hooks.state import LIMITS_FORMAT, SHARED
 
@@ -21,6 +20,7 @@ from ..support.validating import (
     DAEMON,
     STARTED,
     TEXT,
+    TITLES,
     Break,
     effective,
     found,
@@ -33,12 +33,25 @@ from ..support.validating import (
     well,
 )
 
-RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM = (one.title for one in TABLE[:6])
-FENCE, BESIDE, _, _, _, UNWANTED, MEMORY, CPUS = (one.title for one in TABLE[6:14])
-THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
-    one.title for one in TABLE[14:23]
-)
-OUTSIDE, CONFORM = (one.title for one in TABLE[23:])
+CONFIGURATION = TITLES["configuration"]
+MANAGER = TITLES["manager"]
+CONTROLLERS = TITLES["controllers"]
+DOWN = TITLES["parent_controllers"]
+START_VM = TITLES["first_start"]
+FENCE = TITLES["fence_in_effect"]
+UNWANTED = TITLES["unwanted_limits"]
+MEMORY = TITLES["memory"]
+CPUS = TITLES["special_cpus"]
+THE_HOOK = TITLES["installed"]
+EXECUTABLE = TITLES["executable"]
+SEEN = TITLES["seen"]
+READABLE = TITLES["directory"]
+OTHERS = TITLES["others"]
+LEFT = TITLES["leftovers"]
+SELINUX = TITLES["selinux"]
+APPARMOR = TITLES["apparmor"]
+OUTSIDE = TITLES["outside"]
+CONFORM = TITLES["conforming"]
 TEN_GB = "<memory>9999999</memory>"
 FOREIGN = "#!/bin/sh\nexit 0\n"
 APPLY = "run virt-cgroup apply --parent"

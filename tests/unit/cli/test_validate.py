@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from libvirt_cgroup_hooks import state
-from libvirt_cgroup_hooks.cli import main
+from libvirt_cgroup_hooks.cli import checks, main
 from libvirt_cgroup_hooks.cli.checks import TABLE, confining, protecting
-from libvirt_cgroup_hooks.cli.checks.subject import FAIL, NOTE, PASS, WARN
+from libvirt_cgroup_hooks.cli.checks.codes import CODES, FAIL, NOTE, PASS, WARN, explained
 from libvirt_cgroup_hooks.cli.hookfile import DIRECTORY, HOOK, HOOK_D
 from libvirt_cgroup_hooks.errors import Error
 
@@ -24,6 +26,7 @@ from ..support.operations import NAMED as CONF
 from ..support.validating import (
     DAEMON,
     RUNNING,
+    TITLES,
     Break,
     effective,
     found,
@@ -35,12 +38,19 @@ from ..support.validating import (
     well,
 )
 
-RIGHT, CONFIGURATION, MANAGER, CONTROLLERS, DOWN, START_VM = (one.title for one in TABLE[:6])
-FENCE, BESIDE, _, _, _, UNWANTED, MEMORY, CPUS = (one.title for one in TABLE[6:14])
-THE_HOOK, EXECUTABLE, PROGRAM, SEEN, READABLE, OTHERS, LEFT, SELINUX, APPARMOR = (
-    one.title for one in TABLE[14:23]
-)
-OUTSIDE, CONFORM = (one.title for one in TABLE[23:])
+RIGHT = TITLES["rights"]
+CONFIGURATION = TITLES["configuration"]
+MANAGER = TITLES["manager"]
+START_VM = TITLES["first_start"]
+FENCE = TITLES["fence_in_effect"]
+MEMORY = TITLES["memory"]
+THE_HOOK = TITLES["installed"]
+PROGRAM = TITLES["program"]
+SEEN = TITLES["seen"]
+SELINUX = TITLES["selinux"]
+CONFORM = TITLES["conforming"]
+CORES = TITLES["whole_cores"]
+SWAP = TITLES["swap"]
 LIVE = (RIGHT, PROGRAM)
 
 
@@ -58,7 +68,7 @@ def test_where_all_is_well_every_check_passes(tmp_path: Path, name: str) -> None
     effective(host, host.get("/sys/devices/system/cpu/online").replace("0-", "1-"))
     problems = found(host)
     wrong = {title: problem[0][0] for title, problem in not_passed(host).items()}
-    assert wrong == ({MEMORY: NOTE} if name == "numa" else {})
+    assert wrong == {"numa": {MEMORY: NOTE}, "smt": {CORES: NOTE, SWAP: NOTE}}.get(name, {})
     assert list(problems) == [
         check.title
         for check in TABLE
@@ -303,7 +313,8 @@ def test_the_form(command: Command, host: Kernel) -> None:
     )
     assert (
         "  HOOK: Checking if the hook is executable                                   : FAIL "
-        f"({HOOK} is not executable, so libvirt ignores it: chmod 755 {HOOK})"
+        f"({HOOK} is not executable, so libvirt ignores it: chmod 755 {HOOK}) "
+        "[hook-not-executable]"
     ) in lines
     assert len({line.index(": ", 10) for line in lines}) == 1
     assert answer(command, host, "-q") == (1, [line for line in lines if "PASS" not in line])
@@ -328,6 +339,7 @@ def test_json(command: Command, host: Kernel) -> None:
         "area": "HOST",
         "check": MANAGER,
         "result": PASS,
+        "code": None,
         "message": None,
         "remedy": None,
     } in rows
@@ -335,11 +347,74 @@ def test_json(command: Command, host: Kernel) -> None:
         "area": "HOOK",
         "check": THE_HOOK,
         "result": FAIL,
+        "code": "hook-missing",
         "message": f"neither {HOOK} nor {HOOK_D} is this package's hook",
         "remedy": "run virt-cgroup hook install",
     } in rows
     quiet = json.loads("\n".join(answer(command, host, "--json", "-q")[1]))
     assert [row["check"] for row in quiet] == [THE_HOOK]
+
+
+def test_a_code_is_explained(command: Command, host: Kernel) -> None:
+    no_hook(host)
+    assert any(line.endswith(" [hook-missing]") for line in answer(command, host)[1])
+    status, lines = answer(command, host, "--explain", "hook-missing")
+    assert status == 0
+    assert lines == [
+        "hook-missing: the hook is not installed (FAIL)",
+        "",
+        "Why it matters: Nothing is enforced: libvirt does not run it.",
+        "",
+        "What to do: Run virt-cgroup hook install.",
+    ]
+    rows = json.loads("\n".join(answer(command, host, "--explain", "hook-missing", "--json")[1]))
+    assert rows == [{"code": "hook-missing", **CODES["hook-missing"]._asdict()}]
+
+
+@pytest.mark.parametrize("arguments", [(), ("list",)])
+def test_all_codes_are_listed(command: Command, host: Kernel, arguments: tuple[str, ...]) -> None:
+    _, lines = answer(command, host, "--explain", *arguments)
+    assert [line.split()[:2] for line in lines[2:]] == [
+        [name, code.result] for name, code in CODES.items()
+    ]
+
+
+def test_a_code_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["validate", "--explain", "colour"])
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert "colour" in told
+    assert all(name in told for name in CODES)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_the_prose_of_a_code(name: str) -> None:
+    code = CODES[name]
+    assert re.fullmatch("[a-z]+(-[a-z]+)*", name)
+    assert len(name) <= 24
+    assert code.result in (NOTE, WARN, FAIL)
+    assert code.meaning[-1] != "."
+    assert code.why[-1] == code.remedy[-1] == "."
+    assert all(len(line) <= 80 for line in explained(name).splitlines())
+
+
+def test_every_problem_has_a_code() -> None:
+    """Each is in the text of some check, and each check that tells a problem names one."""
+    named: set[str] = set()
+    for file in Path(checks.__file__).parent.glob("*.py"):
+        if file.name == "codes.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in CODES:
+                named.add(str(node.value))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Problem":
+                words = [
+                    one.value for one in ast.walk(node.args[0]) if isinstance(one, ast.Constant)
+                ]
+                assert set(words) <= {*CODES, ""}, ast.unparse(node)
+                assert words or ast.unparse(node.args[0]) == "code", ast.unparse(node)
+    assert named == set(CODES)
 
 
 def test_colour_is_for_terminals(

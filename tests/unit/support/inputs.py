@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator
 
 from libvirt_cgroup_hooks import cgroups, configfile, domain, operations, snapshot, state, threads
 from libvirt_cgroup_hooks.admission import Cpus, check_cpus, check_memory
+from libvirt_cgroup_hooks.cli.checks.recipes import setting_cpus
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error, printable
 from libvirt_cgroup_hooks.host import Host
+from libvirt_cgroup_hooks.kinds import KINDS
+from libvirt_cgroup_hooks.managers import unitfiles
 from libvirt_cgroup_hooks.managers.systemd import GOES_WITH_ITS_VM
 from libvirt_cgroup_hooks.plan import Plan
 from libvirt_cgroup_hooks.steps import Replace
@@ -251,7 +254,32 @@ def state_file(data: bytes) -> None:
         snapshot.from_snapshot(data.decode("utf-8", "surrogateescape"), state.FORMAT + "\n")
 
 
+def hook_script(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogateescape")
+    for number, what in setting_cpus(text, ["/user.slice", "/vms.slice/vms-prod.slice"]):
+        assert 1 <= number <= text.count("\n") + 1
+        assert what.isprintable()
+        assert len(what) < 100
+
+
+def unit_file(data: bytes) -> None:
+    """As a drop-in of a slice."""
+    host = Texts({"/etc/systemd/system/vms.slice.d/60-x.conf": data}, {})
+    for kind in KINDS:
+        with told():
+            unitfiles.decided(host, "vms.slice", kind)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     function.__name__: function
-    for function in (configuration, cpu_list, domain_xml, status_xml, mounts, state_file)
+    for function in (
+        configuration,
+        cpu_list,
+        domain_xml,
+        status_xml,
+        mounts,
+        state_file,
+        hook_script,
+        unit_file,
+    )
 }

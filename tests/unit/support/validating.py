@@ -8,8 +8,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from libvirt_cgroup_hooks.cli.checks import results
-from libvirt_cgroup_hooks.cli.checks.subject import PASS, Subject
+from libvirt_cgroup_hooks.cli.checks import TABLE, results
+from libvirt_cgroup_hooks.cli.checks.codes import PASS
+from libvirt_cgroup_hooks.cli.checks.subject import Subject
 from libvirt_cgroup_hooks.cli.hookfile import HOOK
 
 from .hosts import Kernel, domain
@@ -20,6 +21,7 @@ RUNNING = "<vcpu>1</vcpu>"
 DAEMON = 4000000
 BOOT, START = 1_000_000, 100  # seconds: of the host, and of the daemon after it
 STARTED = BOOT + START
+TITLES = {check.find.__name__: check.title for check in TABLE}
 Break = Callable[[Kernel], object]
 Problems = dict[str, list[tuple[str, str, str]]]
 
