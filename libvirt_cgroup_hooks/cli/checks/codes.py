@@ -115,12 +115,12 @@ CODES = {
     "limit-replaced": Code(
         FAIL,
         "a file of systemd's opens a limit at the next daemon-reload",
-        "systemd goes by its files whenever it reads them, as each installation of a package has "
-        "it do. A drop-in whose name sorts after 50-AllowedCPUs.conf wins, wherever it is: in the "
-        "unit's own folder, in that of a prefix (vms-.slice.d), or of all slices (slice.d). CPUs "
-        "of several files add up (systemd.unit(5)).",
+        "systemd goes by its files whenever it reads them, as many packages have it do, and has "
+        "the kernel follow when a VM starts. A drop-in whose name sorts after 50-AllowedCPUs.conf "
+        "wins, wherever it is: in the unit's own folder, in that of a prefix (vms-.slice.d), or of "
+        "all slices (slice.d). CPUs of several files add up.",
         "Remove the line from the file that the message names, and run systemctl daemon-reload and "
-        f"{APPLY}. systemctl cat UNIT shows all files of a unit.",
+        "virt-cgroup apply --parent. systemctl cat UNIT shows all files of a unit.",
     ),
     "limit-forgotten": Code(
         FAIL,
@@ -446,7 +446,7 @@ CODES = {
     ),
     "vm-unknown": Code(
         FAIL,
-        "what libvirt keeps of a VM is not understood",
+        "what libvirt keeps of a VM, or a setting of its own, is not understood",
         "The VM is left as it is, and it is not known whether it is limited.",
         "Do what the message says; virsh dumpxml shows what libvirt knows.",
     ),
