@@ -115,10 +115,10 @@ CODES = {
     "limit-replaced": Code(
         FAIL,
         "a file of systemd's opens a limit at the next daemon-reload",
-        "systemd goes by its files whenever it reads them, as many packages have it do, and has "
-        "the kernel follow when a VM starts. A drop-in whose name sorts after 50-AllowedCPUs.conf "
-        "wins, wherever it is: in the unit's own folder, in that of a prefix (vms-.slice.d), or of "
-        "all slices (slice.d). CPUs of several files add up.",
+        "systemd goes by its files whenever it reads them, as many packages have it do; the kernel "
+        "may follow only when another property of the unit is set. A drop-in whose name sorts "
+        "after 50-AllowedCPUs.conf wins, wherever it is: in the unit's own folder, in that of a "
+        "prefix (vms-.slice.d), or of all slices (slice.d). CPUs of several files add up.",
         "Remove the line from the file that the message names, and run systemctl daemon-reload and "
         "virt-cgroup apply --parent. systemctl cat UNIT shows all files of a unit.",
     ),
