@@ -15,6 +15,11 @@ from .state import Remembered
 
 SHOWN = 3  # cgroups or processes in a message
 KEEPS_PINS = [6, 2]  # Linux
+# Why a VM is not as configured: its own settings cannot be, no memory limit of ours is above it, a
+# thread is in another cgroup, may use more CPUs than it is to, or fewer.
+SETTINGS, MEMORY_LIMIT, PLACE = "settings", "memory-limit", "place"
+MORE_CPUS, FEWER_CPUS = "more-cpus", "fewer-cpus"
+REASONS = (SETTINGS, MEMORY_LIMIT, PLACE, MORE_CPUS, FEWER_CPUS)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +39,16 @@ class Parent(InEffect):
     __slots__ = ("path",)
 
     path: str | None
+
+
+class Difference:
+    """How something is not as configured: one of REASONS, and the text for people."""
+
+    __slots__ = ("reason", "text")
+
+    def __init__(self, reason: str, text: str) -> None:
+        self.reason = reason
+        self.text = text
 
 
 def parent(manager: Manager) -> Parent:
@@ -293,23 +308,25 @@ def not_limited(manager: Manager, domain: Domain, main: Thread) -> str | None:
     return None if within else place
 
 
-def problems(manager: Manager, domain: Domain, thread: Thread, cpus: CpuSet) -> list[str]:
+def differences(manager: Manager, domain: Domain, thread: Thread, cpus: CpuSet) -> list[Difference]:
     """How the place of THREAD, and the CPUS it may use, differ from what is configured."""
     from . import threads
 
-    found: list[str] = []
+    found: list[Difference] = []
     for tree in manager.trees:
         actual = thread.cgroups.get(tree.hierarchy.key)
         wanted = manager.place_of(domain, tree, thread)
         if wanted in (None, actual) and actual is not None:
             wanted = threads.home(manager.host, tree, thread)
         if wanted not in (None, actual):
-            found.append(f"it is in {tree.hierarchy.key or 'cgroup'} {actual}, not in {wanted}")
+            text = f"it is in {tree.hierarchy.key or 'cgroup'} {actual}, not in {wanted}"
+            found.append(Difference(PLACE, text))
     reach = manager.reach(domain, thread.group)
     allowed = manager.allowed(domain, [thread.group])[thread.group] or reach
     if allowed and not cpus <= allowed:
-        found.append(f"it may use CPUs {cpus}, not only {allowed}")
+        found.append(Difference(MORE_CPUS, f"it may use CPUs {cpus}, not only {allowed}"))
     has_set = manager.config.set_of(thread.group) and thread.group not in domain.pins()
     if allowed and has_set and not allowed <= cpus:
-        found.append(f"it may use only CPUs {cpus}, not all of {allowed}")
+        text = f"it may use only CPUs {cpus}, not all of {allowed}"
+        found.append(Difference(FEWER_CPUS, text))
     return found

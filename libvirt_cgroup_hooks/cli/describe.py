@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import conformance, threads
+from ..conformance import Difference
 from ..domain import Domain
 from ..errors import Error
 from ..host import Host
@@ -15,14 +16,16 @@ from ..managers.base import Manager
 def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
     """What status and validate say of DOMAIN: its cgroup, its threads and their problems."""
     found = threads.threads(host, domain)
-    rows, problems = [], []
+    rows = []
+    differences: list[Difference] = []
     try:
         manager = manager.for_domain(domain)
     except Error as error:
-        problems.append(str(error))
+        differences.append(Difference(conformance.SETTINGS, str(error)))
     place = conformance.not_limited(manager, domain, found[0]) if found else None
     if place is not None:
-        problems.append(f"it is in {place}, where reserved_host_mem does not limit it")
+        text = f"it is in {place}, where reserved_host_mem does not limit it"
+        differences.append(Difference(conformance.MEMORY_LIMIT, text))
     for thread in found:
         cpus = threads.cpus_allowed(host, domain, thread)
         rows.append(
@@ -34,8 +37,9 @@ def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
                 "cpus": str(cpus),
             }
         )
-        for text in conformance.problems(manager, domain, thread, cpus):
-            problems.append(f"thread {thread.tid} ({thread.group}): {text}")
+        for one in conformance.differences(manager, domain, thread, cpus):
+            text = f"thread {thread.tid} ({thread.group}): {one.text}"
+            differences.append(Difference(one.reason, text))
     return {
         "name": domain.name,
         "uuid": domain.uuid,
@@ -43,8 +47,9 @@ def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
         "pid": domain.pid,
         "layout": manager.config.cgroup_layout.preset,
         "cgroup": manager.vm_of(found[0]) if found else None,
-        "conforms": not problems,
-        "problems": problems,
+        "conforms": not differences,
+        "reasons": sorted({one.reason for one in differences}),
+        "problems": [one.text for one in differences],
         "notes": manager.notes(found),
         "threads": rows,
     }

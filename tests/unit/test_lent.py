@@ -61,9 +61,11 @@ def test_threads_on_the_hosts_cpus(tmp_path: Path, kind: str, name: str) -> None
     manager = managers.choose(host, host.config())
     (vm,) = threads.running(host, {})
     assert [
-        text
+        one.text
         for thread in threads.threads(host, vm)
-        for text in conformance.problems(manager, vm, thread, CpuSet.parse(cpus(host, thread.tid)))
+        for one in conformance.differences(
+            manager, vm, thread, CpuSet.parse(cpus(host, thread.tid))
+        )
     ] == []
 
 

@@ -130,6 +130,7 @@ def test_status_of_a_vm(command: Command, machined: Machined, cpus: str) -> None
         "layout": "/vms/$NAME",
         "cgroup": f"/vms.slice/{SCOPE}",
         "conforms": cpus == "1-3",
+        "reasons": [] if cpus == "1-3" else ["more-cpus"],
         "problems": [] if cpus == "1-3" else [text],
         "notes": [],
     }

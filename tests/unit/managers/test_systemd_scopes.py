@@ -420,14 +420,15 @@ def test_the_parent_and_the_vms_place(host: Machined) -> None:
     assert parent.memory_current == 4096
     main = threads.threads(host, threads.running(host, {})[0])[0]
     assert manager.vm_of(main) == f"/vms.slice/{SCOPE}"
-    assert conformance.problems(manager, subject, main, CpuSet([1])) == []
+    assert conformance.differences(manager, subject, main, CpuSet([1])) == []
     main.cgroups = {
         key: path.replace("/vms.slice", "/machine.slice") for key, path in main.cgroups.items()
     }
     trees = ("memory", "cpuset") if host.version == 1 else ("cgroup",)
-    found = conformance.problems(manager, subject, main, CpuSet([0, 1]))
+    found = conformance.differences(manager, subject, main, CpuSet([0, 1]))
+    assert {one.reason for one in found} == {conformance.PLACE, conformance.MORE_CPUS}
     at = f"/vms.slice/{SCOPE}"
-    assert sorted(found) == sorted(
+    assert sorted(one.text for one in found) == sorted(
         [
             *(
                 f"it is in {key} {main.cgroups[key if key != 'cgroup' else '']}, not in {at}"
