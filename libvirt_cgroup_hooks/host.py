@@ -125,12 +125,17 @@ class Host:
     def exists(self, path: str) -> bool:
         return os.path.exists(self.root + path)
 
+    def written_at(self, path: str) -> float | None:
+        """When the file was written, in seconds of the epoch; None where there is none."""
+        try:
+            return os.stat(self.root + path).st_mtime
+        except OSError:
+            return None
+
     def age(self, path: str) -> float:
         """Seconds since the file was written; 0 where there is none."""
-        try:
-            return time.time() - os.stat(self.root + path).st_mtime
-        except OSError:
-            return 0
+        moment = self.written_at(path)
+        return 0 if moment is None else time.time() - moment
 
     def fingerprint(self, path: str) -> str:
         """Changes whenever the file does; "" where there is none."""

@@ -103,6 +103,31 @@ def unwanted(manager: Manager) -> Table:
     }
 
 
+def held(manager: Manager, table: Table) -> dict[Kind, bool]:
+    """By kind of TABLE, whether the kernel has its limits, or narrower ones, on all of its cgroups
+    that are there; not where none is.
+    """
+    found: dict[Kind, bool] = {}
+    for kind in dict.fromkeys(kind for kind, _ in table):
+        tree = manager.tree_of(kind)
+        if tree is None:
+            found[kind] = False
+            continue
+        there: list[bool] = []
+        for (row_kind, path), value in table.items():
+            directory = tree.hierarchy.directory(path)
+            if row_kind is kind and tree.exists(directory):
+                there.append(_keeps(kind, tree.read(kind, directory), value))
+        found[kind] = bool(there) and all(there)
+    return found
+
+
+def _keeps(kind: Kind, there: Value, value: Value) -> bool:
+    if there is None or there == value:
+        return there == value
+    return kind.narrower(there, value) == there
+
+
 def enforce(plan: Plan, manager: Manager, domains: list[Domain], whole: bool = False) -> list[Row]:
     """The VM parent, the cgroups in which DOMAINS start, and all limits; WHOLE is as for `wanted`.
     Returns the new rows.

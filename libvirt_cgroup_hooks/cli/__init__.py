@@ -39,7 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line, from which the manual and the completion are made, too."""
-    from .commands import apply, domain, hook, host, plan, recommend, reserve, status, validate
+    from .commands import (
+        apply,
+        domain,
+        hook,
+        host,
+        metrics,
+        plan,
+        recommend,
+        reserve,
+        status,
+        validate,
+    )
     from .commands import map as map_command
 
     made = argparse.ArgumentParser(
@@ -49,6 +60,6 @@ def parser() -> argparse.ArgumentParser:
     add_root(made)
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     first = (status, map_command, validate, recommend, reserve, apply)
-    for module in (*first, domain, plan, host, hook):
+    for module in (*first, domain, plan, host, metrics, hook):
         module.add(commands)
     return made

@@ -45,6 +45,7 @@ class Tree:
 
     thread_file = ""  # where a thread's id is written to move it
     memory_use = ""  # the file that tells the bytes in use
+    cache_line = ""  # of memory.stat: the page cache that is not in active use, with that below
     splits = True  # whether libvirt makes thread groups here
     clips = True  # whether the kernel itself keeps what is below a cgroup within its CPUs
     refuses = False  # whether the kernel refuses a memory limit below what it can reclaim to
@@ -198,6 +199,14 @@ class Tree:
 
     def hugepages_in_use(self, directory: str) -> int:
         """Bytes that are charged to DIRECTORY; 0 where the kernel does not tell."""
+        return 0
+
+    def inactive_cache(self, directory: str) -> int:
+        """Bytes of page cache that is not in active use, which the kernel drops first."""
+        for line in (self.host.read_optional(f"{directory}/memory.stat") or "").splitlines():
+            name, _, value = line.partition(" ")
+            if name == self.cache_line:
+                return int(value)
         return 0
 
     def is_populated(self, directory: str) -> bool:

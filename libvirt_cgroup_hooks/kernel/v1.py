@@ -49,6 +49,7 @@ class V1(Tree):
 
     thread_file = "tasks"
     memory_use = "memory.usage_in_bytes"
+    cache_line = "total_inactive_file"
     refuses = True
 
     def __init__(self, host: Host, hierarchy: Hierarchy) -> None:

@@ -28,6 +28,7 @@ WORDS = {"cpus": ["auto", "none"], "memory": ["auto", "none"], "unset": list(OF_
 SOURCES = {
     "root": shtab.DIRECTORY,
     "svg": shtab.FILE,
+    "output": shtab.FILE,
     "file": shtab.FILE,
     "domain": _function("domains"),
     "domains": _function("running"),
