@@ -57,6 +57,19 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of Debian's promtool and node_exporter, which are not installed: their packages
+    start daemons.
+    """
+    folder = tmp_path_factory.mktemp("prometheus")
+    download = "apt-get -qq download prometheus prometheus-node-exporter"
+    run("sh", "-c", f"cd {folder} && ({download} || (apt-get -qq update && {download}))")
+    for deb in folder.glob("*.deb"):
+        run("dpkg-deb", "-x", deb, folder)
+    return folder / "usr/bin"
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     with Machine(tmp_path) as found:

@@ -19,10 +19,15 @@ EVERYWHERE = (
     "/usr/share/augeas/lenses/libvirt_cgroup_hooks.aug",
     "/usr/share/augeas/lenses/tests/test_libvirt_cgroup_hooks.aug",
     "/usr/share/bash-completion/completions/virt-cgroup",
+    "/usr/share/libvirt-cgroup-hooks/alerts.yml",
+    "/usr/share/libvirt-cgroup-hooks/libvirt-cgroup-hooks.json",
     "/usr/share/libvirt-cgroup-hooks/qemu",
     "/usr/share/man/man5/cgroup-hooks.conf.5.gz",
     "/usr/share/man/man8/virt-cgroup.8.gz",
 )
+UNITS = [
+    f"libvirt-cgroup-hooks{name}" for name in (".service", "-metrics.service", "-metrics.timer")
+]
 
 
 @pytest.mark.parametrize("kind", ["deb", "rpm", "wheel"])
@@ -42,7 +47,8 @@ def deb_files(deb: Path) -> dict[str, str]:
 def test_the_files_of_the_deb(deb: Path) -> None:
     files = deb_files(deb)
     assert set(EVERYWHERE) < set(files)
-    assert "/lib/systemd/system/libvirt-cgroup-hooks.service" in files
+    assert {f"/lib/systemd/system/{unit}" for unit in UNITS} < set(files)
+    assert not [path for path in files if path.startswith("/usr/share") and path[-8:] == ".service"]
     assert "/usr/share/zsh/vendor-completions/_virt-cgroup" in files
     assert not [path for path in files if path.startswith("/etc/libvirt/hooks")]
     assert run("dpkg-deb", "-I", deb, "conffiles").split() == [CONFIGURATION]
@@ -51,7 +57,8 @@ def test_the_files_of_the_deb(deb: Path) -> None:
 def test_the_files_of_the_rpm(rpms: dict[str, Path]) -> None:
     files = run("rpm", "-qpl", rpms["first"]).split()
     assert set(EVERYWHERE) < set(files)
-    assert "/usr/lib/systemd/system/libvirt-cgroup-hooks.service" in files
+    assert {f"/usr/lib/systemd/system/{unit}" for unit in UNITS} < set(files)
+    assert not [path for path in files if path.startswith("/usr/share") and path[-8:] == ".service"]
     assert "/usr/share/zsh/site-functions/_virt-cgroup" in files
     assert not [path for path in files if path.startswith("/etc/libvirt/hooks")]
     flags = run(
@@ -60,6 +67,16 @@ def test_the_files_of_the_rpm(rpms: dict[str, Path]) -> None:
     assert [line for line in flags.splitlines() if line.split()[1:] == ["cn"]] == [
         f"{CONFIGURATION} cn"
     ]
+
+
+def test_metrics_are_off_until_they_are_enabled(deb: Path, rpms: dict[str, Path]) -> None:
+    """On removal the timer is stopped: the program that it runs goes."""
+    installed = run("dpkg-deb", "-I", deb, "postinst")
+    assert "enable 'libvirt-cgroup-hooks.service'" in installed
+    assert "enable 'libvirt-cgroup-hooks-metrics" not in installed
+    assert "libvirt-cgroup-hooks-metrics.timer" in run("dpkg-deb", "-I", deb, "prerm")
+    scripts = run("rpm", "-qp", "--scripts", rpms["first"])
+    assert scripts.count("libvirt-cgroup-hooks-metrics.timer") >= 2
 
 
 def test_the_spec_file_has_the_version() -> None:
