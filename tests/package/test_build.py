@@ -70,13 +70,17 @@ def test_the_files_of_the_rpm(rpms: dict[str, Path]) -> None:
 
 
 def test_metrics_are_off_until_they_are_enabled(deb: Path, rpms: dict[str, Path]) -> None:
-    """On removal the timer is stopped: the program that it runs goes."""
+    """On removal the timer is stopped, and what it has written goes."""
+    timer, file = "libvirt-cgroup-hooks-metrics.timer", "libvirt-cgroup-hooks.prom"
     installed = run("dpkg-deb", "-I", deb, "postinst")
-    assert "enable 'libvirt-cgroup-hooks.service'" in installed
-    assert "enable 'libvirt-cgroup-hooks-metrics" not in installed
-    assert "libvirt-cgroup-hooks-metrics.timer" in run("dpkg-deb", "-I", deb, "prerm")
+    assert f"\tif deb-systemd-helper debian-installed '{timer}'" in installed
+    assert installed.count(f"enable '{timer}'") == 1
+    assert f"deb-systemd-invoke stop '{timer}'" in run("dpkg-deb", "-I", deb, "prerm")
+    assert f"rm -f /var/lib/prometheus/node-exporter/{file}" in run("dpkg-deb", "-I", deb, "postrm")
     scripts = run("rpm", "-qp", "--scripts", rpms["first"])
-    assert scripts.count("libvirt-cgroup-hooks-metrics.timer") >= 2
+    assert f"install-system-units libvirt-cgroup-hooks.service {timer}" in scripts
+    assert f"remove-system-units libvirt-cgroup-hooks.service {timer}" in scripts
+    assert file in run("rpm", "-qpl", rpms["first"])
 
 
 def test_the_spec_file_has_the_version() -> None:
