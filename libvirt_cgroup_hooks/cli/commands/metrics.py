@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     else:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # the format's, whatever the terminal's
-        sys.stdout.write(exposition.text(samples))
+        print(exposition.text(samples), end="")
     return 0
 
 
@@ -82,7 +82,7 @@ def _create(path: str, text: str) -> None:
     """A new file that everyone may read, whatever the umask."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+        print(text, end="", file=file)
         os.fchmod(file.fileno(), 0o644)
 
 
