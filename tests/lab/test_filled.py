@@ -130,9 +130,9 @@ def test_the_kernel_kills_the_one_that_status_names() -> None:
     told = run(*COMMAND, "validate", "-q", check=False)
     assert "WARN (running VMs may come to use " in told
     assert "memory_admission = 1 refuses further VMs" in told
-    db = start_filled("db", 60)
+    db = start_filled("db", 75)
     wait_for(lambda: not web.alive(), "the kernel to kill a VM")
-    wait_for_use(parent, 60)
+    wait_for_use(parent, 75)
     assert db.alive()
     assert status()["parent"]["first_killed"] == ["db"]
 
