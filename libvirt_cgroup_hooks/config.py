@@ -97,6 +97,11 @@ class Config:
         )
 
     @property
+    def asks_memory(self) -> bool:
+        """Whether a limit follows from the memory that the host has."""
+        return bool(self.reserved_host_mem or self.vm_swap_max)
+
+    @property
     def has_sets(self) -> bool:
         return bool(self.emulator_cpus or self.vcpu_cpus or self.iothread_cpus)
 

@@ -37,7 +37,7 @@ def choose(host: Host, config: Config, daemon: dict[str, str] | None = None) -> 
     """The manager of HOST, for a daemon whose cgroup by hierarchy key is DAEMON; without it, for
     the one that we are a child of. Raises Error where nothing can be enforced.
     """
-    memory = Memory.read(host.read_optional)
+    memory = Memory.read(host.read_optional) if config.asks_memory else Memory(0, 0)
     fence = config.fence(read_online(host.read_optional), memory, page_size())
     if daemon is None:
         daemon = placements(host.read_optional(OWN) or "")
