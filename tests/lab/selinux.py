@@ -13,7 +13,9 @@ AUDIT = Path("/var/log/audit/audit.log")
 SOURCE = Path(__file__).resolve().parents[2] / "packaging/selinux/libvirt_cgroup_hooks.te"
 # The hook is called qemu, as its file; what it runs has names of its own. Its type is the daemon's.
 DENIAL = re.compile(
-    r'^type=AVC .* denied .* comm="(?:qemu|python3[.\d]*|systemctl)" .*:virtd_t:.*$', re.MULTILINE
+    r'^type=AVC .* denied +(\{[^}]*\}) .* comm="(?:qemu|python3[.\d]*|systemctl)" .*:virtd_t:'
+    r".* tcontext=[^:]*:[^:]*:(\w+).* tclass=(\w+)",
+    re.MULTILINE,
 )
 
 
@@ -28,5 +30,6 @@ def load_module(folder: Path) -> None:
     run("semodule", "-i", str(package))
 
 
-def denials() -> list[str]:
+def denials() -> list[tuple[str, str, str]]:
+    """Permissions, the type and the class of what they were asked for."""
     return DENIAL.findall(AUDIT.read_text(errors="replace"))
