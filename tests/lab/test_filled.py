@@ -109,7 +109,7 @@ def test_one_vm_fills_its_memory(case: Case) -> None:
             wait_for(lambda: not web.alive(), "the kernel to kill the VM")
             wait_for(lambda: "shut off" in virsh("domstate", "web").stdout, "libvirt to see it")
             assert virsh("domstate", "web", "--reason").stdout.strip() == "shut off (crashed)"
-            assert oom_kills() > killed
+            assert oom_kills() > killed or not V2  # v1 counts in the VM's cgroup, which is gone
             return
         wait_for(lambda: in_use(parent_directory()) + swapped() > FILLED * MIB, "it to be filled")
         assert web.alive()
