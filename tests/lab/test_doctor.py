@@ -27,6 +27,7 @@ from .host import (
     virt_cgroup,
 )
 
+thorough = (pytest.mark.thorough, pytest.mark.releases)
 pytestmark = pytest.mark.skipif(not (SYSTEMD and V2), reason="systemd does not manage cpusets here")
 
 LAYOUT = "/vms/prod/$NAME"
@@ -88,7 +89,14 @@ def drop_in(folder: str, name: str, text: str) -> Path:
     return file
 
 
-@pytest.mark.parametrize("folder", [f"{SLICE}.d", "vms-.slice.d", "slice.d"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        f"{SLICE}.d",
+        pytest.param("vms-.slice.d", marks=thorough),
+        pytest.param("slice.d", marks=thorough),
+    ],
+)
 def test_a_drop_in_that_wins_at_the_next_reload(fence: None, folder: str) -> None:
     file = drop_in(folder, "90-x.conf", "AllowedCPUs=0-7\nMemoryMax=infinity")
     result, message, remedy = told()["limit-replaced"]
@@ -106,6 +114,8 @@ def test_a_drop_in_that_wins_at_the_next_reload(fence: None, folder: str) -> Non
     assert told() == {}
 
 
+@pytest.mark.thorough
+@pytest.mark.releases
 @pytest.mark.parametrize(
     ("folder", "name", "text"),
     [
