@@ -78,7 +78,9 @@ def test_a_session_vm() -> None:
         "virsh",
         "-c",
     ]
-    xml = domain_xml("own", machine="q35").replace("model='none'/>", "model='nec-xhci'/>", 1)
+    xml = domain_xml("own", machine="q35", confined=True).replace(
+        "model='none'/>", "model='nec-xhci'/>", 1
+    )
     Path("/run/joe/own.xml").write_text(xml)
     run(*as_user, "qemu:///session", "create", "/run/joe/own.xml")
     try:
