@@ -15,6 +15,7 @@ from ..live.harness import LAB_FACTS, STATE, destroy_vm, running_vm, virsh
 from ..live.pace import wait_for
 from ..live.reserving import everything
 from .host import (
+    CGROUP,
     UNITS,
     V2,
     configure,
@@ -32,6 +33,8 @@ CHOSEN = 5
 MORE = 'vcpu_cpus = "3-5"\nvm_cpu_weight = 50'
 if V2:
     MORE += '\nvm_swap_max = "64 MiB"\nprotect_host_mem = "low"\nconfine_host = "running"'
+LIMITS = ("memory.low", "memory.min", "cpuset.cpus")
+NO_LIMIT = ("", "0", "0-7")
 LAYOUTS = ("/vms/$NAME", "/vms/$DRIVER-$UUID")
 
 
@@ -53,8 +56,10 @@ def life(operation: str) -> None:
 
 
 def of_host_units(found: dict[str, str]) -> dict[str, str]:
-    units = ("/system.slice/", "/user.slice/", "/init.scope/")
-    return {file: text for file, text in found.items() if any(unit in file for unit in units)}
+    """Their limits; all CPUs are none."""
+    units = ("system.slice", "user.slice", "init.scope")
+    files = [f"{CGROUP}/{unit}/{name}" for unit in units for name in LIMITS]
+    return {file: text for file in files if (text := found.get(file, "").strip()) not in NO_LIMIT}
 
 
 # A VM takes some seconds on a lab host, so a few calls are drawn, others on each host.
