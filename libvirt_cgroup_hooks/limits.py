@@ -143,7 +143,9 @@ def enforce(plan: Plan, manager: Manager, domains: list[Domain], whole: bool = F
     table = wanted(manager, domains, remembered, whole)
     steps: list[Step] = []
     for tree, path in _directories(manager, domains, table):
-        steps += _make(tree, path, as_cpus(table.get((CPUS, path))), table, remembered)
+        made, fresh = _make(tree, path, as_cpus(table.get((CPUS, path))), table, remembered)
+        steps += made
+        remembered.made += fresh if manager.removes(tree) else []
     new = [row for row in table if row not in remembered.before and not row[0].of_host]
     reconcile(plan, manager, remembered, table, steps)
     return new
@@ -265,8 +267,8 @@ def _directories(manager: Manager, domains: list[Domain], table: Table) -> list[
 
 def _make(
     tree: Tree, path: str, cpus: CpuSet | None, table: Table, remembered: Remembered
-) -> list[Step]:
-    """The cgroup PATH, with CPUS from the beginning; what is new is noted in REMEMBERED."""
+) -> tuple[list[Step], list[str]]:
+    """The cgroup PATH, with CPUS from the beginning, and the directories that are new."""
     hierarchy = tree.hierarchy
     directories = hierarchy.directories(path)
     # those above it may have lost CPUs that were offline; one of an earlier time may be left so
@@ -279,11 +281,10 @@ def _make(
             above[directory] = None
     steps = tree.regain(above)
     new = [directory for directory in directories if not tree.exists(directory)]
-    remembered.made += new
     made = tree.make(path, cpus)
     if made and cpus is not None:
         tree.check_free(directories[-1], cpus)
-    return [*steps, *made]
+    return [*steps, *made], new
 
 
 def _lacks(tree: Tree, directory: str, cpus: CpuSet | None) -> bool:

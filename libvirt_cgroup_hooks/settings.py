@@ -74,8 +74,8 @@ def reserved_cpus(value: Value) -> str:
 
 def reserved_memory(value: Value) -> str:
     """Canonical: a number of bytes, "N%" or "auto"."""
-    if value == "auto":
-        return value
+    if isinstance(value, str) and value.strip() == "auto":
+        return "auto"
     number, unit = _amount(value, 'write "4 GiB", "512 MiB", "10%" or "auto"')
     if unit == "%":
         if not 0 < number < 100:
@@ -304,10 +304,11 @@ TABLE = (
     Setting(
         "protect_host_mem",
         one_of("no", "low", "min"),
-        '"low"',
-        "Whether the kernel keeps reclaim away from the memory of host_units, up to\n"
-        'reserved_host_mem: "low" as long as it finds any elsewhere, "min" always, even\n'
-        'if it has to kill a VM; "no" is the default. The first of host_units gets what\n'
+        '"min"',
+        "Whether the kernel keeps reclaim away from the memory of host_units while VMs\n"
+        'run, up to reserved_host_mem: "min" always, and it kills a process first;\n'
+        '"low" while it finds memory elsewhere, which hardly helps on kernels with the\n'
+        'multi-generational LRU; "no" is the default. The first of host_units gets what\n'
         "a sixteenth for each of the others leaves. It needs cgroup v2.",
     ),
     Setting(

@@ -72,6 +72,10 @@ class Tree:
             parent(directory) not in self._made and self.host.exists(directory)
         )
 
+    def is_new(self, directory: str) -> bool:
+        """Whether DIRECTORY is made by the steps planned so far."""
+        return directory in self._made
+
     def systemd_sets(self, kind: Kind) -> bool:
         """Whether systemd keeps limits of KIND in this hierarchy, so that others must not write."""
         raise NotImplementedError

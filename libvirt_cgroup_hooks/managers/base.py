@@ -120,6 +120,10 @@ class Manager:
         """
         raise NotImplementedError
 
+    def removes(self, tree: Tree) -> bool:
+        """Whether the cgroups that are made in TREE are ours to remove."""
+        return True
+
     def tree_of(self, kind: Kind) -> Tree | None:
         """The hierarchy that has limits of KIND; None where the host has none."""
         return next((tree for tree in self.trees if tree.limits(kind)), None)

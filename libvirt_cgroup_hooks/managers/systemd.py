@@ -150,6 +150,12 @@ class Systemd(Manager):
         """On v1 the cpusets, which are not systemd's."""
         return not kind.of_host and self._writes(kind)
 
+    def removes(self, tree: Tree) -> bool:
+        """systemd takes a cgroup that it finds for its own, and takes a slice for limited that it
+        has limited once.
+        """
+        return not tree.systemd_makes
+
     def _writes(self, kind: Kind) -> bool:
         """Whether limits of KIND are not systemd's, but written into the kernel's files."""
         tree = self.tree_of(kind)
@@ -168,7 +174,8 @@ class Systemd(Manager):
         if tree is None:
             return None
         directory = tree.hierarchy.directory(path)
-        if tree.systemd_sets(kind) and not self.host.exists(tree.file(kind, directory)):
+        promised = tree.systemd_sets(kind) and not tree.is_new(directory)
+        if promised and not self.host.exists(tree.file(kind, directory)):
             return self._promised(units.unit_of(path), kind)
         return tree.read(kind, directory)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.leave import leave
 from libvirt_cgroup_hooks.reserve import Change
 
-from .support.hosts import NO_LIMIT, Kernel
+from .support.hosts import NO_LIMIT, Kernel, domain
 from .support.machined import Machined
 from .support.operations import CG, MIB, do
 from .support.reserving import GIB, INNER, KINDS, made, start
@@ -87,6 +88,23 @@ def test_it_is_that_of_the_vm_parent(tmp_path: Path, kind: str, name: str) -> No
     leave(host)
     if host.exists(directory(host, name)):
         assert ceiling(host, name) is None
+
+
+@every_host
+@pytest.mark.parametrize("gone", [False, True])
+def test_the_next_vm_after_the_last(tmp_path: Path, kind: str, gone: bool) -> None:
+    """Also where systemd has stopped the slice in between, and removed its cgroup."""
+    host = with_swap(tmp_path, kind, conf("'1 GiB'"))
+    slices = isinstance(host, Machined)
+    if slices:
+        shutil.rmtree(host.root + directory(host))
+    do(host, "prepare", domain())
+    do(host, "release", domain())
+    if gone and host.exists(directory(host)):
+        shutil.rmtree(host.root + directory(host))
+    do(host, "prepare", domain())
+    if host.exists(directory(host)):
+        assert ceiling(host) == GIB
 
 
 @pytest.mark.parametrize("kind", ["systemd-v1", "systemd-v2"])
