@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What happens at each operation of libvirt's, in order: the README's table as code.
+"""What happens at each operation of libvirt's, in order: the table of docs/running.md as code.
 
 Each function adds to a plan what is to be done, and raises Error where what is configured cannot
 be.

@@ -456,7 +456,7 @@ def test_device_program_goes_along(configure: Configure) -> None:
 
 
 def test_virsh_after_the_move(configure: Configure, tmp_path: Path) -> None:
-    """What the README says of a VM that has left the cgroup libvirt made for it."""
+    """What docs/running.md says of a VM that has left the cgroup libvirt made for it."""
     configure('cgroup_layout = "/vms/$DRIVER-$NAME"\n')
     xml = domain_xml("web", vcpus=2, current=1, iothreads=1, machine="q35")
     vm = start_vm("web", xml=xml.replace("model='none'/>", "model='nec-xhci'/>", 1))

@@ -69,6 +69,14 @@ def test_the_files_of_the_rpm(rpms: dict[str, Path]) -> None:
     ]
 
 
+def test_the_documents_that_the_readme_links(deb: Path, rpms: dict[str, Path]) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = {path for path in re.findall(r"\]\(([\w./-]+)", readme) if path != "NEWS.md"}
+    for files in (deb_files(deb), run("rpm", "-qpl", rpms["first"]).split()):
+        [there] = [path for path in files if path.endswith("/README.md")]
+        assert {there.replace("README.md", path) for path in links} < set(files)
+
+
 def test_metrics_are_off_until_they_are_enabled(deb: Path, rpms: dict[str, Path]) -> None:
     """On removal the timer is stopped, and what it has written goes."""
     timer, file = "libvirt-cgroup-hooks-metrics.timer", "libvirt-cgroup-hooks.prom"

@@ -14,7 +14,7 @@ from libvirt_cgroup_hooks import operations, settings
 from libvirt_cgroup_hooks.cli import parser
 from libvirt_cgroup_hooks.cli.checks.codes import CODES
 from libvirt_cgroup_hooks.domain import Domain
-from libvirt_cgroup_hooks.layout import PRESETS
+from libvirt_cgroup_hooks.layout import NATIVE, PRESETS
 
 from .support.hosts import Kernel, run
 from .support.machined import Machined
@@ -23,13 +23,14 @@ from .support.operations import plan, vm
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+CONFIGURATION = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
 VALIDATE = (ROOT / "docs/validate.md").read_text(encoding="utf-8")
 SPEED = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-DOCUMENTS = ("architecture.md", "performance.md", "reliability.md", "validate.md")
+BY_A_PROGRAM = ROOT / "docs/tested.md"
 WRITTEN = [
     *ROOT.glob("*.md"),
     *(ROOT / "libvirt_cgroup_hooks").rglob("README.md"),
-    *(ROOT / "docs" / name for name in DOCUMENTS),
+    *(path for path in (ROOT / "docs").glob("*.md") if path != BY_A_PROGRAM),
 ]
 CONF = """\
 reserved_host_cpus = "0-1"
@@ -75,9 +76,21 @@ def test_the_plans_that_are_shown(tmp_path: Path, kind: type[Kernel]) -> None:
         assert f"```\n# virt-cgroup plan {operation} vm.xml\n{steps}\n```\n" in ARCHITECTURE
 
 
-def test_readme_has_every_setting_and_layout() -> None:
-    for name in [*(setting.key for setting in settings.TABLE), *settings.OF_VM, *PRESETS]:
-        assert f"`{name}`" in README
+def test_the_table_of_settings_has_each_once() -> None:
+    """In any order; a row may have several."""
+    table = CONFIGURATION.partition("\n| setting ")[2].partition("\n\n")[0]
+    rows = [line.partition(" | ")[0] for line in table.splitlines()[2:]]
+    named = [name for row in rows for name in re.findall("`(.+?)`", row)]
+    assert sorted(named) == sorted(setting.key for setting in settings.TABLE)
+
+
+def test_each_layout_and_each_setting_of_a_vm_is_told() -> None:
+    for name, template in PRESETS.items():
+        assert f"| `{name}` | " in CONFIGURATION
+        assert name == NATIVE or f"| `{name}` | `{template}` |" in CONFIGURATION
+    told = CONFIGURATION.partition("\n## Settings of one VM\n")[2]
+    for key in settings.OF_VM:
+        assert f"`{key}`" in told
 
 
 def test_the_codes_of_validate() -> None:
@@ -95,10 +108,28 @@ def test_readme_has_every_command() -> None:
 def test_files_that_are_named_are_there(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     names = re.findall(r"(?<![\w./-])(?:tests|tools|docs|packaging)/[\w./-]*\w", text)
-    links = re.findall(r"\]\(([\w./-]+)\)", text)
+    links = re.findall(r"\]\(([\w./-]+)(?:#[\w-]*)?\)", text)
     missing = [name for name in names if not (ROOT / name).exists()]
     missing += [link for link in links if not (path.parent / link).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_headings_that_are_linked_are_there(path: Path) -> None:
+    links = re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", path.read_text(encoding="utf-8"))
+    missing = [
+        (name, anchor)
+        for name, anchor in links
+        if anchor not in anchors(path.parent / name if name else path)
+    ]
+    assert missing == []
+
+
+def anchors(path: Path) -> set[str]:
+    """As GitHub and GitLab make them of headings."""
+    headings = re.findall("^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    words = [re.sub(r"[^\w -]", "", heading).lower() for heading in headings]
+    return {text.replace(" ", "-") for text in words}
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
