@@ -94,7 +94,7 @@ class _Run:
         self.set_deadline()
         if operations.idle(host, self.config, self.operation):
             return
-        from .domain import LIMIT, SETTINGS_URI, parse
+        from .domainxml import LIMIT, SETTINGS_URI, parse
 
         xml = _standard_input(LIMIT)
         # the VM has settings of its own

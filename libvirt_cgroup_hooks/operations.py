@@ -94,7 +94,7 @@ def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
     _check_parent(manager, own, domain)
     _admit(plan, own, domain)
     own.prepare(plan, domain)
-    _enforce(plan, manager, [domain])
+    secure(plan, manager, [domain])
     _tell_of_memory(plan, manager, domain)
 
 
@@ -111,7 +111,7 @@ def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False)
     running = threads.status(manager.host, domain.name)
     vm_threads = threads.threads(manager.host, running) if running else []
     if vm_threads:
-        _count(plan, manager, own, domain)
+        count(plan, manager, own, domain)
     limits.enforce(plan, manager, [domain])
     if running and vm_threads:
         own.place(plan, domain, running, vm_threads)
@@ -176,75 +176,7 @@ def _take_hugepages(plan: Plan, manager: Manager, record: state.Record) -> bool:
     return True
 
 
-# beside libvirt's operations
-
-
-def parent(
-    plan: Plan, manager: Manager, running: set[str], domains: list[Domain] | None = None
-) -> None:
-    """The VM parent alone: at boot, or as `virt-cgroup apply --parent`. RUNNING: names.
-
-    DOMAINS, if given, are all VMs that run. They are seen to where the limit that they share is to
-    become one of each.
-    """
-    from . import limits
-
-    check_controllers(manager)
-    forget_left_behind(plan, manager, running=running)
-    if domains and manager.fence.lent and limits.outgrown(manager):
-        refit(plan, manager, domains)
-        return
-    _tell_of_pins(plan, manager, [])
-    _enforce(plan, manager, [])
-
-
-def refit(
-    plan: Plan, manager: Manager, running: list[Domain], force: bool = False, whole: bool = True
-) -> None:
-    """A changed reservation, for the VM parent and for the VMs that are RUNNING.
-
-    With FORCE Error is raised only where it cannot be by any means. WHOLE: no other VM runs.
-    """
-    from . import threads
-
-    check_controllers(manager)
-    for tree in manager.trees:
-        tree.forced = force
-    managers_of = _managers_of(plan, manager, running)
-    for domain, own in managers_of.items():
-        _count(plan, manager, own, domain)
-    _tell_of_pins(plan, manager, list(managers_of))
-    _enforce(plan, manager, list(managers_of), whole and len(managers_of) == len(running))
-    for domain, own in managers_of.items():
-        record, _ = own.records.of(domain)
-        has_its_own = own.reaches_into_vms or record.files or record.groups
-        vm_threads = threads.threads(manager.host, domain) if has_its_own else []
-        if vm_threads:
-            own.place(plan, domain, domain, vm_threads)
-
-
-def _tell_of_pins(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
-    """Where the host is to be confined now: what has chosen CPUs itself, and is to lose them."""
-    from . import conformance, limits
-
-    if limits.confines(manager, domains) and not state.Remembered(manager.host).confined:
-        pinned = conformance.pinned_elsewhere(manager)
-        if pinned:
-            plan.warnings.append(str(pinned))
-
-
-def _managers_of(plan: Plan, manager: Manager, running: list[Domain]) -> dict[Domain, Manager]:
-    """By VM. One of RUNNING whose own settings cannot be is left as it is, and told."""
-    found: dict[Domain, Manager] = {}
-    for domain in running:
-        try:
-            found[domain] = manager.for_domain(domain)
-        except Refusal as error:
-            plan.warnings.append(f"left as it is: {error}")
-    return found
-
-
-def _count(plan: Plan, manager: Manager, own: Manager, domain: Domain) -> None:
+def count(plan: Plan, manager: Manager, own: Manager, domain: Domain) -> None:
     """A VM that runs, and that started before there was a hook, is counted from now on."""
     if own.config.memory_admission or manager.config.confine_host != "no":
         record, old = own.records.of(domain)
@@ -312,7 +244,7 @@ def _check_apart(manager: Manager, kind: Kind, attempt: str) -> None:
                 )
 
 
-def _enforce(plan: Plan, manager: Manager, domains: list[Domain], whole: bool = False) -> None:
+def secure(plan: Plan, manager: Manager, domains: list[Domain], whole: bool = False) -> None:
     """Raises Error where a cgroup that gets its first limit holds more than VMs, or will.
 
     WHOLE: DOMAINS are all VMs that run, and get what each of them carries.

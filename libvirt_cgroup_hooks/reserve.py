@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from . import conformance, limits, managers, operations, settings, snapshot, state, threads, virconf
+from . import changes, conformance, limits, managers, settings, snapshot, state, threads, virconf
 from .admission import may_exceed, pins_outside, pins_to
 from .config import PATH, Config
 from .configfile import parse
@@ -107,7 +107,7 @@ class Change:
             self.warnings += map(str, unknown.values())
             self._check(manager, running)
             plan.add(*live.save())
-            operations.refit(plan, manager, running, self.force, whole=not unknown)
+            changes.refit(plan, manager, running, self.force, whole=not unknown)
         if self.config and new != old:
             path = self.host.resolved(PATH)
             plan.add(Replace(path, new, old, self.host.mode(path) or 0o644))

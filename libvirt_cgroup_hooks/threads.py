@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from . import domain as domains
 from .cgroups import placements
 from .cpuset import CpuSet
+from .domainxml import parse
 from .errors import Error, printable
 from .host import page_size
 from .state import STATUS, Record, left_behind, recorded
@@ -45,7 +45,7 @@ def status(host: Host, name: str) -> Domain | None:
     Raises Error where the file is not understood.
     """
     text = host.read_optional(f"{STATUS}/{name}.xml")
-    found = domains.parse(text.encode("utf-8", "surrogateescape")) if text is not None else None
+    found = parse(text.encode("utf-8", "surrogateescape")) if text is not None else None
     return found if found and found.pid is not None else None
 
 

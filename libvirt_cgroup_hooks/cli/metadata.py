@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
-from ..domain import SETTINGS_URI, add_setting
+from ..domainxml import SETTINGS_URI, add_setting
 from ..errors import Error, printable
 
 PREFIX = "cgroup-hooks"

@@ -5,6 +5,7 @@ libvirt made.
 
 from __future__ import annotations
 
+from ..kinds import CPUS
 from ..steps import Move, Pin, Step
 from ..threads import groups_of, home, members, process_cgroups
 
@@ -182,3 +183,35 @@ def _returned(tree: Tree, vm_threads: list[Thread], homes: dict[int, str]) -> li
             back = Move("thread", thread.tid, _tasks(tree, here), [])
             steps.append(Move("thread", thread.tid, _tasks(tree, there), [back]))
     return steps
+
+
+def make_groups(
+    manager: Manager,
+    plan: Plan,
+    domain: Domain,
+    vm_threads: list[Thread],
+    tree: Tree,
+    scope: str,
+) -> None:
+    """With cgroup_controllers = [] libvirt makes no groups in the SCOPE, and on v1 leaves the
+    VM in its own cpuset.
+    """
+    if tree.systemd_sets(CPUS):
+        needed = manager.config.has_sets
+    else:
+        needed = manager.fence.cpus is not None
+    if not needed:
+        return
+    directory = tree.hierarchy.directory(scope)
+    if not tree.systemd_makes:
+        record, old = manager.records.of(domain)
+        record.groups = list(dict.fromkeys([*record.groups, directory]))
+        manager.records.save(plan, record, old)
+        plan.add_below(directory, *tree.make(scope, manager.fence.cpus))
+    path, steps = tree.nest(scope, members(manager.host, directory))
+    plan.add(*steps)
+    groups = manager.allowed(domain, groups_of(vm_threads))
+    plan.add(*tree.make_threads(path, groups))
+    if path != scope:  # the processes have moved there
+        vm_threads = [thread.moved(tree.hierarchy.key, path) for thread in vm_threads]
+    plan.add(*move(tree, path, vm_threads[0].tid, vm_threads, {}))

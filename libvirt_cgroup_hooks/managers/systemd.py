@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .base import Limits
 
 UNITS = "/run/systemd/system"
-SET = ("set-property", "--runtime")
 DROP_IN = "50-libvirt-cgroup-hooks.conf"
 GOES_WITH_ITS_VM = "[Unit]\nStopWhenUnneeded=yes\n"
 MACHINE = "machine.slice"
@@ -68,47 +67,12 @@ class Systemd(Manager):
     def vm_slice(self, domain: Domain) -> str | None:
         """The slice that DOMAIN's scope goes to; None: libvirt decides. Raises Error for one that
         libvirt misreads.
-
-        The scope itself is the VM's cgroup where the layout names the VM in one last component
-        without $UUID, which a scope's name cannot say; else the VM has a slice of its own.
         """
         if self.layout.native:
             return None
-        unit = self._slice_of(domain, len(self.layout.components) if self.own_slice else 0)
-        if "/libvirt" in units.slice_path(unit):
-            raise Error(
-                f'cgroup_layout "{printable(self.layout.preset)}" makes the slice {unit}',
-                "libvirt loses VMs in a cgroup whose name begins with libvirt; choose another name",
-            )
-        if len(unit) > units.UNIT_NAME_MAX:
-            raise Error(
-                f"the slice of VM {printable(domain.name)} would have a name over 255 bytes",
-                "use $UUID in the layout",
-            )
-        return unit
+        from . import slices
 
-    @property
-    def own_slice(self) -> bool:
-        of_vm = self.layout.components[len(self.layout.own) :]
-        return len(of_vm) > 1 or "$UUID" in of_vm[0]
-
-    def _own_slice(self, domain: Domain) -> str | None:
-        """The slice that goes with DOMAIN, and all below it: that of the first component with its
-        UUID, else the last.
-
-        One that is named by the VM alone may be another's, too: system, for a VM of that name.
-        """
-        of_vm = self.layout.components[len(self.layout.own) :]
-        depth = next((n for n, name in enumerate(of_vm, 1) if "$UUID" in name), len(of_vm))
-        return self._slice_of(domain, depth) if self.own_slice else None
-
-    def _slice_of(self, domain: Domain, depth: int) -> str:
-        """The slice of the first DEPTH components that name DOMAIN; of none of them, the one that
-        holds all VMs.
-        """
-        return units.slice_unit(
-            self.layout.of_vm(domain)[:depth], units.slice_unit(self.layout.own, self.base)
-        )
+        return slices.of_scope(self.layout, self.base, domain)
 
     def scope_path(self, domain: Domain) -> str:
         libvirts = units.slice_unit((domain.partition.strip("/") or "machine").split("/"))
@@ -133,18 +97,9 @@ class Systemd(Manager):
         return [units.slice_path(unit) for unit in slices if unit]
 
     def hosts_own(self, path: str) -> list[str]:
-        """systemd puts a user's sessions into user-UID.slice, and the instances of a template such
-        as getty@.service into system-getty.slice, where the template does not say otherwise.
-        """
-        first, _, name = units.unit_of(path).removesuffix(".slice").partition("-")
-        if first == "user" and name.partition("-")[0].isdigit():
-            return [f"the sessions of user {name.partition('-')[0]}"]
         from . import unitfiles
 
-        template = name.replace("\\x2d", "-") + "@.service"
-        if first == "system" and unitfiles.has_unit(self.host, template):
-            return [template]
-        return []
+        return unitfiles.hosts_own(self.host, units.unit_of(path))
 
     def makes(self, kind: Kind) -> bool:
         """On v1 the cpusets, which are not systemd's."""
@@ -196,7 +151,7 @@ class Systemd(Manager):
 
         unit = units.unit_of(path)
         found = unitfiles.decided(self.host, unit, kind)
-        return None if found is None or found[0] == _own_file(unit, kind) else found
+        return None if found is None or found[0] == unitfiles.own_file(unit, kind) else found
 
     def forgets(self, kind: Kind, path: str, value: Value) -> bool:
         tree = self.tree_of(kind)
@@ -216,66 +171,14 @@ class Systemd(Manager):
         return None
 
     def write(self, path: str, wanted: Limits, there: Limits) -> list[Step]:
-        """By systemd where the limits are its own, and else into the kernel's files.
+        from . import properties
 
-        systemd would not say that the kernel refused a memory limit (v1), so that is written
-        before.
-        """
-        steps: list[Step] = []
-        properties: Limits = {}
-        for kind, value in wanted.items():
-            tree = self.tree_of(kind)
-            if tree is None:
-                continue
-            directory = tree.hierarchy.directory(path)
-            if tree.systemd_sets(kind):
-                properties[kind] = value
-            falls = kind is MEMORY and not kind.rises(there[kind], value)
-            refusable = falls and tree.refuses and tree.exists(directory)
-            if refusable or not tree.systemd_sets(kind):
-                steps += tree.set(kind, directory, value, there[kind])
-        if properties:
-            steps.append(self._set_property(units.unit_of(path), properties, there))
-        return steps
+        return properties.write(self, path, wanted, there)
 
     def put_back(self, path: str, kind: Kind, value: Value) -> list[Step]:
-        """One that is not there any more is left out. systemd has the unit's property as it was,
-        too, and no file that says so besides the administrator's own.
-        """
-        tree = self.tree_of(kind)
-        there = self.read(kind, path)
-        if tree is None or there is None:
-            return []
-        if self._writes(kind):
-            directory = tree.hierarchy.directory(path)
-            return [] if there == value else tree.put_back(kind, directory, value, there)
-        from . import unitfiles
+        from . import properties
 
-        unit = units.unit_of(path)
-        steps: list[Step] = []
-        if there != value:
-            steps.append(self._set_property(unit, {kind: value}, {kind: there}))
-        if value is None and kind.of_cpus:
-            steps.append(Systemctl([*SET, unit, f"{kind.unit_property}="]))
-        ours = _own_file(unit, kind)
-        decided = unitfiles.decided(self.host, unit, kind, but=ours)
-        if value is None or (decided and decided[1] == value):
-            steps += [Remove(ours, None), RemoveEmpty(ours.rpartition("/")[0])]
-        return steps
-
-    def _set_property(self, unit: str, wanted: Limits, there: Limits) -> Systemctl:
-        """The limits WANTED of UNIT; those that are THERE are put back to undo it."""
-        new, old = ([self._property(kind, one[kind]) for kind in wanted] for one in (wanted, there))
-        return Systemctl([*SET, unit, *new], [*SET, unit, *old])
-
-    def _property(self, kind: Kind, value: Value) -> str:
-        """An empty AllowedCPUs= would not take a limit away from what runs (systemd 257).
-
-        The full list does, with CPUs that may yet come online.
-        """
-        if value is None:
-            value = self.present() if kind.of_cpus else None
-        return f"{kind.unit_property}={kind.unset if value is None else value}"
+        return properties.put_back(self, path, kind, value)
 
     # prepare
 
@@ -329,9 +232,14 @@ class Systemd(Manager):
             return
         record, old = self.records.of(domain)
         path, scope = self._drop_in(domain), self.scope_path(domain)
-        own = self._own_slice(domain) if unit else None
+        own, going = None, []
+        if unit:
+            from . import slices
+
+            own = slices.of_vm(self.layout, self.base, domain)
+            names = slices.between(own, unit) if own else []
+            going = [f"{UNITS}/{name}.d/{DROP_IN}" for name in names]
         top = units.slice_path(own) if own else scope
-        going = self._slice_drop_ins(own, unit) if own and unit else []
         record.files = [path, *going] if text else []
         record.slices = [own] if own else []
         record.groups = self._unmanaged(top) if own or cpus else []
@@ -365,16 +273,6 @@ class Systemd(Manager):
 
     def _drop_in(self, domain: Domain) -> str:
         return f"{UNITS}/{self._scope(domain)}.d/{DROP_IN}"
-
-    @staticmethod
-    def _slice_drop_ins(own: str, unit: str) -> list[str]:
-        """Those of the slices from OWN down to UNIT.
-
-        They go with their VM without us, too: systemd keeps an empty slice otherwise.
-        """
-        above = len(units.slice_path(own).split("/")) - 1
-        names = units.slice_path(unit).split("/")[above:]
-        return [f"{UNITS}/{name}.d/{DROP_IN}" for name in names]
 
     def _write_drop_in(self, path: str, text: str) -> list[Step]:
         old = self.host.read_optional(path)
@@ -410,7 +308,7 @@ class Systemd(Manager):
 
         expected = self.scope_path(domain)
         actual = self._systemd_path(vm_threads[0])
-        if not self.layout.native and not _within(actual, expected):
+        if not self.layout.native and not units.within(actual, expected):
             plan.warnings.append(
                 f"systemd has put the VM in {printable(actual)}, not in {expected}; "
                 "shut it down and start it again to move it"
@@ -422,7 +320,7 @@ class Systemd(Manager):
             at = vm_threads[0].cgroups.get(tree.hierarchy.key, "")
             if tree.has_cpus and not at.endswith("/emulator"):  # cgroup_controllers = []
                 scope = at if tree.systemd_sets(CPUS) else expected
-                self._make_groups(plan, domain, vm_threads, tree, scope)
+                placement.make_groups(self, plan, domain, vm_threads, tree, scope)
         plan.add(*placement.unpin(self, domain, vm_threads))
 
     def _fence_scope(self, plan: Plan, domain: Domain, main: Thread) -> None:
@@ -438,7 +336,7 @@ class Systemd(Manager):
             path = there if there.endswith(f"/{self._scope(domain)}") else path
             directory = tree.hierarchy.directory(path)
             record, _ = self.records.of(domain)
-            ours = self.carries or any(_within(directory, group) for group in record.groups)
+            ours = self.carries or any(units.within(directory, group) for group in record.groups)
             if (ours or self.parent_slice() is None) and tree.exists(directory):
                 plan.add(*tree.set_cpus(directory, cpus))
             return
@@ -458,35 +356,6 @@ class Systemd(Manager):
     def _systemd_path(self, thread: Thread) -> str:
         return thread.cgroups.get(self.systemd_key, "")
 
-    def _make_groups(
-        self, plan: Plan, domain: Domain, vm_threads: list[Thread], tree: Tree, scope: str
-    ) -> None:
-        """With cgroup_controllers = [] libvirt makes no groups in the SCOPE, and on v1 leaves the
-        VM in its own cpuset.
-        """
-        from .. import threads
-        from . import placement
-
-        if tree.systemd_sets(CPUS):
-            needed = self.config.has_sets
-        else:
-            needed = self.fence.cpus is not None
-        if not needed:
-            return
-        directory = tree.hierarchy.directory(scope)
-        if not tree.systemd_makes:
-            record, old = self.records.of(domain)
-            record.groups = list(dict.fromkeys([*record.groups, directory]))
-            self.records.save(plan, record, old)
-            plan.add_below(directory, *tree.make(scope, self.fence.cpus))
-        path, steps = tree.nest(scope, threads.members(self.host, directory))
-        plan.add(*steps)
-        groups = self.allowed(domain, threads.groups_of(vm_threads))
-        plan.add(*tree.make_threads(path, groups))
-        if path != scope:  # the processes have moved there
-            vm_threads = [thread.moved(tree.hierarchy.key, path) for thread in vm_threads]
-        plan.add(*placement.move(tree, path, vm_threads[0].tid, vm_threads, {}))
-
     # the end of a VM, and of all of it
 
     def remains(self, record: state.Record) -> list[Step]:
@@ -498,6 +367,8 @@ class Systemd(Manager):
         return steps
 
     def opened(self, running: list[Domain]) -> list[Step]:
+        from . import properties
+
         scopes = [self._scope(domain) for domain in running if domain.id is not None]
         own = self._own_cpusets
         steps = self._opened_in([own], running) if own else []
@@ -509,7 +380,7 @@ class Systemd(Manager):
                 continue
             if unit in scopes and "AllowedCPUs=" in text:
                 cpus: Limits = {CPUS: self.present()}
-                steps.append(self._set_property(unit, cpus, cpus))
+                steps.append(properties.set_property(self, unit, cpus, cpus))
             steps += self._remove_drop_in(path)
         return steps
 
@@ -528,19 +399,9 @@ class Systemd(Manager):
         actual = thread.cgroups.get(tree.hierarchy.key, "")
         expected = self.scope_path(domain)
         systemds_own = tree.has_cpus or tree.has_memory
-        return actual if _within(actual, expected) or not systemds_own else expected
+        return actual if units.within(actual, expected) or not systemds_own else expected
 
     def vm_of(self, thread: Thread, tree: Tree | None = None) -> str:
         components = self.cgroup_of(thread, tree).split("/")
         scopes = [number for number, name in enumerate(components) if name.endswith(".scope")]
         return "/".join(components[: scopes[-1] + 1] if scopes else components)
-
-
-def _own_file(unit: str, kind: Kind) -> str:
-    """What set-property --runtime writes."""
-    directory = units.TRANSIENT if unit.endswith(".scope") else units.RUNTIME
-    return f"{directory}/{unit}.d/50-{kind.unit_property}.conf"
-
-
-def _within(path: str, top: str) -> bool:
-    return path == top or path.startswith(f"{top}/")

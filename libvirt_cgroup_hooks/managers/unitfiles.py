@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..cpuset import CpuSet
 from ..errors import Error
 from ..kinds import as_cpus
-from .units import CONTROL
+from .units import CONTROL, RUNTIME, TRANSIENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,9 +33,30 @@ DIRECTORIES = (
 )
 
 
+def own_file(unit: str, kind: Kind) -> str:
+    """What set-property --runtime writes."""
+    directory = TRANSIENT if unit.endswith(".scope") else RUNTIME
+    return f"{directory}/{unit}.d/50-{kind.unit_property}.conf"
+
+
 def has_unit(host: Host, unit: str) -> bool:
     """Whether an administrator or a package has the unit file UNIT."""
     return any(host.exists(f"{directory}/{unit}") for directory in DIRECTORIES)
+
+
+def hosts_own(host: Host, unit: str) -> list[str]:
+    """What of the host's own work will be in the slice UNIT by its name.
+
+    systemd puts a user's sessions into user-UID.slice, and the instances of a template such as
+    getty@.service into system-getty.slice, where the template does not say otherwise.
+    """
+    first, _, name = unit.removesuffix(".slice").partition("-")
+    if first == "user" and name.partition("-")[0].isdigit():
+        return [f"the sessions of user {name.partition('-')[0]}"]
+    template = name.replace("\\x2d", "-") + "@.service"
+    if first == "system" and has_unit(host, template):
+        return [template]
+    return []
 
 
 def decided(host: Host, unit: str, kind: Kind, but: str = "") -> tuple[str, Value] | None:

@@ -70,3 +70,8 @@ def machine_name(name: str, number: int) -> str:
 def scope_unit(name: str, number: int) -> str:
     """The scope that machined makes for the VM."""
     return f"machine-{escape(machine_name(name, number))}.scope"
+
+
+def within(path: str, top: str) -> bool:
+    """Whether the cgroup PATH is TOP, or below it."""
+    return path == top or path.startswith(f"{top}/")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks.domain import SETTINGS_URI
+from libvirt_cgroup_hooks.domainxml import SETTINGS_URI
 from libvirt_cgroup_hooks.host import Host
 from libvirt_cgroup_hooks.leave import leave
 from libvirt_cgroup_hooks.state import DIRECTORY

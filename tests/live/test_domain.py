@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from libvirt_cgroup_hooks.domain import SETTINGS_URI, parse
+from libvirt_cgroup_hooks.domainxml import SETTINGS_URI, parse
 
 from .harness import Configure, Daemon, domain_xml, start_vm, virsh
 from .pace import patient

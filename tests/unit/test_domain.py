@@ -7,7 +7,8 @@ import tracemalloc
 import pytest
 
 from libvirt_cgroup_hooks.cpuset import CpuSet
-from libvirt_cgroup_hooks.domain import LIMIT, NIL_UUID, SETTINGS_URI, Domain, parse
+from libvirt_cgroup_hooks.domain import Domain
+from libvirt_cgroup_hooks.domainxml import LIMIT, NIL_UUID, SETTINGS_URI, parse
 from libvirt_cgroup_hooks.errors import Error
 
 from .support.hosts import UUID, domain, domain_xml

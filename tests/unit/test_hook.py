@@ -13,7 +13,7 @@ import pytest
 
 from libvirt_cgroup_hooks import cli, hook, operations, snapshot, state
 from libvirt_cgroup_hooks.config import Config
-from libvirt_cgroup_hooks.domain import parse
+from libvirt_cgroup_hooks.domainxml import parse
 from libvirt_cgroup_hooks.errors import Error, Refusal
 from libvirt_cgroup_hooks.hook import _Run
 from libvirt_cgroup_hooks.settings import TABLE

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import leave, limits, managers, operations, state, threads
+from libvirt_cgroup_hooks import changes, leave, limits, managers, state, threads
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.kernel.tree import Tree
 from libvirt_cgroup_hooks.kinds import KINDS
@@ -133,7 +133,7 @@ def life(host: Kernel, layout: str) -> Iterator[tuple[str, Domain]]:
             host.end_vm(subject)
 
 
-def changes(host: Kernel) -> dict[str, Callable[[], Plan]]:
+def changing(host: Kernel) -> dict[str, Callable[[], Plan]]:
     """What is done beside libvirt's operations while a VM runs."""
 
     running = threads.running(host, {})
@@ -141,12 +141,12 @@ def changes(host: Kernel) -> dict[str, Callable[[], Plan]]:
     def parent() -> Plan:
         plan = Plan("apply")
         names = {domain.name for domain in running}
-        operations.parent(plan, managers.choose(host, host.config()), names)
+        changes.parent(plan, managers.choose(host, host.config()), names)
         return plan
 
     def refit() -> Plan:
         plan = Plan("reserve")
-        operations.refit(plan, managers.choose(host, host.config()), running)
+        changes.refit(plan, managers.choose(host, host.config()), running)
         return plan
 
     wanted = {"reserved_host_cpus": "0-2", "reserved_host_mem": "768 MiB"}
@@ -172,7 +172,7 @@ def test_with_limits_silent_no_plan_sets_a_shared_limit(
         plans = {operation: partial(hook.plan, host, operation, subject)}
         host.configure(after)
         if operation == "reconnect":
-            plans.update(changes(host))
+            plans.update(changing(host))
         for name, make in plans.items():
             assert silent(make) == [], name
             if shared_limits(make()):

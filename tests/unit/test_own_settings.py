@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_cgroup_hooks import operations, state
-from libvirt_cgroup_hooks.domain import SETTINGS_URI
+from libvirt_cgroup_hooks.domainxml import SETTINGS_URI
 from libvirt_cgroup_hooks.errors import Refusal
 from libvirt_cgroup_hooks.reserve import Change
 

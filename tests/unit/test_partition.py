@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from libvirt_cgroup_hooks import managers, operations, threads
+from libvirt_cgroup_hooks import changes, managers, threads
 from libvirt_cgroup_hooks.cli.describe import describe
 from libvirt_cgroup_hooks.errors import Refusal
 from libvirt_cgroup_hooks.kinds import CPUS, MEMORY
@@ -96,7 +96,7 @@ def test_one_that_ran_before_is_told_and_apply_limits_it(tmp_path: Path, kind: s
     assert problem.endswith(".scope, where reserved_host_mem does not limit it")
     made = Plan("apply")
     manager = managers.choose(host, host.config())
-    operations.refit(made, manager, [subject])
+    changes.refit(made, manager, [subject])
     run(host, made)
     assert manager.read(MEMORY, "/lab.slice") == manager.fence.memory
     assert described()["conforms"]

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from libvirt_cgroup_hooks import cgroups, domain, state
+from libvirt_cgroup_hooks import cgroups, domainxml, state
 from libvirt_cgroup_hooks.cpuset import LIMIT, CpuSet
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.settings import TABLE
@@ -366,7 +366,7 @@ def test_a_secret_is_never_told(text: str) -> None:
         utf8(xml.replace("<domain>", f"<domain><!--{secret}-->")),
     ):
         with pytest.raises(Error) as caught:
-            domain.parse(data)
+            domainxml.parse(data)
         assert secret not in str(caught.value)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libvirt_cgroup_hooks import managers, operations, snapshot, state
-from libvirt_cgroup_hooks.domain import parse
+from libvirt_cgroup_hooks.domainxml import parse
 from libvirt_cgroup_hooks.host import Host
 from libvirt_cgroup_hooks.plan import Plan
 from libvirt_cgroup_hooks.steps import MakeDirectory, Move, Pin, Write

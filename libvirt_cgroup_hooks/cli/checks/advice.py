@@ -8,7 +8,8 @@ from contextlib import suppress
 
 from ... import threads
 from ...cpuset import CpuSet
-from ...domain import Domain, parse
+from ...domain import Domain
+from ...domainxml import parse
 from ...errors import Error, printable, size
 from ...host import Host, page_size
 from ...topology import Topology

@@ -11,7 +11,7 @@ from ... import admission, conformance, limits, managers, operations, threads
 from ...cgroups import RECURSIVE, passes_protection_down
 from ...config import PATH
 from ...cpuset import CpuSet
-from ...domain import parse
+from ...domainxml import parse
 from ...errors import Error, printable, size
 from ...host import page_size
 from ...kernel.tree import Tree

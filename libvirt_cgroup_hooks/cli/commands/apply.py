@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ... import managers, operations, snapshot, state, threads
+from ... import changes, managers, operations, snapshot, state, threads
 from ...config import Config
 from ...domain import Domain
 from ...errors import Error, printable
@@ -76,7 +76,7 @@ def _parent(
         plan = Plan("apply")
         if config or host.exists(state.SHARED):
             manager = managers.choose(host, config, managers.daemon(host))
-            operations.parent(plan, manager, running, domains)
+            changes.parent(plan, manager, running, domains)
         return plan
 
     return _made(host, make, warnings)

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from ... import snapshot
 from ...config import PATH, Config
-from ...domain import SETTINGS_URI, Domain
+from ...domain import Domain
+from ...domainxml import SETTINGS_URI
 from ...errors import Error, printable
 from ...host import Host
 from ...own_settings import for_domain, laid_over

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import managers, operations, snapshot
-from ...domain import LIMIT, Domain, parse
+from ...domain import Domain
+from ...domainxml import LIMIT, parse
 from ...errors import Error, printable
 from ...host import Host
 from ...plan import Plan

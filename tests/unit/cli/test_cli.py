@@ -12,7 +12,7 @@ import pytest
 
 from libvirt_cgroup_hooks import __version__, settings
 from libvirt_cgroup_hooks.cli import main
-from libvirt_cgroup_hooks.domain import LIMIT
+from libvirt_cgroup_hooks.domainxml import LIMIT
 
 from ..conftest import Command
 from ..support.hosts import DATA, Kernel, recorded

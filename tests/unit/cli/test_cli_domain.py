@@ -9,7 +9,7 @@ import pytest
 from libvirt_cgroup_hooks import settings
 from libvirt_cgroup_hooks.cli import main, metadata, partition
 from libvirt_cgroup_hooks.cli.commands.domain import changed, check
-from libvirt_cgroup_hooks.domain import SETTINGS_URI, parse
+from libvirt_cgroup_hooks.domainxml import SETTINGS_URI, parse
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.layout import PRESETS
 

@@ -12,7 +12,8 @@ from libvirt_cgroup_hooks import configfile, snapshot, state
 from libvirt_cgroup_hooks.cgroups import Hierarchy, detect
 from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
-from libvirt_cgroup_hooks.domain import Domain, parse
+from libvirt_cgroup_hooks.domain import Domain
+from libvirt_cgroup_hooks.domainxml import parse
 from libvirt_cgroup_hooks.host import Host, Refused
 from libvirt_cgroup_hooks.plan import Plan
 from libvirt_cgroup_hooks.steps import RemoveCgroup

@@ -13,7 +13,15 @@ import posixpath
 import zlib
 from collections.abc import Callable, Iterator
 
-from libvirt_cgroup_hooks import cgroups, configfile, domain, operations, snapshot, state, threads
+from libvirt_cgroup_hooks import (
+    cgroups,
+    configfile,
+    domainxml,
+    operations,
+    snapshot,
+    state,
+    threads,
+)
 from libvirt_cgroup_hooks.admission import Cpus, check_cpus, check_memory
 from libvirt_cgroup_hooks.cli.checks.recipes import setting_cpus
 from libvirt_cgroup_hooks.config import Config
@@ -127,7 +135,7 @@ def cpu_list(data: bytes) -> None:
 
 def domain_xml(data: bytes) -> None:
     with told():
-        found = domain.parse(data)
+        found = domainxml.parse(data)
         asked_of(found)
         # one for each input: many inputs see them all
         layout = LAYOUTS[zlib.crc32(data) % len(LAYOUTS)]
@@ -215,7 +223,7 @@ def mounts(data: bytes) -> None:
         for hierarchy in found.hierarchies:
             assert hierarchy.directory("/vm") in hierarchy.directories("/vm")
         settings = Config({"cgroup_layout": "nested", "reserved_host_cpus": "0"})
-        operations.plan(host, settings, "prepare", domain.parse(SMALLEST))
+        operations.plan(host, settings, "prepare", domainxml.parse(SMALLEST))
 
 
 RESERVED = Config(
@@ -241,7 +249,7 @@ def state_file(data: bytes) -> None:
     ):
         for operation in ("prepare", "start", "stopped", "release"):
             with told():
-                operations.plan(host, RESERVED, operation, domain.parse(SMALLEST))
+                operations.plan(host, RESERVED, operation, domainxml.parse(SMALLEST))
     found = state.Record.read(Texts({record: data}, {}), UUID)
     if found:
         again = state.Record.read(

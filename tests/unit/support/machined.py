@@ -12,7 +12,8 @@ from xml.sax.saxutils import escape
 
 from libvirt_cgroup_hooks import managers
 from libvirt_cgroup_hooks.cgroups import Hierarchy
-from libvirt_cgroup_hooks.domain import Domain, parse
+from libvirt_cgroup_hooks.domain import Domain
+from libvirt_cgroup_hooks.domainxml import parse
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.managers.systemd import Systemd
 from libvirt_cgroup_hooks.managers.units import scope_unit

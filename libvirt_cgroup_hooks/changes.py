@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is done beside libvirt's operations: for the VM parent alone, and for all VMs at once."""
+
+from __future__ import annotations
+
+from . import conformance, limits, state, threads
+from .errors import Refusal
+from .operations import check_controllers, count, forget_left_behind, secure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .domain import Domain
+    from .managers.base import Manager
+    from .plan import Plan
+
+
+def parent(
+    plan: Plan, manager: Manager, running: set[str], domains: list[Domain] | None = None
+) -> None:
+    """The VM parent alone: at boot, or as `virt-cgroup apply --parent`. RUNNING: names.
+
+    DOMAINS, if given, are all VMs that run. They are seen to where the limit that they share is to
+    become one of each.
+    """
+    check_controllers(manager)
+    forget_left_behind(plan, manager, running=running)
+    if domains and manager.fence.lent and limits.outgrown(manager):
+        refit(plan, manager, domains)
+        return
+    _tell_of_pins(plan, manager, [])
+    secure(plan, manager, [])
+
+
+def refit(
+    plan: Plan, manager: Manager, running: list[Domain], force: bool = False, whole: bool = True
+) -> None:
+    """A changed reservation, for the VM parent and for the VMs that are RUNNING.
+
+    With FORCE Error is raised only where it cannot be by any means. WHOLE: no other VM runs.
+    """
+    check_controllers(manager)
+    for tree in manager.trees:
+        tree.forced = force
+    managers_of = _managers_of(plan, manager, running)
+    for domain, own in managers_of.items():
+        count(plan, manager, own, domain)
+    _tell_of_pins(plan, manager, list(managers_of))
+    secure(plan, manager, list(managers_of), whole and len(managers_of) == len(running))
+    for domain, own in managers_of.items():
+        record, _ = own.records.of(domain)
+        has_its_own = own.reaches_into_vms or record.files or record.groups
+        vm_threads = threads.threads(manager.host, domain) if has_its_own else []
+        if vm_threads:
+            own.place(plan, domain, domain, vm_threads)
+
+
+def _tell_of_pins(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
+    """Where the host is to be confined now: what has chosen CPUs itself, and is to lose them."""
+    if limits.confines(manager, domains) and not state.Remembered(manager.host).confined:
+        pinned = conformance.pinned_elsewhere(manager)
+        if pinned:
+            plan.warnings.append(str(pinned))
+
+
+def _managers_of(plan: Plan, manager: Manager, running: list[Domain]) -> dict[Domain, Manager]:
+    """By VM. One of RUNNING whose own settings cannot be is left as it is, and told."""
+    found: dict[Domain, Manager] = {}
+    for domain in running:
+        try:
+            found[domain] = manager.for_domain(domain)
+        except Refusal as error:
+            plan.warnings.append(f"left as it is: {error}")
+    return found
