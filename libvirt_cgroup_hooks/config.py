@@ -131,7 +131,7 @@ class Config:
         if self.vm_swap_max:
             fence.swap = share(self.vm_swap_max, memory.swap) // page_size * page_size
         if self.protect_host_mem != "no":
-            fence.protected = reserved_memory(self.reserved_host_mem, memory.total)
+            fence.protected = reserved_memory(self.reserved_host_mem, memory)
         if self.vm_cpu_weight != WEIGHT:
             fence.cpu_weight = self.vm_cpu_weight
         if reserved and self.host_cpus_for:

@@ -91,7 +91,7 @@ def memory_left(reserved: str, memory: Memory, page_size: int) -> int | None:
     """
     if not reserved:
         return None
-    kept = reserved_memory(reserved, memory.total)
+    kept = reserved_memory(reserved, memory)
     left = memory.total - memory.hugetlb - kept
     if left < page_size:
         raise Error(
@@ -106,9 +106,9 @@ def _not_counted(memory: Memory) -> str:
     return f"; not counted: {told_left_out(memory.left_out)}" if memory.left_out else ""
 
 
-def reserved_memory(setting: str, total: int) -> int:
-    """Bytes that SETTING (canonical: "auto", "10%" or a number of bytes) keeps of TOTAL bytes."""
-    return auto_memory(total) if setting == "auto" else share(setting, total)
+def reserved_memory(setting: str, memory: Memory) -> int:
+    """Bytes that SETTING (canonical: "auto", "10%" or a number of bytes) keeps of MEMORY."""
+    return auto_memory(memory) if setting == "auto" else share(setting, memory.total)
 
 
 def shared_out(protected: int, units: list[str], page_size: int) -> dict[str, int]:

@@ -199,8 +199,9 @@ TABLE = (
         '"4 GiB"',
         "Memory that the host keeps for itself: all VMs together get the rest,\n"
         'less the hugepage pools. A size with its unit, a share such as "10%", or\n'
-        '"auto": 5 %, at least 1 GiB, at most 8 GiB. Memory of NUMA nodes without\n'
-        "CPUs, such as a GPU's, is not counted.\n"
+        '"auto": 5 %, at least 1 GiB, at most 8 GiB, and at most half of what is not\n'
+        "in hugepage pools. Memory of NUMA nodes without CPUs, such as a GPU's, is not\n"
+        "counted.\n"
         "It needs a layout with a cgroup for VMs alone, so not flat, root or uuid.\n"
         "Not set: the VMs' memory has no common limit.",
     ),

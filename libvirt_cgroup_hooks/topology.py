@@ -163,9 +163,11 @@ def read_online(read: Reader) -> CpuSet:
     return CpuSet.parse(online)
 
 
-def auto_memory(total: int) -> int:
-    """What "auto" keeps of TOTAL bytes: 5 %, at least 1 GiB, at most 8 GiB."""
-    return min(max(GIB, total // 20), 8 * GIB)
+def auto_memory(memory: Memory) -> int:
+    """Bytes that "auto" keeps: 5 % of MEMORY, at least 1 GiB, at most 8 GiB, and at most half of
+    what is not in hugepage pools.
+    """
+    return min(max(GIB, memory.total // 20), 8 * GIB, (memory.total - memory.hugetlb) // 2)
 
 
 def told_left_out(memory: dict[int, int]) -> str:

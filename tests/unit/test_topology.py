@@ -189,11 +189,21 @@ def test_nodes_are_looked_at_only_where_one_has_no_cpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "kept"),
-    [(GIB, GIB), (20 * GIB, GIB), (40 * GIB, 2 * GIB), (160 * GIB, 8 * GIB), (1024 * GIB, 8 * GIB)],
+    ("total", "pools", "kept"),
+    [
+        (1, 0, 0.5),
+        (2, 0, 1),
+        (20, 0, 1),
+        (40, 0, 2),
+        (160, 0, 8),
+        (1024, 0, 8),
+        (256, 200, 8),
+        (256, 244, 6),
+        (256, 256, 0),
+    ],
 )
-def test_auto_memory(total: int, kept: int) -> None:
-    assert auto_memory(total) == kept
+def test_auto_memory(total: int, pools: int, kept: float) -> None:
+    assert auto_memory(Memory(total * GIB, pools * GIB)) == kept * GIB
 
 
 @pytest.mark.parametrize(

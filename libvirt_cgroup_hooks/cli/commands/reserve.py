@@ -293,7 +293,7 @@ def _reservation(config: Config, topology: Topology) -> dict[str, Any]:
     """CPUs as text, memory in bytes; None where nothing is reserved."""
     fence = config.fence(topology.online, topology.memory, page_size())
     memory = (
-        reserved_memory(config.reserved_host_mem, topology.memory.total)
+        reserved_memory(config.reserved_host_mem, topology.memory)
         if config.reserved_host_mem
         else None
     )

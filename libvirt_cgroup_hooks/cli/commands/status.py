@@ -65,11 +65,7 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
     config, fence = manager.config, manager.fence
     parent = conformance.parent(manager)
     memory = Memory.read(host.read_optional)
-    kept = (
-        reserved_memory(config.reserved_host_mem, memory.total)
-        if config.reserved_host_mem
-        else None
-    )
+    kept = reserved_memory(config.reserved_host_mem, memory) if config.reserved_host_mem else None
     return {
         "manager": manager.name,
         "layout": config.cgroup_layout.preset,

@@ -59,9 +59,9 @@ def _last_change(host: Host) -> float | None:
 def _add_reservation(samples: Samples, manager: Manager) -> None:
     config, fence = manager.config, manager.fence
     setting = config.reserved_host_mem
-    total = Memory.read(manager.host.read_optional).total
+    memory = Memory.read(manager.host.read_optional)
     samples.add(table.RESERVED_CPUS, len(manager.kept))
-    samples.add(table.RESERVED_MEMORY, reserved_memory(setting, total) if setting else 0)
+    samples.add(table.RESERVED_MEMORY, reserved_memory(setting, memory) if setting else 0)
     samples.add(table.FENCE_CPUS, None if fence.cpus is None else len(fence.cpus))
     samples.add(table.FENCE_MEMORY, fence.memory_limit)
     samples.add(table.FENCE_SWAP, fence.swap)

@@ -17,6 +17,7 @@ VMS = "VMs"
 HOST = "whole host"
 OTHERS = "other cgroups"
 LITTLE = 0.05  # CPUs; a cgroup with less and next to no memory is one of the others
+WORTH_TELLING = 0.01  # of device interrupts
 SETTLED = 3600  # seconds after boot
 MANY = 100  # device interrupts a second, from which on they say where the host's CPUs begin
 
@@ -120,7 +121,8 @@ def _reasons(
     if count == topology.auto_count:
         found.append('as many as "auto" takes, one core in 32')
     elif count > most:
-        found.append("half of the CPUs: the host's own work would like more")
+        half = "half of the CPUs that are not isolated" if topology.isolated else "half of the CPUs"
+        found.append(f"{half}: the host's own work would like more")
     else:
         found.append("twice the CPU time of the host's own work")
     nodes = [number for number, on in topology.nodes.items() if on & cpus]
@@ -139,7 +141,8 @@ def _reasons(
     total = sum(served.values())
     if total >= 1:
         share = sum(served.get(cpu, 0) for cpu in cpus) / total
-        found.append(f"they serve {share:.0%} of device interrupts")
+        if share >= WORTH_TELLING:
+            found.append(f"they serve {share:.0%} of device interrupts")
     return found
 
 

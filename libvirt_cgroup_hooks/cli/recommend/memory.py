@@ -28,10 +28,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...errors import MIB
-from ...topology import auto_memory
+from ...topology import GIB, Memory
 from .counts import Sample, Use
 
 STEP = 256 * MIB  # what is proposed is a multiple of this many bytes
+LEAST = GIB  # as "auto" keeps (topology.auto_memory)
 REST = "/proc/meminfo, less all cgroups"
 SHOWN = MIB  # a line with fewer bytes is left out
 PROCESSES = ("AnonPages", "Shmem")
@@ -68,13 +69,13 @@ def merged(earlier: Sequence[Line], later: Sequence[Line]) -> list[Line]:
     return sorted(found, key=lambda line: -line.counted)
 
 
-def proposed(found: Sequence[Line], total: int, hugetlb: int) -> int:
-    """Bytes: the sum in whole steps, at least the least of "auto", at most half of the memory that
-    is not in hugepage pools.
+def proposed(found: Sequence[Line], memory: Memory) -> int:
+    """Bytes: the sum in whole steps, at least LEAST, at most half of the MEMORY that is not in
+    hugepage pools.
     """
     counted = sum(line.counted for line in found)
-    wanted = max(-(-counted // STEP) * STEP, auto_memory(0))
-    return min(wanted, (total - hugetlb) // 2 // STEP * STEP)
+    wanted = max(-(-counted // STEP) * STEP, LEAST)
+    return min(wanted, (memory.total - memory.hugetlb) // 2 // STEP * STEP)
 
 
 def _unit(name: str, use: Use) -> Line:

@@ -15,7 +15,7 @@ from ...errors import MIB
 from ...fence import reserved_memory
 from ...host import Host, page_size
 from ...managers.base import Manager
-from ...topology import GIB, NODES, Topology, auto_memory
+from ...topology import GIB, NODES, Memory, Topology, auto_memory
 from . import cpu, memory, rules, sample
 from .counts import Sample
 from .cpu import Line as CpuLine
@@ -112,7 +112,7 @@ def make(
     interrupts = cpu.interrupts(first, last)
     used = cpu.used(cpu_lines, last.uptime)
     chosen = cpu.proposal(topology, max(used), interrupts)
-    counted = memory.proposed(lines, total, hugetlb)
+    counted = memory.proposed(lines, topology.memory)
     return Report(
         round(last.uptime - first.uptime, 1),
         lines,
@@ -125,8 +125,8 @@ def make(
         total,
         topology.online,
         rules.rules(len(topology.online), total, bool(last.arc)),
-        _configured(manager.config, total),
-        Reserved(str(topology.auto_cpus()), auto_memory(total)),
+        _configured(manager.config, topology.memory),
+        Reserved(str(topology.auto_cpus()), auto_memory(topology.memory)),
         Reserved(str(chosen.cpus), counted),
         chosen,
         [domain.name for domain in running if _is_pinned(domain, chosen.cpus)],
@@ -137,10 +137,10 @@ def _is_pinned(domain: Domain, cpus: CpuSet) -> bool:
     return any(pin & cpus for pin in domain.pins().values())
 
 
-def _configured(config: Config, total: int) -> Reserved:
+def _configured(config: Config, memory: Memory) -> Reserved:
     kept = config.reserved_host_mem
     return Reserved(
-        str(config.reserved_host_cpus or ""), reserved_memory(kept, total) if kept else None
+        str(config.reserved_host_cpus or ""), reserved_memory(kept, memory) if kept else None
     )
 
 

@@ -104,7 +104,7 @@ def _vms(report: Report) -> None:
 
 
 def _rules(report: Report) -> None:
-    auto = "one core in 32, at least one; 5 % of memory, at least 1 GiB, at most 8 GiB"
+    auto = "one core in 32, at least one; 5 % of memory, 1 to 8 GiB, at most half of all"
     rows = [
         ("configured now", *_reserved(report.configured), ""),
         ('"auto"', *_reserved(report.auto), auto),

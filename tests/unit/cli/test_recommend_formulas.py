@@ -93,7 +93,7 @@ def test_the_most_of_all_looks_is_counted() -> None:
 )
 def test_steps_least_and_most(counted: int, hugetlb: int, proposed: int) -> None:
     line = memory.Line("a", 0, None, None, counted * MIB, "")
-    assert memory.proposed([line], 16 * GIB, hugetlb) == proposed * MIB
+    assert memory.proposed([line], Memory(16 * GIB, hugetlb)) == proposed * MIB
 
 
 # CPU time
