@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     elif written:
         print(f"\nWritten to {PATH}.\n{reserve.LATER}")
     else:
-        print("\nTo write that into the configuration file: virt-cgroup recommend --write")
+        print(f"\nTo reserve that, for running VMs too:\n    {text.command(found)}")
     return 0
 
 

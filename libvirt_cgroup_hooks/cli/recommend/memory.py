@@ -33,7 +33,7 @@ from .counts import Sample, Use
 
 STEP = 256 * MIB  # what is proposed is a multiple of this many bytes
 LEAST = GIB  # as "auto" keeps (topology.auto_memory)
-REST = "/proc/meminfo, less all cgroups"
+REST = "/proc/meminfo less cgroups"
 SHOWN = MIB  # a line with fewer bytes is left out
 PROCESSES = ("AnonPages", "Shmem")
 KERNEL = ("Slab", "PageTables", "SecPageTables", "Percpu")
@@ -82,7 +82,13 @@ def _unit(name: str, use: Use) -> Line:
     counted = 2 * (use.memory - use.cache)
     if use.peak is not None:
         counted = min(counted, use.peak)
-    return Line(name, use.memory, use.cache, use.peak, counted, ", ".join(use.files))
+    return Line(name, use.memory, use.cache, use.peak, counted, _source(use.files))
+
+
+def _source(files: Sequence[str]) -> str:
+    """As a shell would have it, since the table is wide."""
+    names = [file.removeprefix("memory.") for file in files]
+    return f"memory.{{{','.join(names)}}}" if names else ""
 
 
 def _processes(sample: Sample) -> Line:
@@ -102,7 +108,5 @@ def _arc(sample: Sample) -> Line:
     now = sample.arc.get("size", 0)
     if sample.arc_max:
         ceiling = max(now, sample.arc.get("c_max", sample.arc_max))
-        return Line(
-            "ZFS ARC", now, None, None, ceiling, "arcstats: size, c_max (zfs_arc_max is set)"
-        )
-    return Line("ZFS ARC", now, None, None, now, "arcstats: size (zfs_arc_max is not set)")
+        return Line("ZFS ARC", now, None, None, ceiling, "arcstats: c_max (zfs_arc_max set)")
+    return Line("ZFS ARC", now, None, None, now, "arcstats: size (no zfs_arc_max)")

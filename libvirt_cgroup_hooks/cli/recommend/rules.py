@@ -47,8 +47,9 @@ def rules(cpus: int, memory: int, zfs: bool) -> list[Rule]:
             cpu,
             _gke_memory(memory),
             (
-                "25 % to 4 GiB, 20 % to 8, 10 % to 16, 6 % to 128, 2 % above; 100 MiB",
-                "6 % of CPU 1, 1 % of 2, 0.5 % of 3 and 4, 0.25 % of each other",
+                "6 % of CPU 1, 1 % of 2, 0.5 % of 3 and 4, 0.25 % of others",
+                "25 % to 4 GiB, 20 % to 8, 10 % to 16, 6 % to 128, 2 %",
+                "above, and 100 MiB",
             ),
             f"{GKE}#memory_and_cpu_reservations",
         ),
@@ -63,14 +64,14 @@ def rules(cpus: int, memory: int, zfs: bool) -> list[Rule]:
             "OpenStack",
             0,
             512 * MIB,
-            ("nova's defaults: reserved_host_memory_mb, reserved_host_cpus",),
+            ("nova: reserved_host_memory_mb, reserved_host_cpus",),
             NOVA,
         ),
         Rule(
             "KubeVirt node",
             2,
             360 * MIB,
-            ("OpenShift Virtualization, besides what the kubelet keeps",),
+            ("OpenShift Virtualization, besides the kubelet's",),
             OPENSHIFT,
         ),
         Rule(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Mapping
 
@@ -11,7 +12,7 @@ from ...errors import printable, size
 from ..output import print_table
 from . import rules
 from .counts import RESOURCES
-from .report import Report, Reserved
+from .report import Report, Reserved, Vm
 
 COUNTED = """\
 Counted: the peak, but at most twice what is there now without page cache that can be dropped.
@@ -24,9 +25,14 @@ OVERHEAD = """\
 QEMU's own: what the VM's cgroup has now without page cache that can be dropped, less the guest's
 memory; "-" while the guest has not touched all of that. It is charged to the VMs, not to the host.
 KubeVirt's rule: 0.2 % of the guest's memory, 218 MiB, 8 MiB for a vCPU, 16 MiB for graphics"""
+AUTO = (
+    "one core in 32, at least one",
+    "5 % of memory, 1 to 8 GiB; at most half of what is in no pool",
+)
 MEMORY = "the sum of what is counted, in steps of 256 MiB, at least 1 GiB, at most half of all."
 WIDTH, INDENT = 100, 11
 BUSIEST = 4  # CPUs with device interrupts that are named
+NAMED_VMS = 10  # and lines of VMs
 
 
 def show(report: Report) -> None:
@@ -95,25 +101,44 @@ def _cpu(report: Report) -> None:
 
 
 def _vms(report: Report) -> None:
-    rows = []
-    for vm in report.vms:
-        own = "-" if vm.overhead is None else size(vm.overhead)
-        rows.append((vm.name, size(vm.guest), size(vm.cgroup), own, size(vm.rule)))
+    """Those with most of their own, where there are many."""
+    named, others = report.vms, []
+    if len(named) > NAMED_VMS:
+        by_own = sorted(named, key=lambda vm: -(vm.overhead or 0))
+        named, others = by_own[: NAMED_VMS - 1], by_own[NAMED_VMS - 1 :]
+    rows = [_vm(vm) for vm in named]
+    if others:
+        rows.append(_vm(_sum_of(others)))
     print_table(("VM", "Guest's memory", "Its cgroup", "QEMU's own", "KubeVirt's rule"), rows)
     print(f"{OVERHEAD} [{_number(report, rules.OPENSHIFT)}].")
 
 
+def _vm(vm: Vm) -> tuple[str, ...]:
+    own = "-" if vm.overhead is None else size(vm.overhead)
+    return vm.name, size(vm.guest), size(vm.cgroup), own, size(vm.rule)
+
+
+def _sum_of(vms: list[Vm]) -> Vm:
+    return Vm(
+        f"{len(vms)} others, in all",
+        sum(vm.guest for vm in vms),
+        sum(vm.cgroup for vm in vms),
+        sum(vm.overhead or 0 for vm in vms),
+        sum(vm.rule for vm in vms),
+    )
+
+
 def _rules(report: Report) -> None:
-    auto = "one core in 32, at least one; 5 % of memory, 1 to 8 GiB, at most half of all"
     rows = [
         ("configured now", *_reserved(report.configured), ""),
-        ('"auto"', *_reserved(report.auto), auto),
+        ('"auto"', *_reserved(report.auto), AUTO[0]),
+        ("", "", "", AUTO[1]),
     ]
     for rule in report.rules:
         cpus = "-" if rule.cpus is None else f"{rule.cpus:.2f}".rstrip("0").rstrip(".")
         memory = "-" if rule.memory is None else size(rule.memory)
-        formula = f"{rule.formula[0]} [{_number(report, rule.source)}]"
-        rows.append((rule.name, cpus, memory, formula))
+        name = f"{rule.name} [{_number(report, rule.source)}]"
+        rows.append((name, cpus, memory, rule.formula[0]))
         rows += [("", "", "", line) for line in rule.formula[1:]]
     print_table(("Others keep", "CPUs", "Memory", "Formula"), rows)
     for source in _sources(report):
@@ -141,6 +166,20 @@ def _proposal(report: Report) -> None:
         _paragraph("", f"Pinned to them in their XML, so to be pinned elsewhere first: {names}.")
     _paragraph("Memory:", MEMORY)
     _paragraph("Left:", f"{left} CPUs and {size(report.left)} for VMs{used}.")
+
+
+def command(report: Report) -> str:
+    """What reserves as proposed, at once and for good."""
+    words = ["virt-cgroup", "reserve"]
+    if report.proposed.cpus:
+        words += ["--cpus", _as_list(CpuSet.parse(report.proposed.cpus))]
+    words += ["--memory", report.memory_setting, "--live", "--config"]
+    return shlex.join(words)
+
+
+def _as_list(cpus: CpuSet) -> str:
+    """A number alone would be a count."""
+    return f"{cpus}-{cpus}" if len(cpus) == 1 else str(cpus)
 
 
 def _paragraph(title: str, text: str) -> None:
