@@ -30,6 +30,21 @@ most memory, which status names. With nothing configured, the hook does nothing.
 Other words: a layout says where the cgroup of each VM is. The thread groups of a VM are emulator,
 vcpuN and iothreadN, as in libvirt. The manager of cgroups is systemd on hosts with
 systemd-machined; elsewhere it is cgroupfs: the hook makes and moves cgroups itself."""
+HOW_MUCH = """\
+virt-cgroup recommend adds up what the host uses itself while it looks, and proposes what it should
+keep. Look on a busy day, for an hour: --seconds 3600.
+
+Memory: what the host's own cgroups had at most, the kernel's own memory, and ZFS's cache, rounded
+up; at least 1 GiB. QEMU's own memory is charged to the VMs. Too much is cheap, since what the host
+does not use caches its files; too little is not.
+
+CPUs: twice what the host's own work takes, in whole cores, since the threads of a core slow each
+other down. CPU 0 is best left to the host. Where the devices of the host are on one NUMA node, keep
+CPUs of that node; CPUs that are isolated (isolcpus) are best left to VMs.
+
+"auto" goes by the size of the host alone, and so is wrong where a desktop session or storage
+services run beside the VMs. docs/how-much.md in /usr/share/doc/libvirt-cgroup-hooks has two hosts
+worked out."""
 EVERYWHERE = ("help", "root")  # options that are explained once
 STATUS = (
     ("0", "Done."),
@@ -43,6 +58,7 @@ FILES = (
         "/etc/libvirt/hooks/qemu.d/50-cgroup-hooks",
         "The same, where another program owns the former.",
     ),
+    ("/usr/share/doc/libvirt-cgroup-hooks", "The README, and pages with more."),
     (
         "/run/libvirt-cgroup-hooks",
         "What is kept until the next boot: which cgroups are ours, and what was there before.",
@@ -72,6 +88,7 @@ def program(parser: argparse.ArgumentParser, date: str, version: str) -> str:
     page.section("Commands")
     for name, command in commands(parser).items():
         page.command(name, command)
+    page.section("How much, and which", HOW_MUCH)
     page.section("Exit status")
     page.items(STATUS)
     page.section("Files")

@@ -47,9 +47,10 @@ def rules(cpus: int, memory: int, zfs: bool) -> list[Rule]:
             cpu,
             _gke_memory(memory),
             (
-                "6 % of CPU 1, 1 % of 2, 0.5 % of 3 and 4, 0.25 % of others",
-                "25 % to 4 GiB, 20 % to 8, 10 % to 16, 6 % to 128, 2 %",
-                "above, and 100 MiB",
+                "6 % of a CPU, 1 % of the 2nd, 0.5 % of 3 and 4,",
+                "0.25 % of each other",
+                "25 % to 4 GiB, 20 % to 8, 10 % to 16, 6 % to 128,",
+                "2 % above, and 100 MiB",
             ),
             f"{GKE}#memory_and_cpu_reservations",
         ),
@@ -57,7 +58,7 @@ def rules(cpus: int, memory: int, zfs: bool) -> list[Rule]:
             "EKS node",
             cpu,
             (255 + 11 * PODS) * MIB,
-            (f"255 MiB, 11 MiB for each pod, here {PODS}; CPUs as GKE",),
+            (f"255 MiB, 11 MiB for each of {PODS} pods; CPUs as GKE",),
             EKS,
         ),
         Rule(

@@ -25,10 +25,7 @@ OVERHEAD = """\
 QEMU's own: what the VM's cgroup has now without page cache that can be dropped, less the guest's
 memory; "-" while the guest has not touched all of that. It is charged to the VMs, not to the host.
 KubeVirt's rule: 0.2 % of the guest's memory, 218 MiB, 8 MiB for a vCPU, 16 MiB for graphics"""
-AUTO = (
-    "one core in 32, at least one",
-    "5 % of memory, 1 to 8 GiB; at most half of what is in no pool",
-)
+AUTO = ("one core in 32, at least one", "5 % of memory, 1 to 8 GiB, at most half")
 MEMORY = "the sum of what is counted, in steps of 256 MiB, at least 1 GiB, at most half of all."
 WIDTH, INDENT = 100, 11
 BUSIEST = 4  # CPUs with device interrupts that are named
