@@ -115,8 +115,8 @@ with nothing around it.
     "status": Section(
         "Growth: VMs",
         """\
-`virt-cgroup status --json` of recorded hosts whose VMs have five threads each, against a Python
-program that reads the same files and does nothing with them.
+`virt-cgroup status --json`, `recommend` and `validate` of recorded hosts whose VMs have five
+threads each, against a Python program that reads all their files and does nothing with them.
 """,
     ),
     "configuration": Section(

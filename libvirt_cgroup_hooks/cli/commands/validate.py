@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from typing import Any
 
 from ...errors import printable
@@ -18,6 +19,7 @@ from ..command import add as add_command
 from ..output import print_json, print_table
 
 LIST = "list"
+MOST_ALIKE = 10  # lines of one check with the same code, since every VM may have one
 COLOURS = {PASS: 32, FAIL: 31, WARN: 33, NOTE: 34}  # virt-host-validate's
 
 
@@ -47,15 +49,29 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         _explain(arguments.explain, arguments.json)
         return 0
     found = []
+    alike: Counter[tuple[str, str]] = Counter()
     for check, problem in results(Subject(host)):
         found.append((check, problem))
-        if not arguments.json and not (arguments.quiet and problem.result == PASS):
+        alike[check.title, problem.code] += 1
+        told = alike[check.title, problem.code] <= MOST_ALIKE
+        if told and not arguments.json and not (arguments.quiet and problem.result == PASS):
             print(_line(check, problem), flush=True)
+    if not arguments.json:
+        _print_untold(alike)
     if arguments.json:
         print_json(
             [_json(*one) for one in found if not (arguments.quiet and one[1].result == PASS)]
         )
     return int(any(problem.result == FAIL for _, problem in found))
+
+
+def _print_untold(alike: Counter[tuple[str, str]]) -> None:
+    for (title, code), number in alike.items():
+        if code and number > MOST_ALIKE:
+            print(
+                f"Checking {title}: {number - MOST_ALIKE} more like these [{code}]; "
+                "virt-cgroup validate --json lists all"
+            )
 
 
 def _explain(name: str, as_json: bool) -> None:

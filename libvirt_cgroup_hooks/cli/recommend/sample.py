@@ -92,11 +92,13 @@ def _vm_places(manager: Manager, tree: Tree | None, running: list[Domain]) -> li
     for domain in running:
         found.update(manager.vm_of(one, tree) for one in threads.threads(manager.host, domain)[:1])
     found.discard("/")
-    return [
-        path
-        for path in found
-        if not any(path != other and path.startswith(f"{other}/") for other in found)
-    ]
+    return [path for path in found if not _above(path) & found]
+
+
+def _above(path: str) -> set[str]:
+    """Each cgroup that PATH is below."""
+    names = path.split("/")
+    return {"/".join(names[:length]) for length in range(2, len(names))}
 
 
 def _use(
