@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 
 from ..errors import printable
 
@@ -12,6 +13,12 @@ from ..errors import printable
 def print_json(value: object) -> None:
     """VALUE as all `--json` is printed."""
     print(json.dumps(value, indent=2))
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """A line each, on standard error."""
+    for warning in warnings:
+        print(f"warning: {printable(warning)}", file=sys.stderr)
 
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:

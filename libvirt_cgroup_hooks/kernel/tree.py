@@ -45,7 +45,7 @@ class Tree:
 
     thread_file = ""  # where a thread's id is written to move it
     memory_use = ""  # the file that tells the bytes in use
-    cache_line = ""  # of memory.stat: the page cache that is not in active use, with that below
+    stat_prefix = ""  # in memory.stat, of lines with what is below, too
     splits = True  # whether libvirt makes thread groups here
     clips = True  # whether the kernel itself keeps what is below a cgroup within its CPUs
     refuses = False  # whether the kernel refuses a memory limit below what it can reclaim to
@@ -205,13 +205,17 @@ class Tree:
         """Bytes that are charged to DIRECTORY; 0 where the kernel does not tell."""
         return 0
 
-    def inactive_cache(self, directory: str) -> int:
-        """Bytes of page cache that is not in active use, which the kernel drops first."""
+    def memory_stat(self, directory: str) -> dict[str, int]:
+        """Of DIRECTORY and all below it, by the names that v2 has.
+
+        inactive_file is page cache that is not in active use, which the kernel drops first.
+        """
+        found: dict[str, int] = {}
         for line in (self.host.read_optional(f"{directory}/memory.stat") or "").splitlines():
             name, _, value = line.partition(" ")
-            if name == self.cache_line:
-                return int(value)
-        return 0
+            if name.startswith(self.stat_prefix) and value.isdigit():
+                found[name[len(self.stat_prefix) :]] = int(value)
+        return found
 
     def is_populated(self, directory: str) -> bool:
         """Whether there are processes in DIRECTORY or below it."""

@@ -49,7 +49,7 @@ class V1(Tree):
 
     thread_file = "tasks"
     memory_use = "memory.usage_in_bytes"
-    cache_line = "total_inactive_file"
+    stat_prefix = "total_"
     refuses = True
 
     def __init__(self, host: Host, hierarchy: Hierarchy) -> None:
@@ -71,6 +71,13 @@ class V1(Tree):
     @property
     def systemd_makes(self) -> bool:
         return self.hierarchy.systemd and bool(self.hierarchy.controllers & SYSTEMD)
+
+    def memory_stat(self, directory: str) -> dict[str, int]:
+        """What v2 calls anon is rss here."""
+        found = super().memory_stat(directory)
+        if "rss" in found:
+            found["anon"] = found.pop("rss")
+        return found
 
     # cgroups
 

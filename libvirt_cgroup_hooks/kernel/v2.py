@@ -42,7 +42,6 @@ class V2(Tree):
 
     thread_file = "cgroup.threads"
     memory_use = "memory.current"
-    cache_line = "inactive_file"
 
     def __init__(self, host: Host, hierarchy: Hierarchy) -> None:
         super().__init__(host, hierarchy)

@@ -15,7 +15,7 @@ from ...errors import Error, printable
 from ...host import Host
 from ...plan import Plan, run_settled
 from ..command import add as add_command
-from ..output import print_json
+from ..output import print_json, print_warnings
 
 
 def add(commands: Any) -> None:
@@ -52,8 +52,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
             steps[domain.name] = _domain(host, config, domain, warnings)
         except Error as error:
             errors[domain.name] = error
-    for warning in warnings:
-        print(f"warning: {printable(warning)}", file=sys.stderr)
+    print_warnings(warnings)
     if arguments.json:
         print_json(steps)
     else:

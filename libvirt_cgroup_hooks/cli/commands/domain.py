@@ -20,7 +20,7 @@ from ...topology import Topology
 from .. import metadata, partition
 from ..command import add as add_command
 from ..connect import add_connect, asked, binding, connection, find_domain
-from ..output import print_json, print_pairs
+from ..output import print_json, print_pairs, print_warnings
 
 Settings = dict[str, str]
 PARTITION_STANDS_ALONE = ("set", "unset", "live", "current")
@@ -241,8 +241,7 @@ def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None
                 for_domain(Config({}), domain, area=area)
         except Error as error:
             warnings.append(str(error))
-    for warning in dict.fromkeys(warnings):
-        print(f"warning: {printable(warning)}", file=sys.stderr)
+    print_warnings(dict.fromkeys(warnings))
 
 
 def _print(

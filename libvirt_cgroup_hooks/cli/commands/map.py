@@ -17,7 +17,7 @@ from ...errors import Error, printable
 from ...host import Host
 from ..command import add as add_command
 from ..map import model, svg, text
-from ..output import print_json
+from ..output import print_json, print_warnings
 
 
 def add(commands: Any) -> None:
@@ -38,8 +38,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         raise Error("Options --svg and --json are mutually exclusive")
     warnings: list[str] = []
     found = model.read(host, snapshot.load(host, warnings))
-    for warning in warnings:
-        print(f"warning: {printable(warning)}", file=sys.stderr)
+    print_warnings(warnings)
     if arguments.json:
         print_json(model.as_json(found))
     elif arguments.svg is not None:

@@ -10,10 +10,10 @@ import stat
 import sys
 from typing import Any
 
-from ... import managers, snapshot, threads
 from ...errors import Error, printable
 from ...host import Host
 from ..command import add as add_command
+from ..look import look
 from ..metrics import exposition, readings
 from ..output import print_json
 
@@ -35,14 +35,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace, host: Host) -> int:
     if arguments.output is not None and arguments.json:
         raise Error("Options --output and --json are mutually exclusive")
-    warnings: list[str] = []
-    config = snapshot.load(host, warnings)
-    manager = managers.choose(host, config, managers.daemon(host))
-    unreadable: dict[str, Error] = {}
-    domains = threads.running(host, unreadable)
-    for warning in [*warnings, *map(str, unreadable.values())]:
-        print(f"warning: {printable(warning)}", file=sys.stderr)
-    samples = readings.read(manager, domains, len(unreadable))
+    samples = readings.read(*look(host))
     if arguments.json:
         print_json(exposition.as_json(samples))
     elif arguments.output is not None:

@@ -15,7 +15,7 @@ from ...errors import Error, printable
 from ...host import Host
 from ...plan import Plan
 from ..command import add as add_command
-from ..output import print_json
+from ..output import print_json, print_warnings
 
 OPERATIONS = (
     "prepare",
@@ -55,8 +55,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         plan = operations.plan(
             host, config, arguments.operation, domain, managers.daemon(host), imagine=True
         )
-    for warning in warnings + plan.warnings:
-        print(f"warning: {printable(warning)}", file=sys.stderr)
+    print_warnings(warnings + plan.warnings)
     if arguments.json:
         print_json(_json(plan, domain))
     else:

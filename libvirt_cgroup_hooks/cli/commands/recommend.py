@@ -8,12 +8,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ... import managers, snapshot, threads
+from ... import threads
 from ...config import PATH
-from ...errors import Error, printable
+from ...errors import Error
 from ...host import Host
 from ...reserve import KEYS
 from ..command import add as add_command
+from ..look import look
 from ..output import print_json
 from ..recommend import memory, report, sample, text
 from ..recommend.counts import Sample
@@ -57,13 +58,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace, host: Host) -> int:
     if arguments.write and not host.real:
         raise Error("nothing can be changed with --root", "edit the file in that copy")
-    warnings: list[str] = []
-    config = snapshot.load(host, warnings)
-    manager = managers.choose(host, config, managers.daemon(host))
-    unknown: dict[str, Error] = {}
-    running = threads.running(host, unknown)
-    for warning in [*warnings, *map(str, unknown.values())]:
-        print(f"warning: {printable(warning)}", file=sys.stderr)
+    manager, running, _ = look(host)
     samples, lines = _look(host, manager, arguments.seconds)
     found = report.make(host, manager, running, samples, lines)
     if not arguments.json:

@@ -22,7 +22,7 @@ from ...reserve import KEYS, Change, outside
 from ...topology import Topology, told_left_out
 from ..command import add as add_command
 from ..hookfile import is_installed
-from ..output import print_json, print_table
+from ..output import print_json, print_table, print_warnings
 
 if TYPE_CHECKING:
     from ...kernel.tree import InEffect
@@ -132,8 +132,7 @@ def _made(change: Change, wait: float = 0) -> Plan:
         return change.run(wait, progress)
     finally:
         progress.end()
-        for warning in change.warnings:
-            print(f"warning: {printable(warning)}", file=sys.stderr)
+        print_warnings(change.warnings)
 
 
 def _as_given(arguments: argparse.Namespace, error: Invalid) -> Error:

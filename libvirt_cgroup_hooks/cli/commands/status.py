@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import time
 from datetime import datetime
 from typing import Any
 
-from ... import conformance, limits, managers, snapshot, state, threads
+from ... import conformance, limits, state, threads
 from ...domain import Domain
-from ...errors import Error, printable, size
+from ...errors import printable, size
 from ...fence import reserved_memory
 from ...host import Host
 from ...kinds import WEIGHT
@@ -22,6 +21,7 @@ from ...managers.base import Manager
 from ...topology import Memory, told_left_out
 from ..command import add as add_command
 from ..describe import describe
+from ..look import look
 from ..output import print_json, print_pairs, print_table
 
 SHOWN = 3  # VMs of which one would be killed
@@ -43,15 +43,10 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
-    warnings: list[str] = []
-    config = snapshot.load(host, warnings)
-    manager = managers.choose(host, config, managers.daemon(host))
-    unknown: dict[str, Error] = {}
-    running = domains = threads.running(host, unknown)
-    for warning in [*warnings, *map(str, unknown.values())]:
-        print(f"warning: {printable(warning)}", file=sys.stderr)
+    manager, running, _ = look(host)
+    domains = running
     if arguments.domains:
-        domains = [threads.named(domains, name) for name in arguments.domains]
+        domains = [threads.named(running, name) for name in arguments.domains]
     report = _report(host, manager, domains)
     report["parent"]["first_killed"] = conformance.first_killed(manager, running)
     if arguments.json:

@@ -14,13 +14,13 @@ from ...host import Host
 from ...kinds import HOST_CPUS, KINDS
 from ...managers.base import Manager
 from ...topology import Memory
+from .. import pressure
 from ..describe import describe
 from . import table
 from .exposition import Samples
 
 UNREADABLE = "unreadable"  # a VM whose status XML is not understood
 REASONS = (*conformance.REASONS, UNREADABLE)
-RESOURCES = ("cpu", "io", "memory")  # of PSI
 VMS, HOST = "vms", "host"  # groups of cgroups that pressure is told of
 
 
@@ -75,7 +75,7 @@ def _add_parent(samples: Samples, manager: Manager) -> None:
     samples.add(table.VMS_MEMORY_USED, used)
     if limit is not None and used is not None:
         cache = sum(
-            tree.inactive_cache(directory)
+            tree.memory_stat(directory).get("inactive_file", 0)
             for directory, tree in conformance.memory_parents(manager).items()
         )
         samples.add(table.VMS_MEMORY_HEADROOM, limit - used + cache)
@@ -102,28 +102,16 @@ def _labels(name: str, uuid: str) -> dict[str, str]:
 
 
 def _add_pressure(samples: Samples, manager: Manager) -> None:
-    """Of cgroup v2, which alone counts it, unless the kernel does not (psi=0)."""
     host, tree = manager.host, manager.tree_of(HOST_CPUS)
     places = [(VMS, one, path) for one, path in manager.parent_paths().items()]
     if tree is not None:
         places += [(HOST, tree, path) for path in manager.host_units(HOST_CPUS)]
     for group, tree, path in places:
-        for resource in RESOURCES:
-            file = f"{tree.hierarchy.directory(path)}/{resource}.pressure"
-            waited = pressure(host.read_optional(file) or "")
+        pattern = tree.hierarchy.directory(path) + "/{}.pressure"
+        for resource, waited in pressure.read(host, pattern).items():
             labels = {"group": group, "cgroup": printable(path), "resource": resource}
             samples.add(table.WAITING, waited.get("some"), **labels)
             samples.add(table.STALLED, waited.get("full"), **labels)
-
-
-def pressure(text: str) -> dict[str, float]:
-    """Seconds by "some" and "full", of a file of PSI ("some avg10=0.00 ... total=123")."""
-    found: dict[str, float] = {}
-    for line in text.splitlines():
-        microseconds = line.rpartition("total=")[2]
-        if microseconds.isdigit():
-            found[line.partition(" ")[0]] = int(microseconds) / 1_000_000
-    return found
 
 
 def _add_limits(samples: Samples, manager: Manager, domains: list[Domain]) -> None:

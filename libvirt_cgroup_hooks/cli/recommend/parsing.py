@@ -64,11 +64,3 @@ def interrupts(text: str) -> dict[int, int]:
             for cpu, count in zip(cpus, rest.split()):
                 found[cpu] += int(count)
     return found
-
-
-def waited(text: str) -> float | None:
-    """Seconds in which at least one task had to wait, of a file of PSI ("some ... total=123")."""
-    for line in text.splitlines():
-        if line.startswith("some "):
-            return int(line.rpartition("total=")[2]) / 1_000_000
-    return None

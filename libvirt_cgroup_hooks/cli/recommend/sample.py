@@ -11,8 +11,9 @@ from ...host import Host
 from ...kernel.tree import Tree
 from ...managers.base import Manager
 from ...topology import NODES
+from .. import pressure
 from . import parsing
-from .counts import RESOURCES, Sample, Use
+from .counts import Sample, Use
 
 # The same count on cgroup v2 and v1; whichever file or line is there is read.
 NOW = ("memory.current", "memory.usage_in_bytes")
@@ -20,8 +21,7 @@ PEAK = ("memory.peak", "memory.max_usage_in_bytes")  # v2: since Linux 5.19
 FILES = (*NOW, *PEAK, "memory.stat")
 KERNEL = "memory.kmem.usage_in_bytes"  # v1; on v2 it is in memory.stat, by kind
 CHARGED = ("slab", "kernel_stack", "pagetables", "sec_pagetables", "percpu", "vmalloc")
-CACHE = ("inactive_file", "total_inactive_file")
-PROCESSES = (("anon", "total_rss"), ("shmem", "total_shmem"))
+PROCESSES = ("anon", "shmem")
 ARC = "/proc/spl/kstat/zfs/arcstats"
 ARC_MAX = "/sys/module/zfs/parameters/zfs_arc_max"
 
@@ -115,7 +115,7 @@ def _use(
         files = [name for name in FILES if host.exists(f"{directory}/{name}")]
         now = _first(host, directory, NOW) or 0
         peak = _first(host, directory, PEAK)
-        stat = parsing.keyed(_text(host, f"{directory}/memory.stat"))
+        stat = memory.memory_stat(directory)
         kernel = sum(stat.get(key, 0) for key in CHARGED)
         kernel += _first(host, directory, (KERNEL,)) or 0
     if cpu is not None and in_cpu is not None:
@@ -127,9 +127,9 @@ def _use(
     return Use(
         max(0, now - huge),
         None if peak is None else max(0, peak - huge),
-        _either(stat, CACHE),
+        stat.get("inactive_file", 0),
         kernel,
-        sum(_either(stat, names) for names in PROCESSES),
+        sum(stat.get(name, 0) for name in PROCESSES),
         time,
         waits,
         tuple(files),
@@ -145,13 +145,8 @@ def _cpu_time(host: Host, directory: str) -> float | None:
 
 
 def _waited(host: Host, pattern: str) -> dict[str, float]:
-    """By resource; without those that the kernel does not tell (psi=0)."""
-    found: dict[str, float] = {}
-    for resource in RESOURCES:
-        seconds = parsing.waited(_text(host, pattern.format(resource)))
-        if seconds is not None:
-            found[resource] = seconds
-    return found
+    """By resource, the seconds in which a task waited."""
+    return {name: seconds["some"] for name, seconds in pressure.read(host, pattern).items()}
 
 
 def _uptime(host: Host) -> float:
@@ -165,12 +160,6 @@ def _first(host: Host, directory: str, names: Iterable[str]) -> int | None:
         if found is not None:
             return found
     return None
-
-
-def _either(stat: dict[str, int], names: tuple[str, str]) -> int:
-    """By its name on v1 where that is there: v1 has the other, too, of the cgroup alone."""
-    v2, v1 = names
-    return stat.get(v1, stat.get(v2, 0))
 
 
 def _text(host: Host, path: str) -> str:

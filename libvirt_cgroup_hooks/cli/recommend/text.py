@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from ...cpuset import CpuSet
 from ...errors import printable, size
 from ..output import print_table
+from ..pressure import RESOURCES
 from . import rules
-from .counts import RESOURCES
 from .report import Report, Reserved, Vm
 
 COUNTED = """\

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from libvirt_cgroup_hooks import __version__, conformance, state
 from libvirt_cgroup_hooks.cli import main
 from libvirt_cgroup_hooks.cli.metrics import exposition, table
-from libvirt_cgroup_hooks.cli.metrics.readings import REASONS, pressure
+from libvirt_cgroup_hooks.cli.metrics.readings import REASONS
+from libvirt_cgroup_hooks.cli.pressure import waited
 from libvirt_cgroup_hooks.kinds import KINDS
 
 from ..conftest import Command
@@ -239,7 +240,7 @@ def test_any_label_can_be_parsed(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "waited"),
+    ("text", "seconds"),
     [
         (PRESSURE.format(1_500_000, 1), {"some": 1.5, "full": 0.000001}),
         ("some avg10=0.00 avg60=0.00 avg300=0.00 total=7\n", {"some": 0.000007}),  # cpu before 5.13
@@ -247,8 +248,8 @@ def test_any_label_can_be_parsed(text: str) -> None:
         ("some", {}),
     ],
 )
-def test_pressure(text: str, waited: dict[str, float]) -> None:
-    assert pressure(text) == waited
+def test_pressure(text: str, seconds: dict[str, float]) -> None:
+    assert waited(text) == seconds
 
 
 def test_names_are_those_that_prometheus_asks_for() -> None:

@@ -40,8 +40,6 @@ def test_texts() -> None:
     assert (parsing.busy(""), parsing.busy("cpu0 1 2")) == (0, 0)
     assert parsing.interrupts(INTERRUPTS) == {0: 1000, 1: 0, 2: 29000, 3: 0}
     assert parsing.interrupts("") == {}
-    assert parsing.waited("some avg10=0.00 avg60=0.00 avg300=0.00 total=2500000\n") == 2.5
-    assert parsing.waited("") is None
 
 
 # memory
