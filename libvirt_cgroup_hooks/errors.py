@@ -7,7 +7,12 @@ MIB = 1024**2
 
 
 class Error(Exception):
-    """What was attempted, on what, with which value (message), and what to do about it (hint)."""
+    """What was attempted, on what, with which value (message), and what to do about it (hint).
+
+    `denied`: root might do it.
+    """
+
+    denied = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -16,6 +21,12 @@ class Error(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}: {self.hint}" if self.hint else self.message
+
+    def of(self, subject: str) -> Error:
+        """The same, and that it is about SUBJECT."""
+        told = Error(f"{subject}: {self.message}", self.hint)
+        told.denied = self.denied
+        return told
 
 
 class Refusal(Error):

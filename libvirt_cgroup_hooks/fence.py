@@ -95,11 +95,15 @@ def memory_left(reserved: str, memory: Memory, page_size: int) -> int | None:
     left = memory.total - memory.hugetlb - kept
     if left < page_size:
         raise Error(
-            f"reserving {size(kept)} leaves no memory for VMs ({size(memory.total)} in all, "
-            f"{size(memory.hugetlb)} in hugepage pools{_not_counted(memory)})",
-            "reserve less, or make the hugepage pools smaller",
+            f"reserving {size(kept)} leaves no memory for VMs ({size(memory.total)} in all"
+            f"{_in_pools(memory)}{_not_counted(memory)})",
+            "reserve less" + (", or make the hugepage pools smaller" if memory.hugetlb else ""),
         )
     return left // page_size * page_size
+
+
+def _in_pools(memory: Memory) -> str:
+    return f", {size(memory.hugetlb)} in hugepage pools" if memory.hugetlb else ""
 
 
 def _not_counted(memory: Memory) -> str:

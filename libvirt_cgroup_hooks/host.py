@@ -35,6 +35,7 @@ class Refused(Error):
     def __init__(self, attempt: str, error: OSError) -> None:
         denied = error.errno in DENIED and os.geteuid() != 0
         super().__init__(f"cannot {attempt}: {error.strerror}", "run as root" if denied else "")
+        self.denied = denied
         self.errno = error.errno
 
 

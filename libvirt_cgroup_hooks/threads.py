@@ -62,7 +62,7 @@ def running(host: Host, errors: dict[str, Error]) -> list[Domain]:
         try:
             domain = status(host, name)
         except Error as error:
-            errors[name] = Error(f"VM {printable(name)}: {error.message}", error.hint)
+            errors[name] = error.of(f"VM {printable(name)}")
             continue
         if domain and _has_process(host, domain):
             found.append(domain)

@@ -10,6 +10,11 @@ from collections.abc import Iterable, Sequence
 from ..errors import printable
 
 
+def count(number: int, noun: str) -> str:
+    """NUMBER with NOUN in its singular or plural."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def print_json(value: object) -> None:
     """VALUE as all `--json` is printed."""
     print(json.dumps(value, indent=2))

@@ -52,6 +52,47 @@ def test_an_ordinary_users_hook_does_nothing(configure: Configure, operation: st
     assert {path: path.stat().st_mtime_ns for path in STATE.rglob("*")} == before
 
 
+def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
+    return nobody("/usr/bin/python3", "-I", "-m", "libvirt_cgroup_hooks", *command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status",),
+        ("map",),
+        ("metrics",),
+        ("recommend", "--seconds", "1"),
+        ("apply", "--all"),
+        ("reserve", "--cpus", "none", "--live"),
+    ],
+    ids=" ".join,
+)
+def test_an_ordinary_user_is_told_to_be_root(
+    configure: Configure, command: tuple[str, ...]
+) -> None:
+    configure(FENCED)
+    start_vm("web")
+    done = as_nobody(*command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("Permission denied: run as root\n")
+
+
+def test_what_an_ordinary_user_cannot_read_is_no_failure(configure: Configure) -> None:
+    """Nor is it taken for what is not there."""
+    configure(FENCED)
+    start_vm("web")
+    done = as_nobody("validate")
+    assert (done.returncode, "FAIL" in done.stdout) == (0, False), done
+    assert "WARN (only root can read some of the files: run as root) [not-root]\n" in done.stdout
+    destroy_vm("web")
+    configure("")
+    start_vm("web")
+    done = as_nobody("map")
+    assert done.stderr.endswith("web.xml: Permission denied: run as root\n")
+    assert "\n1 VM cannot be shown.\n" in done.stdout
+
+
 def test_what_we_keep_is_roots_alone(configure: Configure) -> None:
     """Nobody else can write, replace or remove any of it, nor read what VMs there are."""
     configure(FENCED)

@@ -186,9 +186,7 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
         (
             "smt",
             "reserved_host_mem = '64 GiB'",
-            '"64 GiB": reserving 64 GiB leaves no memory for VMs '
-            "(31.3 GiB in all, 0 bytes in hugepage pools): "
-            "reserve less, or make the hugepage pools smaller",
+            '"64 GiB": reserving 64 GiB leaves no memory for VMs (31.3 GiB in all): reserve less',
         ),
         (
             "smt",
@@ -199,7 +197,8 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
             "numa",
             "reserved_host_mem = '90%'",
             '"90%": reserving 56.5 GiB leaves no memory for VMs '
-            "(62.8 GiB in all, 10 GiB in hugepage pools)",
+            "(62.8 GiB in all, 10 GiB in hugepage pools): "
+            "reserve less, or make the hugepage pools smaller",
         ),
         (
             "smt",

@@ -333,9 +333,9 @@ def test_status_shows_it(host: Machined, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_picture_says_what_the_host_may_use(host: Machined) -> None:
-    assert ("Host may use", "0-3") in model.facts(model.read(host, host.config()))
+    assert ("Host may use", "0-3") in model.facts(model.read(host, host.config(), {}))
     for unit in UNITS:
         host.put(f"{CG}/{unit}/cpuset.cpus.effective", "0\n")
-    assert ("Host may use", "0") in model.facts(model.read(host, host.config()))
+    assert ("Host may use", "0") in model.facts(model.read(host, host.config(), {}))
     host.configure(CONF)
-    assert "Host may use" not in dict(model.facts(model.read(host, host.config())))
+    assert "Host may use" not in dict(model.facts(model.read(host, host.config(), {})))

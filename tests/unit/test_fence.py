@@ -63,7 +63,7 @@ def test_fence(host: str, text: str, cpus: str | None, memory: int | None) -> No
         ),
         (
             {"reserved_host_mem": str(GIB - PAGE + 1)},
-            "reserving 1.0 GiB leaves no memory for VMs (1 GiB in all, 0 bytes in hugepage pools)",
+            "reserving 1.0 GiB leaves no memory for VMs (1 GiB in all): reserve less",
         ),
     ],
 )

@@ -278,7 +278,7 @@ def test_what_is_shown(
     assert "(configured 1-3 for each VM, and 0 for emulator and iothread threads)" in (
         capsys.readouterr().out
     )
-    found = model.read(host, host.config())
+    found = model.read(host, host.config(), {})
     marks = {row.label: model.mark(found, row, 0) for row in model.rows(found.vms[0])}
     assert marks["vcpu0"] is model.Mark.OURS
     assert model.Mark.TRESPASS not in marks.values()

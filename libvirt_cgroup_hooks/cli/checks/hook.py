@@ -194,11 +194,12 @@ def seen(subject: Subject) -> Iterator[Problem]:
             "it looks for hooks when it starts",
         )
     elif changed > _looked(subject):
+        booted = subject.host.exists(BOOTED)
         text = f"{path} was changed after {name} (process {subject.pid}) last looked for hooks"
         yield Problem(
             "hook-not-seen",
             f"{text}, so it may not know the hook",
-            f"reload {name}, or send it SIGHUP",
+            f"systemctl reload {name}" if booted else f"kill -HUP {subject.pid}",
         )
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from ... import admission, conformance, limits, managers, operations, threads
 from ...cgroups import RECURSIVE, passes_protection_down
-from ...config import PATH
 from ...cpuset import CpuSet
 from ...domainxml import parse
 from ...errors import Error, printable, size
@@ -49,7 +48,7 @@ def configuration(subject: Subject) -> Iterator[Problem]:
         yield Problem(
             "nothing-configured",
             "nothing is configured, so the hook does nothing",
-            f"set what the host keeps in {PATH}",
+            "virt-cgroup recommend proposes what to reserve, and virt-cgroup reserve does it",
         )
 
 
@@ -87,6 +86,8 @@ def first_start(subject: Subject) -> Iterator[Problem]:
     try:
         operations.prepare(Plan("prepare"), subject.manager(), parse(PROBE))
     except Error as error:
+        if error.denied:
+            raise
         yield Problem("start-refused", error.message, error.hint)
 
 

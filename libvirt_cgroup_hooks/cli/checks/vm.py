@@ -83,7 +83,7 @@ def conforming(subject: Subject) -> Iterator[Problem]:
     unknown: dict[str, Error] = {}
     running = threads.running(subject.host, unknown)
     for error in unknown.values():
-        yield Problem("vm-unknown", error.message, error.hint)
+        yield Problem("not-checked" if error.denied else "vm-unknown", error.message, error.hint)
     for vm in running:
         try:
             own = manager.for_domain(vm)

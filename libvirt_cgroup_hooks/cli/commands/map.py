@@ -37,8 +37,9 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     if arguments.svg is not None and arguments.json:
         raise Error("Options --svg and --json are mutually exclusive")
     warnings: list[str] = []
-    found = model.read(host, snapshot.load(host, warnings))
-    print_warnings(warnings)
+    unreadable: dict[str, Error] = {}
+    found = model.read(host, snapshot.load(host, warnings), unreadable)
+    print_warnings([*warnings, *map(str, unreadable.values())])
     if arguments.json:
         print_json(model.as_json(found))
     elif arguments.svg is not None:

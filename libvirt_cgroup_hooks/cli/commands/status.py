@@ -200,6 +200,8 @@ def _host(host: dict[str, Any], kept: str) -> list[tuple[str, str]]:
 
 def _cpus(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     lent = fence["lent"]
+    if not fence["cpus"] and not lent["cpus"]:
+        return f"{parent['cpus'] or 'all'} (no limit configured)"
     told = f"{parent['cpus'] or '-'} (configured {fence['cpus'] or 'no limit'}"
     if lent["cpus"]:
         told += f" for each VM, and {lent['cpus']} for {' and '.join(lent['to'])} threads"
@@ -231,8 +233,9 @@ def _cpu_weight(weight: dict[str, int | None]) -> list[tuple[str, str]]:
 
 def _memory(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     limit = _size(parent["memory_limit"], "no limit")
-    wanted = _size(fence["memory_limit"], "no limit")
-    return f"{limit} (configured {wanted}), {_size(parent['memory_current'], '-')} in use"
+    told = f"{limit} (configured {_size(fence['memory_limit'], 'none')})"
+    used = parent["memory_current"]
+    return told if used is None else f"{told}, {size(used)} in use"
 
 
 def _at_the_limit(parent: dict[str, Any]) -> list[tuple[str, str]]:

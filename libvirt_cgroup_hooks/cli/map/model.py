@@ -17,6 +17,7 @@ from ...host import Host, page_size
 from ...lending import class_of
 from ...managers.base import Manager
 from ...topology import Topology
+from ..output import count
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Vm:
 @dataclass(frozen=True)
 class Map:
     """The CPUs of the host and who may use them; `fence` is None where VMs may use all, and `host`
-    what its own units may use, None where confine_host is not set.
+    what its own units may use, None where confine_host is not set. Of VMs that are `unreadable`
+    nothing is known.
     """
 
     online: CpuSet
@@ -70,6 +72,14 @@ class Map:
     nodes: tuple[Node, ...]
     vms: tuple[Vm, ...]
     host: CpuSet | None = None
+    unreadable: int = 0
+
+    @property
+    def no_vms(self) -> str:
+        """What is told in place of VMs."""
+        if self.unreadable:
+            return f"{count(self.unreadable, 'VM')} cannot be shown."
+        return "" if self.vms else "No VM is running."
 
 
 @dataclass(frozen=True)
@@ -100,8 +110,10 @@ class Mark(enum.Enum):
         self.meaning = meaning
 
 
-def read(host: Host, config: Config) -> Map:
-    """Raises Error where the kernel's or libvirt's files are not understood."""
+def read(host: Host, config: Config, errors: dict[str, Error]) -> Map:
+    """What is wrong with a VM is told in ERRORS by its name. Raises Error where the kernel's files
+    are not understood.
+    """
     topology = Topology.read(host.read_optional)
     asked = config.confine_host != "no" or config.host_cpus_for
     manager = managers.choose(host, config, managers.daemon(host)) if asked else None
@@ -112,8 +124,11 @@ def read(host: Host, config: Config) -> Map:
         config.reserved_host_cpus or CpuSet(),
         config.fence(topology.online, topology.memory, page_size()).cpus,
         tuple(_nodes(topology)),
-        tuple(_vm(host, manager, domain, topology.online) for domain in threads.running(host, {})),
+        tuple(
+            _vm(host, manager, domain, topology.online) for domain in threads.running(host, errors)
+        ),
         _own(manager, topology.online),
+        len(errors),
     )
 
 
@@ -266,7 +281,7 @@ def facts(found: Map) -> list[tuple[str, str]]:
     told = [
         (
             "CPUs",
-            f"{found.online} in {_count(cores, 'core')} on {_count(len(numbered), 'NUMA node')}",
+            f"{found.online} in {count(cores, 'core')} on {count(len(numbered), 'NUMA node')}",
         ),
         ("Host keeps", str(found.reserved) or "nothing"),
         ("Host may use", "" if found.host is None else str(found.host)),
@@ -276,10 +291,6 @@ def facts(found: Map) -> list[tuple[str, str]]:
         ("Without CPUs", f"NUMA node {empty}" if empty else ""),
     ]
     return [(name, value) for name, value in told if value]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # columns

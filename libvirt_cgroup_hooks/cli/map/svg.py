@@ -109,8 +109,8 @@ class _Picture:
         self.head()
         for nodes in self.lines:
             self.block(nodes)
-        if not self.found.vms:
-            self.text(MARGIN, "No VM is running.", "fact")
+        if self.found.no_vms:
+            self.text(MARGIN, self.found.no_vms, "fact")
             self.y += LINE
         self.legend()
         self.frame()

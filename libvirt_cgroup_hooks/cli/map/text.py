@@ -97,8 +97,8 @@ class _Picture:
         lines = [f"{name + ':':<16}{value}" for name, value in facts(self.found)]
         for nodes in blocks(self.found.nodes, self.fits):
             lines += ["", *self.block(nodes)]
-        if not self.found.vms:
-            lines += ["", "No VM is running."]
+        if self.found.no_vms:
+            lines += ["", self.found.no_vms]
         return [*lines, "", *self.legend()]
 
     def block(self, nodes: list[Node]) -> list[str]:

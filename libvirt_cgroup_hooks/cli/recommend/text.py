@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ...cpuset import CpuSet
 from ...errors import printable, size
-from ..output import print_table
+from ..output import count, print_table
 from ..pressure import RESOURCES
 from . import rules
 from .report import Report, Reserved, Vm
@@ -162,7 +162,7 @@ def _proposal(report: Report) -> None:
         names = ", ".join(printable(name) for name in report.pinned)
         _paragraph("", f"Pinned to them in their XML, so to be pinned elsewhere first: {names}.")
     _paragraph("Memory:", MEMORY)
-    _paragraph("Left:", f"{left} CPUs and {size(report.left)} for VMs{used}.")
+    _paragraph("Left:", f"{count(left, 'CPU')} and {size(report.left)} for VMs{used}.")
 
 
 def command(report: Report) -> str:

@@ -153,7 +153,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             CONFIGURATION,
             NOTE,
             "nothing is configured",
-            "set what the host keeps in /etc/",
+            "virt-cgroup recommend proposes what to reserve",
         ),
         (
             lambda h: h.put(f"{managers.BOOTED}/x", ""),
@@ -413,21 +413,25 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             SEEN,
             WARN,
             f"{HOOK} was changed after libvirtd (process {DAEMON}) last looked for hooks",
-            "reload libvirtd",
+            f"kill -HUP {DAEMON}",
         ),
         (
             each(no_hook, lambda h: install(h, HOOK_D, changed=STARTED + 1)),
             SEEN,
             WARN,
             f"{HOOK_D} was changed after",
-            "reload libvirtd, or send it SIGHUP",
+            f"kill -HUP {DAEMON}",
         ),
         (
-            each(lambda h: install(h, changed=STARTED + 1), lambda h: start_daemon(h, "virtqemud")),
+            each(
+                lambda h: install(h, changed=STARTED + 1),
+                lambda h: start_daemon(h, "virtqemud"),
+                lambda h: h.put(f"{managers.BOOTED}/x", ""),
+            ),
             SEEN,
             WARN,
             f"{HOOK} was changed after virtqemud",
-            "reload virtqemud",
+            "systemctl reload virtqemud",
         ),
         (
             lambda h: h.remove("/run/libvirtd.pid"),

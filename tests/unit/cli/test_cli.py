@@ -179,7 +179,7 @@ def test_what_is_not_counted_is_told_where_nothing_is_left(
 ) -> None:
     host = Kernel(tmp_path, "memory-node", "reserved_host_mem = '2 GiB'\n")
     _, _, err = command("--root", host.root, "status")
-    assert f"(1.5 GiB in all, 0 bytes in hugepage pools; not counted: {NOT_COUNTED})" in err
+    assert f"(1.5 GiB in all; not counted: {NOT_COUNTED})" in err
 
 
 def test_host_as_text(command: Command) -> None:

@@ -51,7 +51,7 @@ def picture(command: Command, root: object) -> list[str]:
 
 def drawn(root: object, columns: int = 80, encoding: str = "utf-8", colour: bool = False) -> str:
     host = Host(str(root))
-    return text.draw(model.read(host, load(host, [])), columns, encoding, colour)
+    return text.draw(model.read(host, load(host, []), {}), columns, encoding, colour)
 
 
 def large(root: Path, vms: int = 20) -> Made:
@@ -232,7 +232,8 @@ def test_without_siblings_the_cells_stand_closer_when_room_is_short(tmp_path: Pa
 def test_names(tmp_path: Path, name: str, encoding: str, shown: str) -> None:
     """Whatever a name holds, the cells of its row begin in the same column as those of others."""
     Made(tmp_path, [["0", "1"]]).start("vm", {"emulator": "0"})
-    found = model.read(Host(str(tmp_path)), load(Host(str(tmp_path)), []))
+    host = Host(str(tmp_path))
+    found = model.read(host, load(host, []), {})
     found = replace(found, vms=(replace(found.vms[0], name=name),))
     rows = [
         line for line in text.draw(found, 80, encoding, False).splitlines() if "emulator" in line
