@@ -1,7 +1,7 @@
 """What virt-cgroup recommend proposes under load, against what the host uses in the ten minutes
 after it: the error of each line.
 
-The table in docs/how-much.md is this one.
+The tables in docs/how-much.md are these.
 """
 
 from __future__ import annotations
