@@ -19,6 +19,10 @@ def live(subject: Subject) -> bool:
     return subject.host.real
 
 
+def understood(subject: Subject) -> bool:
+    return subject.config is not None
+
+
 def configured(subject: Subject) -> bool:
     """Understood, and not nothing."""
     return bool(subject.config)
@@ -55,7 +59,7 @@ TABLE = (
     Check("HOST", "that the host keeps to its own CPUs", host.confined, confining),
     Check("HOST", "for what confine_host does not reach", others.not_confined, confining),
     Check("HOST", "that the host's memory is protected", host.protected, protecting),
-    Check("HOST", "for limits that are no longer wanted", host.unwanted_limits),
+    Check("HOST", "for limits that are no longer wanted", host.unwanted_limits, understood),
     Check("HOST", "for what running VMs may come to use", host.memory, configured),
     Check("HOST", "for offline and isolated CPUs", host.special_cpus, configured),
     Check("HOST", "that the host has whole cores", advice.whole_cores, configured),

@@ -85,6 +85,16 @@ def test_nothing_configured_and_nothing_installed(tmp_path: Path, name: str) -> 
     }
 
 
+def test_a_mistake_in_the_file_makes_no_limit_unwanted(tmp_path: Path) -> None:
+    host = well(tmp_path)
+    state.prepare_directory(host)
+    host.put(state.SHARED, f"{state.LIMITS_FORMAT}\nlimit memory - /vms\n")
+    host.configure("")
+    assert TITLES["unwanted_limits"] in not_passed(host)
+    host.configure("reserved_host_cpus = 0-0\n")
+    assert TITLES["unwanted_limits"] not in found(host)
+
+
 def test_before_the_first_vm_the_parent_is_not_there(tmp_path: Path) -> None:
     host = Kernel(tmp_path, "v2", CONF)
     install(host)
