@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from . import conformance, limits, state, threads
+from . import conformance, idle, limits, state, threads
 from .errors import Refusal
-from .operations import check_controllers, count, forget_left_behind, secure
+from .operations import check_controllers, count, count_running, forget_left_behind, secure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,8 +27,10 @@ def parent(
     if domains and manager.fence.lent and limits.outgrown(manager):
         refit(plan, manager, domains)
         return
+    count_running(plan, manager)
     _tell_of_pins(plan, manager, [])
     secure(plan, manager, [])
+    idle.withdraw(plan, manager)
 
 
 def refit(
@@ -43,7 +45,7 @@ def refit(
         tree.forced = force
     managers_of = _managers_of(plan, manager, running)
     for domain, own in managers_of.items():
-        count(plan, manager, own, domain)
+        count(plan, own, domain)
     _tell_of_pins(plan, manager, list(managers_of))
     secure(plan, manager, list(managers_of), whole and len(managers_of) == len(running))
     for domain, own in managers_of.items():
@@ -52,6 +54,7 @@ def refit(
         vm_threads = threads.threads(manager.host, domain) if has_its_own else []
         if vm_threads:
             own.place(plan, domain, domain, vm_threads)
+    idle.withdraw(plan, manager)
 
 
 def _tell_of_pins(plan: Plan, manager: Manager, domains: list[Domain]) -> None:

@@ -48,6 +48,7 @@ class Config:
         "host_units",
         "iothread_cpus",
         "memory_admission",
+        "moment",
         "on_error",
         "pin_conflict",
         "protect_host_mem",
@@ -64,6 +65,7 @@ class Config:
         its default.
         """
         self.anew = False  # whether it was parsed, and not read from the snapshot
+        self.moment: int | None = None  # when its file was written, in nanoseconds
         self.values = {key: values.get(key) or default for key, default in DEFAULTS.items()}
         self.reserved_host_cpus = self._cpus("reserved_host_cpus")
         self.reserved_host_mem = self.values["reserved_host_mem"]

@@ -15,7 +15,7 @@ import sys
 
 gc.disable()  # a run ends before anything needs to be collected; looking for it took 4 % of it
 
-from . import operations, snapshot, state
+from . import idle, operations, snapshot, state
 from .config import PATH, Config
 from .errors import Error, Refusal, printable
 from .host import Host
@@ -92,7 +92,7 @@ class _Run:
         else:
             self.config.hook_timeout = snapshot.timeout(host) or self.config.hook_timeout
         self.set_deadline()
-        if operations.idle(host, self.config, self.operation):
+        if idle.never(host, self.config, self.operation):
             return
         from .domainxml import LIMIT, SETTINGS_URI, parse
 
@@ -126,6 +126,7 @@ class _Run:
         except Error:
             from .configfile import on_error_of
 
+            snapshot.find_others()
             self.config.on_error = on_error_of(self.host.read_optional(PATH) or "")
             raise
 
@@ -169,6 +170,10 @@ class _Run:
         return not plan.steps and not plan.warnings
 
     def failed(self, error: Error) -> int:
+        """What could not be done is tried again at the VM's next operation."""
+        self.host.forget(idle.PATH)
+        if self.config.anew:
+            self.host.forget(snapshot.SNAPSHOT)
         text = printable(f"libvirt-cgroup-hooks: {error}")
         refuses = self.config.on_error == "refuse" or isinstance(error, Refusal)
         if self.operation in MAY_REFUSE and refuses:

@@ -128,8 +128,13 @@ class Host:
 
     def written_at(self, path: str) -> float | None:
         """When the file was written, in seconds of the epoch; None where there is none."""
+        moment = self.moment(path)
+        return None if moment is None else moment / 10**9
+
+    def moment(self, path: str) -> int | None:
+        """As `written_at`, in nanoseconds."""
         try:
-            return os.stat(self.root + path).st_mtime
+            return os.stat(self.root + path).st_mtime_ns
         except OSError:
             return None
 
@@ -179,6 +184,10 @@ class Host:
             pass
         except OSError as error:
             raise Refused(f"remove {printable(path)}", error) from None
+
+    def forget(self, path: str) -> None:
+        """Removes the file, if that can be."""
+        _unlink(self.root + path)
 
     def touch(self, path: str, moment: int) -> None:
         """Sets the time of the last change, in nanoseconds. Raises Refused."""

@@ -7,7 +7,7 @@ be.
 
 from __future__ import annotations
 
-from . import managers, state
+from . import idle, managers, state
 from .errors import Error, Refusal, printable, size
 from .host import page_size
 from .kinds import CPU_WEIGHT, CPUS, HOST_CPUS, MEMORY
@@ -24,20 +24,11 @@ if TYPE_CHECKING:
 ENFORCE = ("prepare", "start", "started", "reconnect")
 CLEAN_UP = ("stopped", "release")
 SUGGESTED = '"/vms/$NAME"'
-# The manager that has nothing to do at the operation
-IDLE = {"start": "cgroupfs", "stopped": "systemd"}
-
-
-def idle(host: Host, config: Config, operation: str) -> bool:
-    """Whether OPERATION is one at which nothing is to be done for any VM of this host."""
-    return bool(
-        operation in IDLE and not config.host_cpus_for and IDLE[operation] == managers.name(host)
-    )
 
 
 def concerns(host: Host, config: Config, operation: str) -> bool:
     """Whether there can be anything to do at OPERATION for a VM without settings of its own."""
-    if idle(host, config, operation):
+    if idle.never(host, config, operation):
         return False
     if operation in CLEAN_UP:
         return host.exists(state.DIRECTORY)
@@ -88,6 +79,7 @@ def plan(
 def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
     """A VM is to start; QEMU does not exist yet."""
     forget_left_behind(plan, manager, but=domain.uuid)
+    count_running(plan, manager)
     own = manager.for_domain(domain)
     check_controllers(manager)
     _add_hugepages(manager, domain)
@@ -96,6 +88,7 @@ def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
     own.prepare(plan, domain)
     secure(plan, manager, [domain])
     _tell_of_memory(plan, manager, domain)
+    idle.tell(plan, manager)
 
 
 def start(plan: Plan, manager: Manager, domain: Domain) -> None:
@@ -111,7 +104,8 @@ def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False)
     running = threads.status(manager.host, domain.name)
     vm_threads = threads.threads(manager.host, running) if running else []
     if vm_threads:
-        count(plan, manager, own, domain)
+        count(plan, own, domain)
+    count_running(plan, manager)
     limits.enforce(plan, manager, [domain])
     if running and vm_threads:
         own.place(plan, domain, running, vm_threads)
@@ -122,6 +116,7 @@ def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False)
         own.imagined(plan, domain)
     else:
         raise Error(f"VM {printable(domain.name)} has no process", "it has ended meanwhile")
+    idle.withdraw(plan, manager)
 
 
 def stopped(plan: Plan, manager: Manager, domain: Domain) -> None:
@@ -176,12 +171,27 @@ def _take_hugepages(plan: Plan, manager: Manager, record: state.Record) -> bool:
     return True
 
 
-def count(plan: Plan, manager: Manager, own: Manager, domain: Domain) -> None:
-    """A VM that runs, and that started before there was a hook, is counted from now on."""
-    if own.config.memory_admission or manager.config.confine_host != "no":
-        record, old = own.records.of(domain)
-        record.confines = own.asks_to_confine
-        own.records.save(plan, record, old)
+def count_running(plan: Plan, manager: Manager) -> None:
+    """VMs that have no record, as there was no hook, or nothing to count, when they started."""
+    host, anew = manager.host, manager.config.anew
+    missing = manager.counts and (anew or state.lacks_records(host))
+    if not (missing or (anew and manager.limits_hugepages)):
+        return
+    from . import threads
+
+    for domain in threads.running(host, {}):
+        if not state.Record.exists(host, domain.uuid):
+            count(plan, manager, domain)
+
+
+def count(plan: Plan, manager: Manager, domain: Domain) -> None:
+    """A VM that runs, and that started before there was a hook or anything to count, is counted
+    from now on. MANAGER is that of its own settings.
+    """
+    if manager.counts or (manager.limits_hugepages and domain.hugepages):
+        record, old = manager.records.of(domain)
+        record.confines = manager.asks_to_confine
+        manager.records.save(plan, record, old)
 
 
 def forget_left_behind(
@@ -194,7 +204,7 @@ def forget_left_behind(
     """
     host = manager.host
     plan.add_shared(*state.half_written(host))
-    for uuid in state.left_behind(host, running):
+    for uuid in state.left_behind(host, running, manager.remembers):
         record = state.Record.read(host, uuid)
         if uuid == but:
             continue

@@ -47,6 +47,11 @@ class Plan:
         self.exclusive = self.exclusive or bool(steps)
         self.steps += steps
 
+    def add_first(self, step: Step) -> None:
+        """What VMs share, and has to be done before all else."""
+        self.exclusive = True
+        self.steps.insert(0, step)
+
     def add_below(self, top: str, *steps: Step) -> None:
         """TOP and what is below it is one VM's own; STEPS may reach further up."""
         own = all(f"{step.path}/".startswith(f"{top}/") for step in steps)

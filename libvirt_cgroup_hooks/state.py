@@ -119,6 +119,10 @@ class Admitted:
         self._memory: dict[str, int] = {}  # of the VMs that this plan changes
 
     @property
+    def is_kept(self) -> bool:
+        return bool(self._text)
+
+    @property
     def total(self) -> int:
         if self._total is None:
             self._total = self._read()
@@ -173,6 +177,7 @@ class Records:
         plan.add_shared(*self.admitted.change(record.uuid, before, record.memory, self.keep_total))
         plan.add(*record.save(old))
         self._saved[record.uuid] = str(record)
+        self._gone.discard(record.uuid)
 
     def forget(self, plan: Plan, uuid: str, record: Record | None) -> None:
         """RECORD is that of UUID; None where it is not understood."""
@@ -183,7 +188,8 @@ class Records:
 
     def living(self) -> list[str]:
         """The UUIDs of the VMs that run or start, once the steps planned so far are made."""
-        return [uuid for uuid in recorded(self.host) if uuid not in self._gone]
+        found = dict.fromkeys([*recorded(self.host), *self._saved])
+        return [uuid for uuid in found if uuid not in self._gone]
 
     def confining(self) -> bool:
         """Whether one of them asks that the host keep to its own CPUs."""
@@ -296,7 +302,9 @@ def recorded(host: Host) -> list[str]:
     return [name for name in host.names(VMS) if not name.endswith(NEW)]
 
 
-def left_behind(host: Host, running: set[str] | None = None) -> list[str]:
+def left_behind(
+    host: Host, running: set[str] | None = None, all_recorded: bool = False
+) -> list[str]:
     """The UUIDs of recorded VMs that have ended, and whose `release` never came to its end.
 
     A daemon that is killed while it stops a VM may leave the status XML, and forget the VM when it
@@ -304,10 +312,12 @@ def left_behind(host: Host, running: set[str] | None = None) -> list[str]:
 
     Between `prepare` and the moment libvirt writes its status XML, a VM that starts looks the same:
     hence GRACE. What is lost of one that takes longer is written again at `start` and `started`.
+
+    ALL_RECORDED: each VM has a record. Then the usual case costs the same however many run.
     """
     found = recorded(host)
-    if running is None and len(found) <= _statuses(host):
-        return []  # the usual case costs the same however many VMs run
+    if running is None and all_recorded and len(found) <= _statuses(host):
+        return []
     old = [uuid for uuid in found if host.age(f"{VMS}/{uuid}") > GRACE]
     records = [(uuid, Record.read(host, uuid)) for uuid in old]
     return [
@@ -318,6 +328,11 @@ def left_behind(host: Host, running: set[str] | None = None) -> list[str]:
 def may_be_starting(host: Host) -> bool:
     """Whether there is a VM that libvirt has no status XML of yet."""
     return len(recorded(host)) > _statuses(host)
+
+
+def lacks_records(host: Host) -> bool:
+    """Whether there is a VM that runs and has no record."""
+    return len(recorded(host)) < _statuses(host)
 
 
 def _statuses(host: Host) -> int:

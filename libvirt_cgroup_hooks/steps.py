@@ -254,6 +254,20 @@ class Replace(Step):
         return Replace(self.path, self.old, self.text, self.mode)
 
 
+class ReplaceDated(Replace):
+    """Writes a file of ours that says something of another file, for as long as both were written
+    at the same MOMENT (in nanoseconds). It is undone by saying nothing.
+    """
+
+    def __init__(self, path: str, text: str, moment: int) -> None:
+        super().__init__(path, text, None, 0o644)
+        self.moment = moment
+
+    def run(self, host: Host) -> None:
+        super().run(host)
+        host.touch(self.path, self.moment)
+
+
 class Remove(Step):
     """Removes a file, and is undone by writing its OLD text with its MODE; not where that is None:
     what made it makes it again.

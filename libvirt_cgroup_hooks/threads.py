@@ -83,16 +83,16 @@ def _has_process(host: Host, domain: Domain) -> bool:
     return any(one.startswith(guest) and not one.startswith(f"{guest},") for one in arguments)
 
 
-def hugepages(host: Host) -> int:
+def hugepages(host: Host, all_recorded: bool, every: bool) -> int:
     """Bytes of the hugepages of all VMs that run or start.
 
-    Of those that have a record the record tells, and of others, which started before there was a
-    hook, the status XML.
+    Of those that have a record (ALL_RECORDED: each) the record tells. With EVERY the status XML
+    tells of others: they have none, unless they started before there was a hook.
     """
-    gone = left_behind(host)
+    gone = left_behind(host, all_recorded=all_recorded)
     records = [Record.read(host, uuid) for uuid in recorded(host) if uuid not in gone]
     known = {record.name: record.hugepages for record in records if record}
-    if any(file.removesuffix(".xml") not in known for file in host.names(STATUS)):
+    if every and any(file.removesuffix(".xml") not in known for file in host.names(STATUS)):
         for domain in running(host, {}):
             known.setdefault(domain.name, domain.hugepage_memory(page_size()))
     return sum(known.values())

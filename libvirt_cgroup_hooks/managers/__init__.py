@@ -39,6 +39,7 @@ def choose(host: Host, config: Config, daemon: dict[str, str] | None = None) -> 
     """
     memory = Memory.read(host.read_optional) if config.asks_memory else Memory(0, 0)
     fence = config.fence(read_online(host.read_optional), memory, page_size())
+    every = config.anew or daemon is not None  # the hook goes by the records else
     if daemon is None:
         daemon = placements(host.read_optional(OWN) or "")
     cgroups = detect(host.read_optional, daemon)
@@ -54,7 +55,7 @@ def choose(host: Host, config: Config, daemon: dict[str, str] | None = None) -> 
     if manager.limits_hugepages:
         from ..threads import hugepages
 
-        fence.hugepages = hugepages(host)
+        fence.hugepages = hugepages(host, manager.remembers, every)
         fence.charged = manager.hugepages_in_use()
     return manager
 

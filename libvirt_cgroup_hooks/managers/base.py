@@ -105,6 +105,17 @@ class Manager:
         return {"low": LOW, "min": MIN}.get(self.config.protect_host_mem)
 
     @property
+    def counts(self) -> bool:
+        """Whether something follows from which VMs run, and from what they have."""
+        config = self.config
+        return bool(config.memory_admission or config.confine_host != "no" or self.protection)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether each VM has a record, as there is something to do for it until it has ended."""
+        return self.counts or self.records.admitted.is_kept
+
+    @property
     def asks_to_confine(self) -> bool:
         """Of a VM: whether the host is to keep to its own CPUs while it runs."""
         return self.config.confine_host == "yes"
@@ -239,15 +250,18 @@ class Manager:
         """QEMU has ended, and libvirt still knows the VM."""
 
     def begin_record(self, plan: Plan, domain: Domain) -> Record | None:
-        """The VM's record as it starts; what an earlier run of it has left is removed, and
-        returned.
+        """The VM's record as it starts, if it has to say something; what an earlier run of it has
+        left is removed, and returned.
         """
         stale = Record.read(self.host, domain.uuid)
         if stale:
             plan.add(*self.remains(stale))
         new = Record.of(domain)
         new.confines = self.asks_to_confine
-        self.records.save(plan, new, stale)
+        if self.remembers or domain.settings or new.hugepages:
+            self.records.save(plan, new, stale)
+        elif stale:
+            self.records.forget(plan, domain.uuid, stale)
         return stale
 
     def remains(self, record: Record) -> list[Step]:

@@ -100,6 +100,11 @@ class Cgroupfs(Manager):
         return [MACHINE, self.layout.shared_path(tree.daemon_path)]
 
     @property
+    def remembers(self) -> bool:
+        """With the last of them the limits go that VMs had."""
+        return True
+
+    @property
     def carries(self) -> bool:
         """For want of a parent, too."""
         alone = not self.layout.native and self.layout.parent is None

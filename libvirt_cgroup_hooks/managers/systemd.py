@@ -267,6 +267,14 @@ class Systemd(Manager):
         return None if tree is None or tree.systemd_sets(CPUS) else tree
 
     @property
+    def remembers(self) -> bool:
+        """Where systemd keeps the limits, and libvirt decides where VMs are, nothing is to be done
+        for most of them.
+        """
+        clips = all(tree.clips for tree in self.trees)
+        return super().remembers or self.carries or not self.layout.native or not clips
+
+    @property
     def carries(self) -> bool:
         """For want of a parent, too."""
         return super().carries or (self.fence.cpus is not None and self.parent_slice() is None)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ..live.guests import disk, toucher
-from ..live.harness import CONFIG, Daemon, Vm, destroy_all_vms, domain_xml, running_vm, virsh
+from ..live.harness import CONFIG, Daemon, Vm, age, destroy_all_vms, domain_xml, running_vm, virsh
 from ..live.pace import in_time, patient, wait_for
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
@@ -82,6 +82,7 @@ def log() -> str:
 
 def configure(text: str) -> None:
     CONFIG.write_text(in_time(text))
+    age(CONFIG)
 
 
 def fenced(layout: str, memory: bool = True, more: str = "") -> str:

@@ -1,7 +1,7 @@
 """The hook, killed by SIGKILL at each of its system calls that change something, at each operation
 of a real libvirtd.
 
-libvirt refuses a VM whose `prepare` or `start` is killed; one whose later operations are killed
+libvirt refuses a VM whose `prepare` is killed; one whose later operations are killed
 goes on. Then the daemon's next operation, or `virt-cgroup apply`, brings the host right, and after
 the VM's end nothing is left.
 """
@@ -29,7 +29,8 @@ from .harness import (
 from .marks import ENDURANCE
 from .test_operations import assert_nothing_left, left_since, status, virt_cgroup
 
-OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect")
+# without start, at which there is nothing to do here, nor Python to be killed
+OPERATIONS = ("prepare", "started", "stopped", "release", "reconnect")
 XML = domain_xml("web", vcpus=2, iothreads=1, vcpupin={1: "1"})
 Record = Callable[[str, object], None]
 
@@ -43,7 +44,7 @@ def age_records() -> None:
 def life(daemon: Daemon, operation: str) -> None:
     """A VM's life, in which the hook is killed at OPERATION."""
     started = virsh("create", "/dev/stdin", stdin=XML, check=False)
-    if operation in ("prepare", "start"):
+    if operation == "prepare":
         assert "Killed" in started.stderr, started.stderr
         return
     assert started.returncode == 0, started.stderr

@@ -248,6 +248,7 @@ def test_without_admission_nothing_is_kept(counting: Counting) -> None:
     counting.configure("reserved_host_mem = '512 MiB'\n")
     do(counting, "prepare", numbered(1))
     assert not counting.exists(ADMITTED)
+    counting.start_vm(numbered(1), "<memory unit='MiB'>1</memory>")
     counting.configure(CONF)
     do(counting, "prepare", numbered(2))
     assert total(counting) == numbered(1).host_memory(4096) + numbered(2).host_memory(4096)

@@ -180,12 +180,12 @@ import sys
 before = set(sys.modules)
 root, copy, operation, xml = sys.argv[1:]
 sys.path.insert(0, root)
-from libvirt_cgroup_hooks import hook, operations, snapshot, state
+from libvirt_cgroup_hooks import hook, idle, operations, snapshot, state
 from libvirt_cgroup_hooks.host import Host
 host = Host(copy)
 config = snapshot.load(host, [], save=True)
 assert config
-if not operations.idle(host, config, operation):
+if not idle.never(host, config, operation):
     from libvirt_cgroup_hooks.domainxml import parse
     domain = parse(open(xml, "rb").read())
     with host.locked(state.LOCK):
@@ -203,8 +203,8 @@ HEAVY = (
     "syslog typing"
 ).split()
 ALWAYS = (
-    "cgroups config cpuset errors fence hook host kinds layout managers operations plan snapshot "
-    "state steps topology"
+    "cgroups config cpuset errors fence hook host idle kinds layout managers operations plan "
+    "snapshot state steps topology"
 ).split()
 PLANNING = ["domain", "domainxml", "kernel", "kernel.tree", "managers.base"]
 CGROUPFS = [*ALWAYS, *PLANNING, "managers.cgroupfs"]

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ... import installation
+from ... import idle, installation
 from ...errors import Error, printable
 from ...host import NEW, Host, Refused
 from ...leave import leave
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         python = interpreter()
         check(host, python)
         done = install(host, python)
+        host.forget(idle.PATH)  # of the package that this one replaces
         done += _reload(host) if any(line.startswith("installed") for line in done) else []
     if arguments.json:
         print_json(done)

@@ -10,7 +10,7 @@ from ...config import PATH
 from ...domain import Domain
 from ...errors import printable
 from ...fence import reserved_memory
-from ...host import Host
+from ...host import Host, page_size
 from ...kinds import HOST_CPUS, KINDS
 from ...managers.base import Manager
 from ...topology import Memory
@@ -32,7 +32,7 @@ def read(manager: Manager, domains: list[Domain], unreadable: int) -> Samples:
     _add_reservation(samples, manager)
     _add_parent(samples, manager)
     samples.add(table.ADMISSION, manager.config.memory_admission)
-    samples.add(table.ADMITTED, manager.records.admitted.total)
+    samples.add(table.ADMITTED, _admitted(manager, domains))
     found = [describe(manager.host, manager, domain) for domain in domains]
     _add_vms(samples, found, unreadable)
     for domain in domains:
@@ -54,6 +54,13 @@ def _last_change(host: Host) -> float | None:
     """Seconds of the epoch; None where nothing is configured."""
     moments = [host.written_at(path) for path in (PATH, snapshot.LIVE)]
     return max((moment for moment in moments if moment is not None), default=None)
+
+
+def _admitted(manager: Manager, domains: list[Domain]) -> int:
+    """Bytes; VMs that were not counted when they started are counted now."""
+    if manager.records.admitted.is_kept:
+        return manager.records.admitted.total
+    return sum(domain.host_memory(page_size()) for domain in domains)
 
 
 def _add_reservation(samples: Samples, manager: Manager) -> None:

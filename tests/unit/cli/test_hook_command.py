@@ -238,12 +238,12 @@ def test_the_hook_is_run_by_the_python_that_is_recorded(host: Host, tmp_path: Pa
     put(
         Host(),
         str(python),
-        f'#!/bin/sh\n[ "$1 $2" = "-I -c" ] || exit 9\nshift 3\necho "$@" >"{tmp_path}/seen"\n',
+        f'#!/bin/sh\n[ "$1 $2" = "-IS -c" ] || exit 9\nshift 3\necho "$@" >"{tmp_path}/seen"\n',
     )
     hook.install(host, str(python))
     text = Path(host.root + HOOK).read_text().replace("/etc/libvirt/cgroup-hooks.conf", "/")
     subprocess.run(["sh", "-c", text, "qemu", "-x 'y", "prepare", "begin", "-"], check=True)
-    assert (tmp_path / "seen").read_text() == "-x 'y prepare begin -\n"
+    assert (tmp_path / "seen").read_text() == "-x 'y prepare begin - \n"
 
 
 @pytest.mark.runs_programs
