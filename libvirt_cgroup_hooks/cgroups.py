@@ -9,7 +9,7 @@ from .errors import Error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .topology import Reader
+    from .memory import Reader
 
 # libvirt's controllers, by the kernel's name on each version
 V1 = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "net_cls", "perf_event")

@@ -10,7 +10,7 @@ from .layout import NATIVE, Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .topology import Memory
+    from .memory import Memory
 
 PATH = "/etc/libvirt/cgroup-hooks.conf"
 # By key, the canonical text of each setting that the file does not have; "" means not set. Beside

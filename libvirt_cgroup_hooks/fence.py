@@ -6,12 +6,12 @@ from __future__ import annotations
 from .cpuset import CpuSet
 from .errors import Error, size
 from .kinds import CPU_WEIGHT, CPUS, MEMORY, MEMSW, SWAP
-from .topology import auto_memory, told_left_out
+from .memory import auto_memory, told_left_out
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .kinds import Kind, Value
-    from .topology import Memory
+    from .memory import Memory
 
 
 class Fence:

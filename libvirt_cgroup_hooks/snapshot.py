@@ -14,8 +14,8 @@ from . import __version__
 from .config import PATH, Config
 from .errors import Error
 from .host import Host, page_size
+from .memory import read_online
 from .state import DIRECTORY, FORMAT, lines_in, lines_of, prepare_directory, saved
-from .topology import Topology, read_online
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config
     """TEXT as the configuration of HOST, with CHANGES made at run time. Raises Error."""
     from .cgroups import on_v2
     from .configfile import parse, resolve
+    from .topology import Topology
 
     find_others()
     parsed = parse(text, PATH, changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..cgroups import OWN, detect, placements, systemd_key
 from ..host import BUS, page_size
-from ..topology import Memory, read_online
+from ..memory import Memory, read_online
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "libvirt_cgroup_hooks"
 PURE = (
     "admission cgroups config configfile cpuset domain domainxml errors fence kinds layout "
-    "own_settings settings topology virconf managers.units"
+    "memory own_settings settings topology virconf managers.units"
 ).split()
 FORMULAS = "counts cpu memory parsing rules".split()  # of cli.recommend
 EFFECTS = (
@@ -203,8 +203,8 @@ HEAVY = (
     "syslog typing"
 ).split()
 ALWAYS = (
-    "cgroups config cpuset errors fence hook host idle kinds layout managers operations plan "
-    "snapshot state steps topology"
+    "cgroups config cpuset errors fence hook host idle kinds layout managers memory operations "
+    "plan snapshot state steps"
 ).split()
 PLANNING = ["domain", "domainxml", "kernel", "kernel.tree", "managers.base"]
 CGROUPFS = [*ALWAYS, *PLANNING, "managers.cgroupfs"]

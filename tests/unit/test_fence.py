@@ -11,7 +11,7 @@ from libvirt_cgroup_hooks.config import Config
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.errors import Error, Refusal, size
 from libvirt_cgroup_hooks.fence import Fence, reserved_memory
-from libvirt_cgroup_hooks.topology import Memory
+from libvirt_cgroup_hooks.memory import Memory
 
 from .support.hosts import PAGE, UUID, configured, domain, topology
 

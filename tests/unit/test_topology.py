@@ -6,7 +6,8 @@ import pytest
 
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.errors import Error
-from libvirt_cgroup_hooks.topology import Memory, Topology, auto_memory, read_online
+from libvirt_cgroup_hooks.memory import Memory, auto_memory, read_online
+from libvirt_cgroup_hooks.topology import Topology
 
 from .support.hosts import topology
 

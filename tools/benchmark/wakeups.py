@@ -12,7 +12,7 @@ from pathlib import Path
 
 from libvirt_cgroup_hooks.cgroups import detect
 from libvirt_cgroup_hooks.host import Host
-from libvirt_cgroup_hooks.topology import read_online
+from libvirt_cgroup_hooks.memory import read_online
 
 from .table import Row, measured
 from .timing import PYTHON, in_turn, say

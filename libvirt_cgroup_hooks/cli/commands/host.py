@@ -11,7 +11,8 @@ from ...cgroups import Cgroups, Hierarchy, detect
 from ...cpuset import CpuSet
 from ...errors import Error, size
 from ...host import Host
-from ...topology import Memory, Topology, told_left_out
+from ...memory import Memory, told_left_out
+from ...topology import Topology
 from ..command import add as add_command
 from ..output import print_json, print_pairs, print_table
 

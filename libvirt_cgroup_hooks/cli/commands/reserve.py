@@ -17,9 +17,10 @@ from ...errors import Error, printable, size
 from ...fence import reserved_memory
 from ...host import Host, page_size
 from ...managers.base import Manager
+from ...memory import told_left_out
 from ...plan import Plan
 from ...reserve import KEYS, Change, outside
-from ...topology import Topology, told_left_out
+from ...topology import Topology
 from ..command import add as add_command
 from ..hookfile import is_installed
 from ..output import print_json, print_table, print_warnings

@@ -18,7 +18,7 @@ from ...fence import reserved_memory
 from ...host import Host
 from ...kinds import WEIGHT
 from ...managers.base import Manager
-from ...topology import Memory, told_left_out
+from ...memory import Memory, told_left_out
 from ..command import add as add_command
 from ..describe import describe
 from ..look import look

@@ -13,7 +13,7 @@ from ...fence import reserved_memory
 from ...host import Host, page_size
 from ...kinds import HOST_CPUS, KINDS
 from ...managers.base import Manager
-from ...topology import Memory
+from ...memory import Memory
 from .. import pressure
 from ..describe import describe
 from . import table

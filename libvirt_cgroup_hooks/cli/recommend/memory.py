@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...errors import MIB
-from ...topology import GIB, Memory
+from ...memory import GIB, Memory
 from .counts import Sample, Use
 
 STEP = 256 * MIB  # what is proposed is a multiple of this many bytes

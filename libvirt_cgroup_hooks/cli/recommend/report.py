@@ -15,7 +15,8 @@ from ...errors import MIB
 from ...fence import reserved_memory
 from ...host import Host, page_size
 from ...managers.base import Manager
-from ...topology import GIB, NODES, Memory, Topology, auto_memory
+from ...memory import GIB, NODES, Memory, auto_memory
+from ...topology import Topology
 from . import cpu, memory, rules, sample
 from .counts import Sample
 from .cpu import Line as CpuLine

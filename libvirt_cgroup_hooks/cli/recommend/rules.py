@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import MIB
-from ...topology import GIB
+from ...memory import GIB
 
 # GKE's ranges: up to how much, and the share of that which is kept
 MEMORY_RANGES = ((4, 0.25), (8, 0.20), (16, 0.10), (128, 0.06), (None, 0.02))  # GiB

@@ -10,7 +10,7 @@ from ...domain import Domain
 from ...host import Host
 from ...kernel.tree import Tree
 from ...managers.base import Manager
-from ...topology import NODES
+from ...memory import NODES
 from .. import pressure
 from . import parsing
 from .counts import Sample, Use

@@ -9,7 +9,8 @@ import pytest
 from libvirt_cgroup_hooks.cli.recommend import cpu, memory, parsing, rules
 from libvirt_cgroup_hooks.cli.recommend.counts import Sample, Use
 from libvirt_cgroup_hooks.cpuset import CpuSet
-from libvirt_cgroup_hooks.topology import Memory, Topology
+from libvirt_cgroup_hooks.memory import Memory
+from libvirt_cgroup_hooks.topology import Topology
 
 from ..support.hosts import topology
 from ..support.recommending import GIB, INTERRUPTS, MIB, STAT

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks.topology import GIB
+from libvirt_cgroup_hooks.memory import GIB
 
 from ..conftest import Command
 from ..support.machines import NAMES, unpack
