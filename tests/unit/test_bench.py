@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.document import EMULATED, keep, kept, text
+from benchmark import peers, vm
+from benchmark.counting import collected, counted
+from benchmark.document import EMULATED, PEER, WITHOUT, keep, kept, text
 from benchmark.spread import Spread, growth, interval, quantile, quartiles, ratio, slope
 from benchmark.table import Goal, Row, Table, compared, markdown, measured, shown
-from benchmark.valgrind import collected
 
 MACHINE = {"kernel": "6.12", "load at the beginning": "0.1"}
 BASE = [10e6, 20e6, 30e6]
@@ -186,3 +187,36 @@ def test_document_gives_the_range_of_the_loads_by_number() -> None:
     loads = {"latency": "9.4 1.0 1.0", "start": "21.6 1.0 1.0", "storm": "8.9 1.0 1.0"}
     tables = [replace(table(name=name), machine={"load": loads[name]}) for name in loads]
     assert "| load | 8.9 1.0 1.0 to 21.6 1.0 1.0 |\n" in text(tables)
+
+
+def test_the_document_begins_with_what_most_readers_want_to_know() -> None:
+    short = {
+        "start": Row(
+            "`native`: added", "ms", Spread(14, 13, 15, 9), {WITHOUT: Spread(0.04, 0.03, 0.05, 9)}
+        ),
+        "peers": Row("vfio-isolate", "ms", Spread(90, 80, 95, 9), {PEER: Spread(3, 2, 4, 9)}),
+        "nesting": Row(
+            "**page fault, with memory at each level: each level**",
+            "ns",
+            Spread(5, -1, 9, 9),
+            {"depth 0": Spread(0.002, 0, 0.004, 9)},
+            note="too small to see",
+        ),
+    }
+    tables = [replace(table(name=name), rows=[row]) for name, row in short.items()]
+    begin = text(tables).partition("`tools/bench --write`")[0]
+    assert "| A VM's start takes longer, `native` | 14.0 ms, 4.0 % |\n" in begin
+    assert "| vfio-isolate | 90.0 ms, 3.00 of the dispatcher's CPU time |\n" in begin
+    what = "Each level of cgroups, page fault, with memory at each level"
+    assert f"| {what} | too small to see |\n" in begin
+
+
+def test_instructions_as_perf_tells_them() -> None:
+    log = "# started on Mon\n\n31521777,,instructions:u,1203944,100.00,,\n"
+    assert counted(log) == 31521777
+    with pytest.raises(AssertionError, match="has counted nothing"):
+        counted("<not supported>,,instructions:u,0,100.00,,\n")
+
+
+def test_what_the_document_looks_for_is_what_is_measured() -> None:
+    assert (WITHOUT, PEER) == (vm.WITHOUT, peers.CPU)

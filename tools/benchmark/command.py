@@ -18,9 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from labhost.tree import SOURCE
 
 from . import document
 from .machine import LOAD, describe
@@ -32,7 +37,8 @@ KEPT = TREE / "build" / "bench"
 VFIO_ISOLATE = KEPT / "vfio-isolate"
 NAMES = [*document.SECTIONS]
 MOST_INSTRUCTIONS = 1.03  # of those that the other tree's hook takes
-ON_THE_LAB = ["latency", "peers", "start", "nesting", "layouts"]
+ON_THE_LAB = ["latency", "peers", "start", "nesting"]
+CARRIED = TREE / "vfio-isolate"  # part of the tree that a lab host gets
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     option("tables", nargs="*", metavar="TABLE", help=f"{', '.join(NAMES)}; none")
     option("--rounds", type=int, default=25, metavar="N", help="samples per figure (default 25)")
     option("--vms", type=int, default=50, metavar="N", help="storm: VMs started at once (50)")
-    option("--lab", metavar="RELEASE", default="", help="run on this lab host: 13, 12 or 11")
+    option("--lab", metavar="RELEASE", default="", help="run on this lab host: 13, newest, ...")
     option(
         "--against",
         type=Path,
@@ -119,12 +125,14 @@ def run_on(host: list[str], name: str, arguments: argparse.Namespace) -> Table:
     """HOST is the command that runs another command there."""
     program = [PYTHON, "-m", "tools.benchmark.measure", name, arguments.lab or document.HERE]
     program += ["--rounds", str(arguments.rounds), "--vms", str(arguments.vms)]
-    if name == "peers" and not arguments.lab:
-        program += ["--vfio-isolate", vfio_isolate()]
+    if name == "peers" and fetched():
+        folder = f"{SOURCE}/{CARRIED.name}" if arguments.lab else str(VFIO_ISOLATE)
+        program += ["--vfio-isolate", folder]
     result = ""
-    with subprocess.Popen(
-        [*host, *program], cwd=TREE, stdout=subprocess.PIPE, text=True
-    ) as running:
+    with (
+        carried(name == "peers" and bool(arguments.lab)),
+        subprocess.Popen([*host, *program], cwd=TREE, stdout=subprocess.PIPE, text=True) as running,
+    ):
         for line in running.stdout or ():
             if line.startswith(RESULT):
                 result = line.removeprefix(RESULT)
@@ -136,14 +144,23 @@ def run_on(host: list[str], name: str, arguments: argparse.Namespace) -> Table:
     return Table.from_json(json.loads(result))
 
 
-def vfio_isolate() -> str:
-    """The program, from PyPI, in an environment of its own; "" where it cannot be had."""
-    program = VFIO_ISOLATE / "bin" / "vfio-isolate"
-    if not program.exists():
-        pip = str(VFIO_ISOLATE / "bin" / "pip")
-        subprocess.run([PYTHON, "-m", "venv", "--clear", str(VFIO_ISOLATE)], check=False)
-        subprocess.run([pip, "install", "--quiet", "vfio-isolate"], check=False)
-    return str(program) if program.exists() else ""
+def fetched() -> bool:
+    """Whether vfio-isolate from PyPI is in VFIO_ISOLATE."""
+    if not VFIO_ISOLATE.exists():
+        install = [PYTHON, "-m", "pip", "install", "--quiet", "--target", str(VFIO_ISOLATE)]
+        subprocess.run([*install, "vfio-isolate"], check=False)
+    return VFIO_ISOLATE.exists()
+
+
+@contextmanager
+def carried(wanted: bool) -> Iterator[None]:
+    """A lab host has no network: vfio-isolate comes with the source tree, if it is WANTED there."""
+    if wanted and VFIO_ISOLATE.exists():
+        shutil.copytree(VFIO_ISOLATE, CARRIED, ignore=shutil.ignore_patterns("__pycache__"))
+    try:
+        yield
+    finally:
+        shutil.rmtree(CARRIED, ignore_errors=True)
 
 
 def show(table: Table, as_json: bool) -> None:

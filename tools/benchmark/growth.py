@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from libvirt_cgroup_hooks.plan import Plan
 from libvirt_cgroup_hooks.steps import MakeDirectory, Move, Pin, Write
 from tests.live.harness import LAST_CPU, configure
 
+from .spread import single
 from .table import Goal, Row, measured
 from .timing import BARE_PYTHON, PYTHON, Samples, in_turn, run, say
 from .vm_host import (
@@ -36,6 +37,7 @@ from .vm_host import (
 BARE_LOOP = "bare write() loop"
 STATUS = Path("/run/libvirt/qemu")
 THREADS = (1, 8, 64, 512)
+LINEAR = Goal(f"a thread of {THREADS[-2]}", 1.2)
 MANY_THREADS = """\
 import sys, threading
 threading.stack_size(65536)
@@ -51,6 +53,7 @@ sys.stdin.read()
 def threads(rounds: int) -> list[Row]:
     """Place a process that has the threads of a VM, without the start of the hook's interpreter."""
     rows = []
+    placed: list[float] = []  # nanoseconds for each thread
     STATUS.mkdir(parents=True, exist_ok=True)
     SCRATCH.mkdir(exist_ok=True)
     configure(settings(MOVED))
@@ -60,9 +63,14 @@ def threads(rounds: int) -> list[Row]:
         base = {BARE_LOOP: samples[BARE_LOOP]}
         median = sorted(samples["placed"])[len(samples["placed"]) // 2]
         each = f"{median / 1e6 / number:.2f} ms a thread"
-        title, goal = f"{number} threads", Goal(BARE_LOOP, 1.2)
+        title = f"{number} threads"
         rows.append(measured(f"{title}: {BARE_LOOP}", base[BARE_LOOP], {}, note=f"{steps} steps"))
-        rows.append(measured(f"{title}: placed", samples["placed"], base, goal, note=each))
+        row = measured(f"{title}: placed", samples["placed"], base, note=each)
+        placed.append(median / number)
+        if number == THREADS[-1]:
+            share = {LINEAR.baseline: single(placed[-1] / placed[-2])}
+            row = replace(row, ratios={**row.ratios, **share}, goal=LINEAR)
+        rows.append(row)
     return rows
 
 

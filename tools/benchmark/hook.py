@@ -15,15 +15,15 @@ from libvirt_cgroup_hooks.cgroups import detect
 from libvirt_cgroup_hooks.host import Host
 from tests.live.harness import destroy_vm
 
-from .replay import OPERATIONS, STARTING, Replay, hook, recorded
+from .replay import OPERATIONS, Replay, hook, recorded, without_python
 from .spread import ratio
 from .table import Goal, Row, measured
 from .timing import BARE_PYTHON, Took, empty_hook, in_turn, run, say
 from .vm_host import LAYOUTS, NAME, SCRATCH, STATE, UUID, VmHost, have, install, remove_tree
 
-EMPTY, BARE, CPU = "empty sh hook", "bare python3", "its CPU time"
-WORK = Goal(BARE, 1.7)
-NOTHING = Goal(EMPTY, 2)
+EMPTY, BARE = "empty sh hook", "bare python3"
+CPU = {name: f"{name}, CPU" for name in (EMPTY, BARE)}
+NOTHING = Goal(CPU[EMPTY], 2)
 
 Samples = Mapping[str, list[Took]]
 
@@ -45,10 +45,17 @@ def _layout_rows(host: VmHost, layout: str, rounds: int, empty: list[str]) -> li
     replay = Replay(host, layout)
     notes = {"started": f"a vCPU at depth {replay.depth()}"}
     samples = _samples(replay, rounds, empty)
+    idle = {operation: without_python(operation) for operation in OPERATIONS}
     replay.leave()
     destroy_vm(NAME)
     return [
-        _row(f"`{layout}`: {operation}", operation, samples[operation], notes.get(operation, ""))
+        _row(
+            f"`{layout}`: {operation}",
+            samples[operation][operation],
+            samples[operation],
+            NOTHING if idle[operation] else None,
+            idle[operation] or notes.get(operation, ""),
+        )
         for operation in OPERATIONS
     ]
 
@@ -70,32 +77,27 @@ def _samples(replay: Replay, rounds: int, empty: list[str]) -> dict[str, dict[st
     return samples
 
 
-def _row(title: str, operation: str, samples: Samples, note: str) -> Row:
+def _row(
+    title: str, took: list[Took], baselines: Samples, goal: Goal | None, note: str = ""
+) -> Row:
     """The CPU time shows what a busy machine hides: it leaves out waiting for other processes."""
-    wall = {name: [one.wall for one in took] for name, took in samples.items()}
-    cpu = {name: [one.cpu for one in took] for name, took in samples.items()}
-    goal = WORK if operation in STARTING else None
-    base = {name: wall[name] for name in (EMPTY, BARE)}
-    row = measured(title, wall[operation], base, goal, note=note)
-    return replace(row, ratios={**row.ratios, CPU: ratio(cpu[operation], cpu[BARE])})
+    base = {name: [one.wall for one in baselines[name]] for name in (EMPTY, BARE)}
+    row = measured(title, [one.wall for one in took], base, goal, note=note)
+    used = [one.cpu for one in took]
+    shares = {CPU[name]: ratio(used, [one.cpu for one in baselines[name]]) for name in base}
+    return replace(row, ratios={**row.ratios, **shares})
 
 
 def _idle(rounds: int, empty: list[str]) -> list[Row]:
     """Nothing configured, and operations that the hook has nothing to do with."""
     xml = SCRATCH / "none.xml"
     xml.write_text("<domain/>")
-    baselines = {EMPTY: empty, BARE: BARE_PYTHON}
     idle = {"nothing configured: prepare": hook("prepare"), "attach": hook("attach")}
-
-    def wall(command: list[str]) -> float:
-        return run(command, str(xml)).wall
-
-    commands = {**baselines, **idle}
-    samples = in_turn({name: partial(wall, commands[name]) for name in commands}, rounds)
-    base = {name: samples[name] for name in baselines}
+    commands = {EMPTY: empty, BARE: BARE_PYTHON, **idle}
+    samples = in_turn({name: partial(run, commands[name], str(xml)) for name in commands}, rounds)
     return [
-        *(measured(name, samples[name], base) for name in baselines),
-        *(measured(name, samples[name], base, NOTHING) for name in idle),
+        _row(name, took, samples, NOTHING if name in idle else None)
+        for name, took in samples.items()
     ]
 
 

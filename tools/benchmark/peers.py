@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from .hook import BARE, EMPTY
 from .replay import STARTING, Replay, hook, recorded
-from .table import Row, measured
-from .timing import BARE_PYTHON, empty_hook, in_turn, run
+from .spread import ratio
+from .table import Goal, Row, measured
+from .timing import BARE_PYTHON, PYTHON, Took, empty_hook, in_turn, run, say
+from .vm import LAYOUTS
 from .vm_host import MOVED, NAME, SCRATCH, VmHost, install
 
 DISPATCHER = """\
@@ -25,9 +28,10 @@ while IFS= read -r -d '' file; do
     printf '%s' "$input" | "$file" "$@" || exit
 done < <(find -L "$folder" -maxdepth 1 -type f -executable -print0 | sort -z)
 """
-SET_PROPERTY = """\
+SET_PROPERTY = ("systemctl", "set-property", "--runtime", "--", "machine.slice")
+WITH_SYSTEMD = f"""\
 #!/bin/sh
-exec systemctl set-property --runtime -- machine.slice AllowedCPUs={cpus} MemoryMax=2G
+exec {" ".join(SET_PROPERTY)} AllowedCPUs={{cpus}} MemoryMax=2G
 """
 JUST_WRITE = """\
 #!/bin/sh
@@ -35,54 +39,111 @@ for file in /sys/fs/cgroup/cpuset/machine/cpuset.cpus /sys/fs/cgroup/machine/cpu
     [ ! -e "$file" ] || echo {cpus} >"$file"
 done
 """
-THREE = "the hook: prepare, start and started"
+# A hook as people write it, who want the VM's name and its vCPUs.
+IN_PYTHON = f"""\
+#!{PYTHON}
+import json
+import logging
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import libvirt
+
+logging.basicConfig(level=logging.WARNING)
+name, operation = sys.argv[1:3]
+if operation == "prepare":
+    domain = ElementTree.fromstring(sys.stdin.read())
+    vcpus = int(domain.findtext("vcpu", "1"))
+    logging.info("%s has %s vCPUs: %s", name, vcpus, json.dumps(sys.argv))
+    subprocess.run({{command!r}}, shell=True, check=True)
+"""
+ISOLATE = "import sys; sys.path.insert(0, {!r}); from vfio_isolate import run_cli; run_cli()"
+DISPATCHED = "the dispatcher"
+CPU = f"{DISPATCHED}, CPU"
+# A hook that has Python decide, against one that has systemctl set the same limit once more
+GOALS = {"native": Goal(CPU, 0.6), MOVED: Goal(CPU, 1)}
 
 
 def peers(rounds: int, vfio_isolate: str) -> list[Row]:
-    """With VFIO_ISOLATE "", without that program."""
+    """VFIO_ISOLATE is the folder that program is in; "": without it."""
     if vfio_isolate:
         _mount_cpuset_first()
     with VmHost() as host:
-        cpus = f"1-{(os.cpu_count() or 2) - 1}"
         host.start("resident", "native")
-        replay = Replay(host, MOVED)
-        replay.depth()
-        dispatcher = _install_dispatcher(SET_PROPERTY if host.systemd else JUST_WRITE, cpus)
-        how = "systemctl set-property" if host.systemd else "a write"
-        empty = empty_hook(SCRATCH)
-        cases: dict[str, Callable[[], float]] = {
-            EMPTY: lambda: run(empty).wall,
-            BARE: lambda: run(BARE_PYTHON).wall,
-            THREE: lambda: _hook(replay),
-            f"dispatcher, {how} at prepare: the same three": lambda: _start(dispatcher),
-        }
-        if vfio_isolate:
-            change = [vfio_isolate, "cpuset-modify", "--cpus", f"C{cpus}", "/machine"]
-            cases["vfio-isolate: one change of a cpuset"] = lambda: run(change).wall
-        samples = in_turn(cases, rounds)
-        replay.leave()
-    base = {EMPTY: samples[EMPTY], BARE: samples[BARE], "the hook": samples[THREE]}
-    return [
-        measured(name, samples[name], {} if name in (EMPTY, BARE) else base) for name in samples
-    ]
+        cases = _others(host, vfio_isolate)
+        rows: list[Row] = []
+        for layout in LAYOUTS:
+            say(f"layout {layout}")
+            replay = Replay(host, layout)
+            replay.depth()
+            title = f"the hook, `{layout}`: prepare, start and started"
+            ours: dict[str, Callable[[], Took]] = {title: lambda replay=replay: _hook(replay)}  # type: ignore[misc]
+            samples = in_turn({**cases, **ours}, rounds)
+            replay.leave()
+            goal = GOALS[layout] if host.systemd else None
+            rows += _rows(samples, [title] if rows else list(samples), title, goal)
+    return rows
 
 
-def _hook(replay: Replay) -> float:
-    took = 0
+def _others(host: VmHost, vfio_isolate: str) -> dict[str, Callable[[], Took]]:
+    cpus = f"1-{(os.cpu_count() or 2) - 1}"
+    recipe = (WITH_SYSTEMD if host.systemd else JUST_WRITE).format(cpus=cpus)
+    how = "systemctl set-property" if host.systemd else "a write"
+    dispatcher, empty = _install_dispatcher(recipe), empty_hook(SCRATCH)
+    in_python = SCRATCH / "in-python"
+    install(in_python, IN_PYTHON.format(command=str(SCRATCH / "recipe")))
+    install(SCRATCH / "recipe", recipe)
+    cases: dict[str, Callable[[], Took]] = {
+        EMPTY: lambda: run(empty),
+        BARE: lambda: run(BARE_PYTHON),
+        f"dispatcher, {how} at prepare: the same three": lambda: _start(dispatcher),
+        f"in Python as people write it, {how} at prepare: the same three": lambda: _start(
+            in_python
+        ),
+    }
+    if vfio_isolate:
+        group = "/machine.slice" if host.systemd else "/machine"
+        change = [PYTHON, "-c", ISOLATE.format(vfio_isolate), "cpuset-modify", "--cpus", f"C{cpus}"]
+        cases["vfio-isolate: one change of a cpuset"] = lambda: run([*change, group])
+    return cases
+
+
+def _rows(
+    samples: dict[str, list[Took]], shown: list[str], title: str, goal: Goal | None
+) -> list[Row]:
+    """Those that are SHOWN; the GOAL is that of TITLE."""
+    dispatched = next(took for name, took in samples.items() if name.startswith("dispatcher"))
+    base = {BARE: samples[BARE], DISPATCHED: dispatched}
+    rows: list[Row] = []
+    for name in shown:
+        took = samples[name]
+        walls = {key: [one.wall for one in samples_of] for key, samples_of in base.items()}
+        row = measured(name, [one.wall for one in took], walls, goal if name == title else None)
+        share = ratio([one.cpu for one in took], [one.cpu for one in dispatched])
+        rows.append(replace(row, ratios={**row.ratios, CPU: share}))
+    return rows
+
+
+def _hook(replay: Replay) -> Took:
+    took = Took(0, 0)
     for operation in STARTING:
         replay.before(operation)
-        took += run(hook(operation), recorded(operation)).wall
+        took += run(hook(operation), recorded(operation))
     return took
 
 
-def _start(path: Path) -> float:
-    return sum(run(hook(operation, path), recorded(operation)).wall for operation in STARTING)
+def _start(path: Path) -> Took:
+    took = Took(0, 0)
+    for operation in STARTING:
+        took += run(hook(operation, path), recorded(operation))
+    return took
 
 
-def _install_dispatcher(recipe: str, cpus: str) -> Path:
+def _install_dispatcher(recipe: str) -> Path:
     path = SCRATCH / "dispatcher"
     install(path, DISPATCHER)
-    install(SCRATCH / f"dispatched/{NAME}/prepare/begin/cpus", recipe.format(cpus=cpus))
+    install(SCRATCH / f"dispatched/{NAME}/prepare/begin/cpus", recipe)
     return path
 
 

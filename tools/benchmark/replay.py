@@ -31,6 +31,13 @@ def recorded(operation: str) -> str:
     return str(SCRATCH / f"{NAME}.{known}")
 
 
+def without_python(operation: str) -> str:
+    """Whether the hook ends in its shell, as a note; "" where Python is started."""
+    file = STATE / "idle"
+    told = file.read_text().splitlines() if file.exists() else []
+    return "nothing to do" if operation in " ".join(told[2:]).split() else ""
+
+
 class Replay:
     """The running VM whose operations are replayed, and its way back to where libvirt put it."""
 
@@ -88,7 +95,7 @@ class Replay:
             record.unlink(missing_ok=True)
         elif operation == "stopped":  # the processes have ended
             self.leave(remove=False)
-        elif operation == "release":
+        elif operation == "release" and record.exists():
             # libvirt has removed its own cgroups; nobody may stop the slice of a VM that goes on.
             lines = record.read_text().splitlines(keepends=True)
             kept = [

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+S = TypeVar("S")  # a sample
 Samples = dict[str, list[float]]
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 PYTHON = "/usr/bin/python3"
@@ -20,6 +22,9 @@ BARE_PYTHON = [PYTHON, "-I", "-c", "pass"]
 class Took:
     wall: int  # nanoseconds, until the program has ended
     cpu: int  # nanoseconds, user and system
+
+    def __add__(self, other: Took) -> Took:
+        return Took(self.wall + other.wall, self.cpu + other.cpu)
 
 
 def run(command: list[str], stdin: str = "/dev/null", may_fail: bool = False) -> Took:
@@ -40,13 +45,13 @@ def run(command: list[str], stdin: str = "/dev/null", may_fail: bool = False) ->
     return Took(wall, round((usage.ru_utime + usage.ru_stime) * 1e9))
 
 
-def in_turn(cases: Mapping[str, Callable[[], float]], rounds: int) -> Samples:
+def in_turn(cases: Mapping[str, Callable[[], S]], rounds: int) -> dict[str, list[S]]:
     """Samples of each case; every round takes all of them once, in another order.
 
     A round before the first, whose samples are thrown away, warms the caches.
     """
     order = random.Random(1)  # noqa: S311 - an order, and the same at every run
-    samples: Samples = {name: [] for name in cases}
+    samples: dict[str, list[S]] = {name: [] for name in cases}
     for number in range(-1, rounds):
         names = list(cases)
         order.shuffle(names)

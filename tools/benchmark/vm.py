@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from tests.live.harness import destroy_vm
 
+from .replay import STARTING, without_python
 from .spread import interval, quartiles
 from .table import UNITS, Row, measured
 from .timing import BARE_PYTHON, run, say
@@ -13,7 +14,6 @@ from .vm_host import HOOK, MOVED, NAME, SCRATCH, VmHost, vm_xml
 
 LAYOUTS = ("native", MOVED)
 WITHOUT = "without the hook"
-CALLS = 3  # of the hook while a VM starts: prepare, start, started
 
 
 def start(rounds: int) -> list[Row]:
@@ -29,15 +29,17 @@ def start(rounds: int) -> list[Row]:
             host.start("resident", layout)
             _start_once(host, create, True)  # warms the caches
             _start_once(host, create, False)
+            told = [one for one in STARTING if not without_python(one)]
+            calls = len(told)
             took: dict[str, list[float]] = defaultdict(list)
             for number in range(rounds):
                 for hooked in _order(number):
                     wall = _start_once(host, create, hooked)
                     took[layout if hooked else WITHOUT].append(wall)
-                took["bare"].append(CALLS * run(BARE_PYTHON).wall)
+                took["bare"].append(calls * run(BARE_PYTHON).wall)
             _switch(host, True)
             destroy_vm("resident")
-            rows += _start_rows(layout, took)
+            rows += _start_rows(layout, took, calls)
     return rows
 
 
@@ -64,12 +66,12 @@ def _switch(host: VmHost, hooked: bool) -> None:
     host.reload()
 
 
-def _start_rows(layout: str, took: dict[str, list[float]]) -> list[Row]:
+def _start_rows(layout: str, took: dict[str, list[float]], calls: int) -> list[Row]:
     base = took[WITHOUT]
     added = [one - other for one, other in zip(took[layout], base)]
     spread = interval([one * UNITS["ms"] for one in added])
     share = interval([one / other for one, other in zip(added, base)])
-    bare = f"`{layout}`: of that, {CALLS} bare interpreters"
+    bare = f"`{layout}`: of that, bare interpreters ({calls})"
     median = [quartiles(added).median] * len(added)
     return [
         measured(f"`{layout}`: {WITHOUT}", base, {}),
