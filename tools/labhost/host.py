@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,15 @@ else
     until virsh -q list >/dev/null 2>&1; do sleep 0.5; done
     echo running
 fi
+"""
+# The address is the one that QEMU forwards to.
+NETWORK_SCRIPT = """\
+set -e
+until card=$(ls /sys/class/net | grep -v '^lo$'); do sleep 0.1; done
+udevadm settle
+card=$(ls /sys/class/net | grep -v '^lo$')
+ip address add 10.0.2.15/24 dev "$card"
+ip link set "$card" up
 """
 PACE = Path(__file__).with_name("pace.py")
 SLOWNESS = "CGROUP_HOOKS_SLOWNESS"  # tests/live/pace.py reads it
@@ -93,6 +103,15 @@ def overlay(backing: Path, disk: Path) -> None:
         ],
         60,
     )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens at."""
+    with ExitStack() as sockets:
+        taken = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for one in taken:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in taken]
 
 
 class LabHost:
@@ -175,6 +194,16 @@ class LabHost:
         # Detached and a moment later: the answer is here before the remote control is ended.
         self.check("setsid sh -c 'sleep 1; systemctl reboot' >/dev/null 2>&1 &", 60)
         self._wait_for_boot(self._running(), timeout)
+
+    def forward(self, *ports: int) -> dict[int, int]:
+        """By port of the guest, the port at which this machine's 127.0.0.1 reaches it from now on.
+
+        The guest itself reaches nothing. Once for each restore.
+        """
+        forwarded = dict(zip(ports, free_ports(len(ports))))
+        self._running().add_network(forwarded, SEND_TIMEOUT)
+        self.check(NETWORK_SCRIPT)
+        return forwarded
 
     def open_shell(self, rows: int, columns: int, term: str) -> Channel:
         """Start an interactive shell; what it is typed and shows goes over the channel."""

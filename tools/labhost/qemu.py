@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,19 @@ class Qemu:
             time.sleep(0.05)
         self.monitor.ask("cont", deadline)
 
+    def add_network(self, forwarded: Mapping[int, int], timeout: float) -> None:
+        """Plug in a network card that reaches nothing. FORWARDED: by port of the guest, at the
+        address 10.0.2.15, the port of this machine, at 127.0.0.1.
+        """
+        deadline = Deadline(timeout)
+        self.monitor.open(deadline)
+        rules = [f"tcp:127.0.0.1:{here}-:{there}" for there, here in forwarded.items()]
+        network: dict[str, object] = {"type": "user", "id": "network", "restrict": True}
+        network["hostfwd"] = [{"str": rule} for rule in rules]
+        self.monitor.ask("netdev_add", deadline, network)
+        card = {"driver": "virtio-net-pci", "id": "card", "netdev": "network"}
+        self.monitor.ask("device_add", deadline, card)
+
     def save(self, state: Path, timeout: float) -> None:
         """Stop the CPUs, write the state of all but the disk to a file, and end QEMU."""
         deadline = Deadline(timeout)
@@ -196,14 +210,14 @@ class Monitor:
             self.ask("qmp_capabilities", deadline)
 
     def ask(
-        self, command: str, deadline: Deadline, arguments: dict[str, Any] | None = None
+        self, command: str, deadline: Deadline, arguments: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """The answer to one command.
 
         LabError when QEMU refuses, is gone, or is silent until the deadline.
         """
         self._connection.sendall(
-            json.dumps({"execute": command, "arguments": arguments or {}}).encode()
+            json.dumps({"execute": command, "arguments": dict(arguments or {})}).encode()
         )
         answer = self._answer(deadline, "return", "error")
         if "error" in answer:
