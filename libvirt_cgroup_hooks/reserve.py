@@ -156,8 +156,12 @@ class Change:
 
     def _check(self, manager: Manager, running: list[Domain]) -> None:
         fence = manager.fence
-        if fence.cpus is not None and not self.force:
-            _check_pins(self._before() - manager.pinnable(fence.cpus), manager, running)
+        pinned = [] if self.force else newly_pinned(manager, running)
+        if pinned:
+            raise Error(
+                f"cannot take CPUs from VMs that are pinned to them: {'; '.join(pinned)}",
+                f"{repin(manager)}, stop them, or use --force",
+            )
         limit = fence.memory_limit
         if limit is not None and fence.memory is not None:
             for directory, tree in conformance.memory_parents(manager).items():
@@ -172,14 +176,6 @@ class Change:
             exceeded = may_exceed(may_take, fence.memory)
             if exceeded:
                 self.warnings.append(exceeded)
-
-    def _before(self) -> CpuSet:
-        """The CPUs that VMs have before the change, offline ones included."""
-        try:
-            manager = self._choose(snapshot.load(self.host, []))
-        except Error:  # of what the change may be about to fix
-            manager = self._choose(Config({}))
-        return manager.present() - manager.kept
 
     # --wait
 
@@ -247,19 +243,36 @@ def canonical(key: str, value: Value) -> str:
     return settings.named(key).read(value)
 
 
-def _check_pins(taken: CpuSet, manager: Manager, running: list[Domain]) -> None:
-    """What was taken before, by force perhaps, is not asked for again."""
+def newly_pinned(manager: Manager, running: list[Domain]) -> list[str]:
+    """Which of RUNNING are pinned, and how, to CPUs that MANAGER's configuration takes from VMs.
+
+    What was taken before, by force perhaps, is not asked for again.
+    """
+    cpus = manager.fence.cpus
+    if cpus is None:
+        return []
+    taken = _before(manager.host) - manager.pinnable(cpus)
     pinned: list[str] = []
     for domain in running:
         pins = pins_to(held_pins(manager.config, manager.fence, domain), taken)
         if pins:
             pinned.append(f"{printable(domain.name)} ({', '.join(pins)})")
-    if pinned:
-        raise Error(
-            f"cannot take CPUs from VMs that are pinned to them: {'; '.join(pinned)}",
-            f"pin them within {manager.fence.cpus} (virsh vcpupin, emulatorpin, iothreadpin), stop "
-            "them, or use --force",
-        )
+    return pinned
+
+
+def _before(host: Host) -> CpuSet:
+    """The CPUs that VMs have before a change, offline ones included."""
+    daemon = managers.daemon(host)
+    try:
+        manager = managers.choose(host, snapshot.load(host, []), daemon)
+    except Error:  # of what the change may be about to fix
+        manager = managers.choose(host, Config({}), daemon)
+    return manager.present() - manager.kept
+
+
+def repin(manager: Manager) -> str:
+    """The remedy for `newly_pinned`."""
+    return f"pin them within {manager.fence.cpus} (virsh vcpupin, emulatorpin, iothreadpin)"
 
 
 def _remedy(running: list[Domain]) -> str:

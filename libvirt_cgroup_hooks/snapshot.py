@@ -97,14 +97,16 @@ def timeout(host: Host) -> int:
     return 0
 
 
-def compiled(host: Host, text: str, changes: Changes, warn: list[str]) -> Config:
-    """TEXT as the configuration of HOST, with CHANGES made at run time. Raises Error."""
+def compiled(host: Host, text: str, changes: Changes, warn: list[str], path: str = PATH) -> Config:
+    """TEXT, which is in PATH, as the configuration of HOST, with CHANGES made at run time. Raises
+    Error.
+    """
     from .cgroups import on_v2
     from .configfile import parse, resolve
     from .topology import Topology
 
     find_others()
-    parsed = parse(text, PATH, changes)
+    parsed = parse(text, path, changes)
     warn += parsed.warnings
     try:
         config = resolve(parsed, Topology.read(host.read_optional), page_size())

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from .. import virconf
+from ..errors import Error, printable
 from ..host import Host
 
 Command = Callable[[argparse.Namespace, Host], int]
@@ -30,6 +34,25 @@ def add(
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
+
+
+def given(path: str, limit: int, wanted: str) -> bytes:
+    """What the file PATH has, whatever --root is, or standard input for "-": up to a byte more than
+    LIMIT. WANTED says what it should be. Raises Error.
+    """
+    if path == "-":
+        return sys.stdin.buffer.read(limit + 1)
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise Error(f"cannot read {printable(path)}: {error.strerror}", f"give {wanted}") from None
+
+
+def given_configuration(path: str) -> str:
+    """As `given`."""
+    text = given(path, virconf.LIMIT * 4, "a file in the syntax of cgroup-hooks.conf")
+    return text.decode("utf-8", "surrogateescape")
 
 
 def add_root(parser: argparse.ArgumentParser) -> None:

@@ -36,24 +36,36 @@ def protecting(subject: Subject) -> bool:
     return subject.config is not None and subject.config.protect_host_mem != "no"
 
 
+def proposed(subject: Subject) -> bool:
+    """Understood, not nothing, and not in place yet."""
+    return configured(subject) and subject.proposed is not None
+
+
 class Check(NamedTuple):
     """`find` yields what is wrong; it is asked only where `when` says that the question makes
-    sense.
+    sense, and, of a configuration that is not in place yet, if it is one to ask `ahead`.
     """
 
     area: str
     title: str
     find: Callable[[Subject], Iterator[Problem]]
     when: Callable[[Subject], bool] = always
+    ahead: bool = False
 
 
 TABLE = (
-    Check("HOST", "for root privileges", host.rights, live),
-    Check("HOST", "the configuration", host.configuration),
+    Check("HOST", "for root privileges", host.rights, live, ahead=True),
+    Check("HOST", "the configuration", host.configuration, ahead=True),
     Check("HOST", "for the manager of cgroups", host.manager),
-    Check("HOST", "for the cgroup controllers that the limits need", host.controllers, configured),
+    Check(
+        "HOST",
+        "for the cgroup controllers that the limits need",
+        host.controllers,
+        configured,
+        ahead=True,
+    ),
     Check("HOST", "for these controllers on the VM parent", host.parent_controllers, configured),
-    Check("HOST", "that VMs can start", host.first_start, configured),
+    Check("HOST", "that VMs can start", host.first_start, configured, ahead=True),
     Check("HOST", "the limits of the VM parent", host.fence_in_effect, configured),
     Check("HOST", "for what else is in the VM parent", host.beside_vms, configured),
     Check("HOST", "that the host keeps to its own CPUs", host.confined, confining),
@@ -61,8 +73,8 @@ TABLE = (
     Check("HOST", "that the host's memory is protected", host.protected, protecting),
     Check("HOST", "for limits that are no longer wanted", host.unwanted_limits, understood),
     Check("HOST", "for what running VMs may come to use", host.memory, configured),
-    Check("HOST", "for offline and isolated CPUs", host.special_cpus, configured),
-    Check("HOST", "that the host has whole cores", advice.whole_cores, configured),
+    Check("HOST", "for offline and isolated CPUs", host.special_cpus, configured, ahead=True),
+    Check("HOST", "that the host has whole cores", advice.whole_cores, configured, ahead=True),
     Check("HOST", "that the host's swap is not the VMs'", advice.swap, configured),
     Check("HOST", "for hugepages that nobody uses", advice.hugepages, configured),
     Check("HOOK", "for the hook", hook.installed),
@@ -81,6 +93,7 @@ TABLE = (
     Check("HOOK", "for SELinux", hook.selinux),
     Check("HOOK", "for AppArmor", hook.apparmor),
     Check("VM", "for QEMU that is not limited", vm.outside, configured),
+    Check("VM", "that running VMs are not in the way", vm.in_the_way, proposed, ahead=True),
     Check("VM", "that VMs match the configuration", vm.conforming, configured),
     Check("VM", "that VMs are pinned to isolated CPUs", advice.pinned, configured),
     Check("VM", "that the host is near the VMs' devices", advice.near_devices, configured),
@@ -90,6 +103,8 @@ TABLE = (
 def results(subject: Subject) -> Iterator[tuple[Check, Problem]]:
     """Every check that makes sense, with each of its problems, or one that says PASS."""
     for check in TABLE:
+        if subject.proposed is not None and not check.ahead:
+            continue
         for problem in _find(check, subject):
             yield check, problem
 

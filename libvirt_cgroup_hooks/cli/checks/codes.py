@@ -450,6 +450,14 @@ CODES = {
         "The VM is left as it is, and it is not known whether it is limited.",
         "Do what the message says; virsh dumpxml shows what libvirt knows.",
     ),
+    "pins-in-the-way": Code(
+        FAIL,
+        "running VMs are pinned to CPUs that a new configuration reserves",
+        "validate --config finds it before the file is in place. Afterwards those VMs would run on "
+        "other CPUs than they are pinned to, or none would start, as the version of cgroups wants.",
+        "Pin them to other CPUs (virsh vcpupin, emulatorpin, iothreadpin), or stop them. "
+        "virt-cgroup reserve --force takes the CPUs all the same.",
+    ),
     "vm-escaped": Code(
         FAIL,
         "threads of a VM may run on CPUs that are not theirs",

@@ -28,11 +28,12 @@ class Problem(NamedTuple):
 
 class Subject:
     """A host, with its configuration; `config` is None where that is not understood, and `error`
-    says why.
+    says why. PROPOSED is the text of a configuration that is not in place yet, and where it is.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, proposed: tuple[str, str] | None = None) -> None:
         self.host = host
+        self.proposed = proposed
         self.daemon = managers.daemon(host)
         self.pid = installation.daemon_pid(host)
         self.warnings: list[str] = []
@@ -49,10 +50,10 @@ class Subject:
 
     def _configuration(self) -> Config:
         """From the file, whatever the snapshot says: that has no warnings."""
-        text = self.host.read_optional(PATH)
+        text, path = self.proposed or (self.host.read_optional(PATH), PATH)
         if text is None or inert(text):
             return Config({})
-        return snapshot.compiled(self.host, text, {}, self.warnings)
+        return snapshot.compiled(self.host, text, {}, self.warnings, path)
 
     def manager(self) -> Manager:
         """A new one, since each serves one plan. Raises Error where nothing can be enforced."""

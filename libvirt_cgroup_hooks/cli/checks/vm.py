@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ... import threads
+from ... import reserve, threads
 from ...cpuset import CpuSet
 from ...errors import Error
 from ...host import Host
@@ -76,6 +76,17 @@ def _comm(host: Host, pid: int) -> str:
 def _user(host: Host, pid: int) -> str:
     lines = (host.read_optional(f"/proc/{pid}/status") or "").splitlines()
     return next((line.split()[1] for line in lines if line.startswith("Uid:")), "unknown")
+
+
+def in_the_way(subject: Subject) -> Iterator[Problem]:
+    """What a configuration that is not in place yet would take from VMs that run. Memory is a
+    matter of the next start, which is refused (`host.first_start`).
+    """
+    manager = subject.manager()
+    pinned = reserve.newly_pinned(manager, threads.running(subject.host, {}))
+    if pinned:
+        text = f"it takes CPUs from VMs that are pinned to them: {'; '.join(pinned)}"
+        yield Problem("pins-in-the-way", text, f"{reserve.repin(manager)}, or stop them")
 
 
 def conforming(subject: Subject) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from ...errors import Error, printable
 from ...host import Host
 from ...plan import Plan, run_settled
 from ..command import add as add_command
+from ..command import given_configuration
 from ..output import print_json, print_warnings
 
 
@@ -32,13 +33,22 @@ def add(commands: Any) -> None:
     which.add_argument(
         "domains", metavar="DOMAIN", nargs="*", default=[], help="a running VM's name, id or UUID"
     )
+    parser.add_argument("--dry-run", action="store_true", help="show the steps, and run none")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="with --dry-run: as if FILE were the configuration; - for standard input",
+    )
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
     if not host.real:
         raise Error("apply cannot be used with --root", "virt-cgroup plan shows what would be done")
+    if arguments.config is not None and not arguments.dry_run:
+        raise Error("Option --dry-run is required by option --config")
     warnings: list[str] = []
-    config = snapshot.load(host, warnings)
+    config = _config(arguments, host, warnings)
+    work = _imagined if arguments.dry_run else _made
     errors: dict[str, Error] = {}
     domains = threads.running(host, errors)
     known = {*errors, *(domain.name for domain in domains)}
@@ -46,10 +56,13 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     if not arguments.all:
         domains = [threads.named(domains, name) for name in arguments.domains]
         errors.clear()
-    steps = {"parent": _parent(host, config, known, together, warnings)}
+    parent = work(host, _parent(host, config, known, together), warnings)
+    steps = {"parent": parent}
     for domain in domains:
         try:
-            steps[domain.name] = _domain(host, config, domain, warnings)
+            made = work(host, _domain(host, config, domain), warnings)
+            # a dry run finds again what the VM parent still needs
+            steps[domain.name] = [step for step in made if step not in parent]
         except Error as error:
             errors[domain.name] = error
     print_warnings(warnings)
@@ -64,13 +77,16 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     return 1 if errors else 0
 
 
+def _config(arguments: argparse.Namespace, host: Host, warnings: list[str]) -> Config:
+    if arguments.config is None:
+        return snapshot.load(host, warnings)
+    text, changes = given_configuration(arguments.config), snapshot.Live(host).changes
+    return snapshot.compiled(host, text, changes, warnings, arguments.config)
+
+
 def _parent(
-    host: Host,
-    config: Config,
-    running: set[str],
-    domains: list[Domain] | None,
-    warnings: list[str],
-) -> list[str]:
+    host: Host, config: Config, running: set[str], domains: list[Domain] | None
+) -> Callable[[], Plan]:
     def make() -> Plan:
         plan = Plan("apply")
         if config or host.exists(state.SHARED):
@@ -78,14 +94,20 @@ def _parent(
             changes.parent(plan, manager, running, domains)
         return plan
 
-    return _made(host, make, warnings)
+    return make
 
 
-def _domain(host: Host, config: Config, domain: Domain, warnings: list[str]) -> list[str]:
+def _domain(host: Host, config: Config, domain: Domain) -> Callable[[], Plan]:
     def make() -> Plan:
         return operations.plan(host, config, "reconnect", domain, managers.daemon(host))
 
-    return _made(host, make, warnings)
+    return make
+
+
+def _imagined(host: Host, make: Callable[[], Plan], warnings: list[str]) -> list[str]:
+    plan = make()
+    warnings += plan.warnings
+    return [str(step) for step in plan.steps]
 
 
 def _made(host: Host, make: Callable[[], Plan], warnings: list[str]) -> list[str]:

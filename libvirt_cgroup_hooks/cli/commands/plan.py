@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
 from ... import managers, operations, snapshot
 from ...domain import Domain
 from ...domainxml import LIMIT, parse
-from ...errors import Error, printable
 from ...host import Host
 from ...plan import Plan
 from ..command import add as add_command
+from ..command import given
 from ..output import print_json, print_warnings
 
 OPERATIONS = (
@@ -48,7 +46,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
     warnings: list[str] = []
-    domain = parse(_read(arguments.file))
+    domain = parse(given(arguments.file, LIMIT, "a file with the VM's XML"))
     config = snapshot.load(host, warnings)
     plan = Plan(arguments.operation)
     if operations.concerns(host, config, arguments.operation) or domain.settings:
@@ -69,15 +67,3 @@ def _json(plan: Plan, domain: Domain) -> dict[str, object]:
         "domain": domain.name,
         "steps": [str(step) for step in plan.steps],
     }
-
-
-def _read(path: str) -> bytes:
-    if path == "-":
-        return sys.stdin.buffer.read(LIMIT + 1)
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(LIMIT + 1)
-    except OSError as error:
-        raise Error(
-            f"cannot read {printable(path)}: {error.strerror}", "give a file with the VM's XML"
-        ) from None

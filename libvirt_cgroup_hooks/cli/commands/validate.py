@@ -16,6 +16,7 @@ from ..checks import Check, results
 from ..checks.codes import CODES, FAIL, NOTE, PASS, WARN, explained
 from ..checks.subject import Problem, Subject
 from ..command import add as add_command
+from ..command import given_configuration
 from ..output import print_json, print_table
 
 LIST = "list"
@@ -32,6 +33,12 @@ def add(commands: Any) -> None:
         "virt-cgroup validate -q",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print only what does not pass")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="check FILE, before it becomes the configuration: is it right for this host, and for "
+        "the VMs that run; - for standard input",
+    )
     parser.add_argument(
         "--explain",
         nargs="?",
@@ -50,7 +57,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         return 0
     found = []
     alike: Counter[tuple[str, str]] = Counter()
-    for check, problem in results(Subject(host)):
+    for check, problem in results(_subject(arguments, host)):
         found.append((check, problem))
         alike[check.title, problem.code] += 1
         told = alike[check.title, problem.code] <= MOST_ALIKE
@@ -72,6 +79,13 @@ def _print_untold(alike: Counter[tuple[str, str]]) -> None:
                 f"Checking {title}: {number - MOST_ALIKE} more like these [{code}]; "
                 "virt-cgroup validate --json lists all"
             )
+
+
+def _subject(arguments: argparse.Namespace, host: Host) -> Subject:
+    if arguments.config is None:
+        return Subject(host)
+    path = "standard input" if arguments.config == "-" else arguments.config
+    return Subject(host, (given_configuration(arguments.config), path))
 
 
 def _explain(name: str, as_json: bool) -> None:

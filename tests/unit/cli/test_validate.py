@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
@@ -13,12 +14,13 @@ import pytest
 
 from libvirt_cgroup_hooks import state
 from libvirt_cgroup_hooks.cli import checks, main
-from libvirt_cgroup_hooks.cli.checks import TABLE, confining, protecting
+from libvirt_cgroup_hooks.cli.checks import TABLE, confining, proposed, protecting
 from libvirt_cgroup_hooks.cli.checks.codes import CODES, FAIL, NOTE, PASS, WARN, explained
 from libvirt_cgroup_hooks.cli.hookfile import DIRECTORY, HOOK, HOOK_D
 from libvirt_cgroup_hooks.errors import Error
 
 from ..conftest import Command
+from ..support import reserving
 from ..support.hosts import Kernel, domain
 from ..support.machined import Machined
 from ..support.operations import CG, SMALL_LIMIT, UNIFIED_LIMIT
@@ -72,7 +74,7 @@ def test_where_all_is_well_every_check_passes(tmp_path: Path, name: str) -> None
     assert list(problems) == [
         check.title
         for check in TABLE
-        if check.title not in LIVE and check.when not in (confining, protecting)
+        if check.title not in LIVE and check.when not in (confining, protecting, proposed)
     ]
 
 
@@ -363,6 +365,79 @@ def test_json(command: Command, host: Kernel) -> None:
     } in rows
     quiet = json.loads("\n".join(answer(command, host, "--json", "-q")[1]))
     assert [row["check"] for row in quiet] == [THE_HOOK]
+
+
+# a file that is not in place yet
+
+
+def proposal(command: Command, host: Kernel, text: str) -> tuple[int, list[str]]:
+    """The exit status, and what does not pass."""
+    file = Path(host.root, "proposed.conf")
+    file.write_text(text, encoding="utf-8")
+    before = host.snapshot()
+    answered = answer(command, host, "--quiet", "--config", str(file))
+    assert host.snapshot() == before
+    return answered
+
+
+def test_a_file_before_it_is_in_place(command: Command, host: Kernel) -> None:
+    no_hook(host)  # which is not the file's fault
+    assert proposal(command, host, CONF.replace("'0'", "'0-1'")) == (0, [])
+    _, lines = answer(command, host, "--config", "/dev/null")
+    assert f"{CONFIGURATION} " in "".join(lines)
+    assert THE_HOOK not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("reserved_host_cpus = '9'", 'reserved_host_cpus = "9": this host has no CPU 9'),
+        ("reserved_host_cpus = '0-3'", "reserving CPUs 0-3 leaves none for VMs"),
+        ("reserved_host_mem = '4'", 'reserved_host_mem = "4": an amount of memory needs a unit'),
+        ("reserved_cpus = '0'", 'reserved_cpus = "0": there is no such setting'),
+    ],
+)
+def test_a_file_that_is_wrong(command: Command, host: Kernel, line: str, message: str) -> None:
+    status, (told,) = proposal(command, host, f"# mine\n{line}\n")
+    assert status == 1
+    assert f"proposed.conf:2: {line.split()[0]}" in told
+    assert message in told
+    assert told.endswith("[configuration-invalid]")
+
+
+def test_a_file_on_standard_input(
+    command: Command, host: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"on_error = 'x'\n")))
+    status, (told,) = answer(command, host, "-q", "--config", "-")
+    assert status == 1
+    assert 'standard input:1: on_error = "x": the value has to be' in told
+
+
+def test_a_file_that_is_not_there(command: Command, host: Kernel) -> None:
+    status, _, err = command("--root", host.root, "validate", "--config", "/no/such")
+    assert status == 1
+    assert err.startswith("error: cannot read /no/such: No such file or directory: give a file")
+
+
+@pytest.mark.parametrize("kind", reserving.KINDS)
+def test_a_file_that_running_vms_contradict(command: Command, tmp_path: Path, kind: str) -> None:
+    pinned = f"{RUNNING}<cputune><vcpupin vcpu='0' cpuset='1'/></cputune>"
+    host = reserving.running(tmp_path, kind, CONF, pinned)
+    assert proposal(command, host, CONF)[0] == 0
+    status, lines = proposal(command, host, CONF.replace("'0'", "'0-1'"))
+    told = lines[-1]  # on cgroup v1 the next start would be refused, too
+    assert status == 1
+    assert "it takes CPUs from VMs that are pinned to them: vm (vcpu0 to 1 (reserved: 1))" in told
+    assert told.endswith("iothreadpin), or stop them) [pins-in-the-way]")
+
+
+def test_a_file_that_leaves_vms_less_than_they_use(command: Command, host: Kernel) -> None:
+    host.put(f"{CG}/vms/memory.current", str(1 << 30))
+    status, (told,) = proposal(command, host, CONF.replace("512 MiB", "7600 MiB"))
+    assert status == 1
+    assert "1 GiB is in use" in told
+    assert told.endswith("[start-refused]")
 
 
 def test_a_code_is_explained(command: Command, host: Kernel) -> None:
