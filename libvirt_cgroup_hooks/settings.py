@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 UNIT_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:-_.\\")
 NOT_ON_TOP = (".service", ".socket", ".mount", ".timer", ".target", ".path", ".swap", ".device")
+FLAGS = ("0", "1")
+REFUSE_OR_WARN = ("refuse", "warn")
+CONFINE = ("no", "asked", "running", "always")
+PROTECT = ("no", "low", "min")
 UNITS = {
     "B": 1,
     "KiB": 2**10,
@@ -36,14 +40,22 @@ UNITS.update({"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12})
 class Setting:
     """One key. `read` turns a value of the file into canonical text, or raises Error."""
 
-    __slots__ = ("default", "example", "key", "prose", "read")
+    __slots__ = ("choices", "default", "example", "key", "prose", "read")
 
-    def __init__(self, key: str, read: Callable[[Value], str], example: str, prose: str) -> None:
+    def __init__(
+        self,
+        key: str,
+        read: Callable[[Value], str],
+        example: str,
+        prose: str,
+        choices: tuple[str, ...] = (),
+    ) -> None:
         self.key = key
         self.read = read
         self.default = DEFAULTS[key]
         self.example = example  # what the sample file shows
         self.prose = prose
+        self.choices = choices  # the canonical text of each value, or of each in a list
 
 
 def text(value: Value) -> str:
@@ -237,11 +249,12 @@ TABLE = (
     ),
     Setting(
         "pin_conflict",
-        one_of("refuse", "warn"),
+        one_of(*REFUSE_OR_WARN),
         '"refuse"',
         'What to do with a VM whose XML pins it to reserved CPUs: "refuse" does not\n'
         'start it and says why; "warn" logs it, but libvirt may then fail to start it\n'
         '("Invalid argument").',
+        REFUSE_OR_WARN,
     ),
     Setting(
         "memory_admission",
@@ -249,6 +262,7 @@ TABLE = (
         "0",
         "1 refuses to start a VM whose memory does not fit beside that of the VMs that\n"
         "are already running. It needs reserved_host_mem.",
+        FLAGS,
     ),
     Setting(
         "hook_timeout",
@@ -258,21 +272,23 @@ TABLE = (
     ),
     Setting(
         "on_error",
-        one_of("refuse", "warn"),
+        one_of(*REFUSE_OR_WARN),
         '"refuse"',
         "What to do when a VM starts and the reservation or the VM's place cannot be\n"
         'enforced, also because of a mistake in this file: "refuse" does not start it,\n'
         '"warn" logs the reason and starts it anyway. Running VMs are never stopped.',
+        REFUSE_OR_WARN,
     ),
     Setting(
         "confine_host",
-        one_of("no", "asked", "running", "always"),
+        one_of(*CONFINE),
         '"running"',
         'When the host\'s own work is kept on reserved_host_cpus: "no": never\n'
         '(the default); "running": while a VM runs; "asked": while a VM runs that has\n'
         'confine_host = yes in its metadata; "always": from boot on. Kernel threads,\n'
         "interrupts and units that host_units does not name are not affected. It needs\n"
         "cgroup v2.",
+        CONFINE,
     ),
     Setting(
         "host_units",
@@ -291,6 +307,7 @@ TABLE = (
         "for themselves. It is for VMs whose vCPUs are all pinned in their XML. The CPU\n"
         "limit is then each VM's own, not one of all VMs together.\n"
         "Not set: VMs that are pinned to reserved CPUs are refused (see pin_conflict).",
+        CLASSES,
     ),
     Setting(
         "vm_swap_max",
@@ -304,13 +321,14 @@ TABLE = (
     ),
     Setting(
         "protect_host_mem",
-        one_of("no", "low", "min"),
+        one_of(*PROTECT),
         '"min"',
         "Whether the kernel keeps reclaim away from the memory of host_units while VMs\n"
         'run, up to reserved_host_mem: "min" always, and it kills a process first;\n'
         '"low" while it finds memory elsewhere, which hardly helps on kernels with the\n'
         'multi-generational LRU; "no" is the default. The first of host_units gets what\n'
         "a sixteenth for each of the others leaves. It needs cgroup v2.",
+        PROTECT,
     ),
     Setting(
         "vm_cpu_weight",

@@ -63,15 +63,15 @@ def kind(setting: Setting) -> str:
     """
     if setting.example.startswith("["):
         return "list"
-    text = setting.example.startswith('"')
-    if not text:
-        return "number"
-    return "both" if _takes_number(setting) else "text"
+    if not (_takes(setting, 0) or _takes(setting, 1)):
+        return "text"
+    is_text = setting.example.startswith('"') or _takes(setting, "1%")
+    return "both" if is_text else "number"
 
 
-def _takes_number(setting: Setting) -> bool:
+def _takes(setting: Setting, value: int | str) -> bool:
     try:
-        setting.read(1)
+        setting.read(value)
     except Error:
         return False
     return True

@@ -85,6 +85,7 @@ def augtool(generated: Path, host: Path, key: str, value: str) -> str:
         ("reserved_host_cpus", '"2"', 'reserved_host_cpus = "2"'),
         ("reserved_host_cpus", "auto", 'reserved_host_cpus = "auto"'),
         ("emulator_cpus", "2", 'emulator_cpus = "2"'),
+        ("vm_swap_max", "2 GiB", 'vm_swap_max = "2 GiB"'),
         ("cgroup_layout", "/vms/$DRIVER-$UUID", 'cgroup_layout = "/vms/$DRIVER-$UUID"'),
         *(
             (setting.key, setting.example.strip('"'), f"{setting.key} = {setting.example}")
