@@ -13,7 +13,8 @@ TIMEOUT = 600.0
 
 def download(folder: Path, *names: str, codename: str = "") -> None:
     """Puts the packages of the release CODENAME, or of this machine's own, into FOLDER."""
-    options = _of_release(folder / "apt", codename) if codename else []
+    options = ["-o", "APT::Sandbox::User=root"]  # FOLDER is not for others to read
+    options += _of_release(folder / "apt", codename) if codename else []
     program(["apt-get", "-qq", *options, "update"], TIMEOUT)
     get = " ".join(["apt-get", "-qq", *options, "download", *names])
     program(["sh", "-c", f'cd "$1" && {get}', "sh", folder], TIMEOUT)
