@@ -30,6 +30,7 @@ SOURCES = {
     "svg": shtab.FILE,
     "output": shtab.FILE,
     "file": shtab.FILE,
+    "proposed": shtab.FILE,
     "domain": _function("domains"),
     "domains": _function("running"),
     "set": _function("setting"),

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from .harness import ALL_CPUS, VM_CPUS, Configure, Daemon, cgroup_directory, start_vm
+from .harness import (
+    ALL_CPUS,
+    CONFIG,
+    LAST_CPU,
+    VM_CPUS,
+    Configure,
+    Daemon,
+    cgroup_directory,
+    start_vm,
+    virsh,
+)
 from .pace import patient, wait_for
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
@@ -212,3 +222,36 @@ def test_qemu_that_nobody_fences(web: None) -> None:
     assert result == "WARN"
     assert f"process {process.pid} (qemu-system-x86) of user 65534 is in /" in text
     assert not_passed() == {}
+
+
+def apply(*arguments: str) -> dict[str, list[str]]:
+    """The steps."""
+    command = [*COMMAND, "apply", "--all", "--json", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=patient())
+    steps: dict[str, list[str]] = json.loads(done.stdout)
+    return steps
+
+
+def test_a_file_before_it_is_in_place(web: None, tmp_path: Path) -> None:
+    """And the steps that it would bring, which are those that it then brings."""
+    assert apply() == {"parent": [], "web": []}
+    proposed = tmp_path / "cgroup-hooks.conf"
+    proposed.write_text(CONFIG.read_text().replace("1 GiB", "1280 MiB"))
+    assert validate("--config", str(proposed)).returncode == 0
+    foretold = apply("--dry-run", "--config", str(proposed))
+    assert foretold["parent"]
+    assert apply("--dry-run") == apply() == {"parent": [], "web": []}
+    assert not_passed() == {}
+    CONFIG.write_text(proposed.read_text())
+    assert apply() == foretold
+    assert not_passed() == {}
+
+
+def test_a_file_that_takes_the_cpu_of_a_pin(web: None, tmp_path: Path) -> None:
+    virsh("vcpupin", "web", "0", LAST_CPU, "--live")
+    proposed = tmp_path / "cgroup-hooks.conf"
+    proposed.write_text(CONFIG.read_text().replace('"0"', f'"{LAST_CPU}"'))
+    done = validate("-q", "--config", str(proposed))
+    assert done.returncode == 1
+    assert f"web (vcpu0 to {LAST_CPU} (reserved: {LAST_CPU}))" in done.stdout
+    assert "[pins-in-the-way]" in done.stdout

@@ -107,6 +107,8 @@ def test_layouts(shell: Shell) -> None:
         ("domain ol", "domain old "),
         ("apply dat", "apply data\\ base "),
         ("map --svg vm", "map --svg vm.xml "),
+        ("validate --config vm", "validate --config vm.xml "),
+        ("reserve --config --li", "reserve --config --live "),
         ("reserve --wait 30 --cpus au", "reserve --wait 30 --cpus auto "),
         ("plan prepare vm", "plan prepare vm.xml "),
         ("status we", "status web "),

@@ -36,6 +36,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show the steps, and run none")
     parser.add_argument(
         "--config",
+        dest="proposed",
         metavar="FILE",
         help="with --dry-run: as if FILE were the configuration; - for standard input",
     )
@@ -44,7 +45,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace, host: Host) -> int:
     if not host.real:
         raise Error("apply cannot be used with --root", "virt-cgroup plan shows what would be done")
-    if arguments.config is not None and not arguments.dry_run:
+    if arguments.proposed is not None and not arguments.dry_run:
         raise Error("Option --dry-run is required by option --config")
     warnings: list[str] = []
     config = _config(arguments, host, warnings)
@@ -78,10 +79,10 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
 
 
 def _config(arguments: argparse.Namespace, host: Host, warnings: list[str]) -> Config:
-    if arguments.config is None:
+    if arguments.proposed is None:
         return snapshot.load(host, warnings)
-    text, changes = given_configuration(arguments.config), snapshot.Live(host).changes
-    return snapshot.compiled(host, text, changes, warnings, arguments.config)
+    text, changes = given_configuration(arguments.proposed), snapshot.Live(host).changes
+    return snapshot.compiled(host, text, changes, warnings, arguments.proposed)
 
 
 def _parent(

@@ -35,6 +35,7 @@ def add(commands: Any) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="print only what does not pass")
     parser.add_argument(
         "--config",
+        dest="proposed",
         metavar="FILE",
         help="check FILE, before it becomes the configuration: is it right for this host, and for "
         "the VMs that run; - for standard input",
@@ -82,10 +83,10 @@ def _print_untold(alike: Counter[tuple[str, str]]) -> None:
 
 
 def _subject(arguments: argparse.Namespace, host: Host) -> Subject:
-    if arguments.config is None:
+    path = arguments.proposed
+    if path is None:
         return Subject(host)
-    path = "standard input" if arguments.config == "-" else arguments.config
-    return Subject(host, (given_configuration(arguments.config), path))
+    return Subject(host, (given_configuration(path), "standard input" if path == "-" else path))
 
 
 def _explain(name: str, as_json: bool) -> None:
