@@ -176,6 +176,15 @@ def test_a_count_of_cpus_and_a_no_of_yaml(installed: Path) -> None:
     assert configfile.parse(text).values == {"reserved_host_cpus": "count 2", "confine_host": "no"}
 
 
+def test_a_host_that_has_the_package_from_elsewhere(installed: Path) -> None:
+    role = {"ansible.builtin.import_role": {"name": f"{NAME}.cgroup_hooks"}}
+    variables: dict[str, object] = {"packages": [], "reserved_host_cpus": "0"}
+    status, said = play(installed, [role], variables)
+    assert status == 0, said
+    assert "changed: [localhost]" in said.partition(" : Write the configuration]")[2]
+    assert "changed=1 " in said
+
+
 # what the role refuses before it looks at the host
 
 
