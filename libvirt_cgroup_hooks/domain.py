@@ -27,7 +27,8 @@ class MemoryDevice:
 class Domain:
     """Memory in bytes; `vcpus` is what the VM starts with, `max_vcpus` what it may grow to.
 
-    `pid` and `vcpu_threads` (vCPU number to thread id) are known from libvirt's status XML only.
+    `pid`, `vcpu_threads` (vCPU number to thread id) and `is_starting`, whether libvirt has not yet
+    ended the start, are known from its status XML only.
     `settings` is what the VM's own metadata says, as it stands there: `own_settings` checks
     it.
     """
@@ -64,6 +65,7 @@ class Domain:
         self.settings: dict[str, str] = {}
         self.pid: int | None = None
         self.vcpu_threads: dict[int, int] = {}
+        self.is_starting = False
 
     def pins(self) -> dict[str, CpuSet]:
         """Every pin of the XML by thread group; `<vcpu cpuset=>` stands for those that have none

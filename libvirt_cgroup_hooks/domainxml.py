@@ -103,14 +103,22 @@ class _Reader:
         self.attributes = attributes
         if path == "domain":
             self.in_domain(attributes)
-        elif path == "domstatus" and attributes.get("pid"):
-            self.domain.pid = _integer(attributes["pid"], "domstatus pid")
+        elif path == "domstatus":
+            self.in_status(attributes)
+        elif path == "domstatus/job" and attributes.get("async") == "start":
+            self.domain.is_starting = True
         elif path == "domstatus/vcpus/vcpu" and attributes.get("pid"):
             self.domain.vcpu_threads[_integer(attributes.get("id"), "vcpu id")] = _integer(
                 attributes["pid"], "vcpu pid"
             )
         elif path.startswith("domain/"):
             self.element(path[len("domain/") :], element, attributes)
+
+    def in_status(self, attributes: dict[str, str]) -> None:
+        """A VM that migrates in has another job than one that starts, but the same reason."""
+        if attributes.get("pid"):
+            self.domain.pid = _integer(attributes["pid"], "domstatus pid")
+        self.domain.is_starting = attributes.get("reason") == "starting up"
 
     def path_of(self, element: str) -> str:
         """The path of ELEMENT, which has begun; below <domstatus> it is that of the plain domain.

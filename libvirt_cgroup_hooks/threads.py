@@ -64,12 +64,12 @@ def running(host: Host, errors: dict[str, Error]) -> list[Domain]:
         except Error as error:
             errors[name] = error.of(f"VM {printable(name)}")
             continue
-        if domain and _has_process(host, domain):
+        if domain and has_process(host, domain):
             found.append(domain)
     return sorted(found, key=lambda domain: domain.id or 0)
 
 
-def _has_process(host: Host, domain: Domain) -> bool:
+def has_process(host: Host, domain: Domain) -> bool:
     """Whether the process that the status XML names is QEMU with DOMAIN.
 
     Where no daemon runs, the file outlives the VM, and the kernel gives the number to others.

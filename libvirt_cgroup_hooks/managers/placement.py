@@ -5,7 +5,7 @@ libvirt made.
 
 from __future__ import annotations
 
-from ..kinds import CPUS
+from ..kinds import CPUS, as_cpus
 from ..steps import Move, Pin, Step
 from ..threads import groups_of, home, members, process_cgroups
 
@@ -163,12 +163,14 @@ def _set_groups(
     pins = domain.pins()
     places = {thread.group: homes[thread.tid] for thread in reversed(vm_threads)}
     for group, cpus in manager.allowed(domain, groups_of(vm_threads)).items():
-        if group in pins:
-            is_libvirts = tree.clips
-        else:
-            is_libvirts = domain.auto_placement and not cpus
         place = places.get(group, "")
         directory = tree.hierarchy.directory(place)
+        if group in pins:
+            # `apply` may have come between libvirt's setting a pin and its telling of it
+            there = as_cpus(tree.read(CPUS, directory))
+            is_libvirts = tree.clips and (there is None or there <= pins[group])
+        else:
+            is_libvirts = domain.auto_placement and not cpus
         if place.endswith(f"/{group}") and not is_libvirts and manager.host.exists(directory):
             # libvirt removes a thread group with its thread
             plan.add(*tree.set_cpus(directory, cpus, may_be_gone=True))

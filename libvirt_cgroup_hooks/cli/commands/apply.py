@@ -18,6 +18,8 @@ from ..command import add as add_command
 from ..command import given_configuration
 from ..output import print_json, print_warnings
 
+Planning = Callable[[Config], Plan]
+
 
 def add(commands: Any) -> None:
     parser = add_command(
@@ -27,6 +29,7 @@ def add(commands: Any) -> None:
         "apply the configuration to the VM parent and running VMs",
         "virt-cgroup apply --all",
     )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only what is changed")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--parent", action="store_true", help="only the VM parent")
     which.add_argument("--all", action="store_true", help="the VM parent and every running VM")
@@ -53,26 +56,31 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     errors: dict[str, Error] = {}
     domains = threads.running(host, errors)
     known = {*errors, *(domain.name for domain in domains)}
-    together = domains if arguments.all and not errors else None
-    if not arguments.all:
+    together = None
+    if arguments.all:
+        # the hook sees to those that start, when libvirt has made all of their cgroups
+        settled = [domain for domain in domains if not domain.is_starting]
+        together = domains if settled == domains and not errors else None
+        domains = [domain for domain in settled if _is_ours(host, config, domain)]
+    else:
         domains = [threads.named(domains, name) for name in arguments.domains]
         errors.clear()
-    parent = work(host, _parent(host, config, known, together), warnings)
+    parent = work(host, config, _parent(host, known, together), warnings)
     steps = {"parent": parent}
     for domain in domains:
         try:
-            made = work(host, _domain(host, config, domain), warnings)
+            made = work(host, config, _domain(host, domain), warnings)
             # a dry run finds again what the VM parent still needs
             steps[domain.name] = [step for step in made if step not in parent]
         except Error as error:
+            if arguments.all and not threads.has_process(host, domain):  # it has ended meanwhile
+                continue
             errors[domain.name] = error
     print_warnings(warnings)
     if arguments.json:
         print_json(steps)
     else:
-        for name, lines in steps.items():
-            title = "VM parent" if name == "parent" else f"VM {printable(name)}"
-            print("\n  ".join([f"{title}:", *lines]) if lines else f"{title}: nothing to do")
+        _show(steps, arguments.quiet)
     for text in map(str, errors.values()):
         print(f"error: {printable(text)}", file=sys.stderr)
     return 1 if errors else 0
@@ -81,14 +89,26 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
 def _config(arguments: argparse.Namespace, host: Host, warnings: list[str]) -> Config:
     if arguments.proposed is None:
         return snapshot.load(host, warnings)
-    text, changes = given_configuration(arguments.proposed), snapshot.Live(host).changes
-    return snapshot.compiled(host, text, changes, warnings, arguments.proposed)
+    text, at_run_time = given_configuration(arguments.proposed), snapshot.Live(host).changes
+    return snapshot.compiled(host, text, at_run_time, warnings, arguments.proposed)
 
 
-def _parent(
-    host: Host, config: Config, running: set[str], domains: list[Domain] | None
-) -> Callable[[], Plan]:
-    def make() -> Plan:
+def _is_ours(host: Host, config: Config, domain: Domain) -> bool:
+    """Whether something is configured for DOMAIN, or was when it started."""
+    return bool(config or domain.settings) or state.Record.exists(host, domain.uuid)
+
+
+def _show(steps: dict[str, list[str]], quiet: bool) -> None:
+    for name, lines in steps.items():
+        title = "VM parent" if name == "parent" else f"VM {printable(name)}"
+        if lines:
+            print("\n  ".join([f"{title}:", *lines]))
+        elif not quiet:
+            print(f"{title}: nothing to do")
+
+
+def _parent(host: Host, running: set[str], domains: list[Domain] | None) -> Planning:
+    def make(config: Config) -> Plan:
         plan = Plan("apply")
         if config or host.exists(state.SHARED):
             manager = managers.choose(host, config, managers.daemon(host))
@@ -98,21 +118,36 @@ def _parent(
     return make
 
 
-def _domain(host: Host, config: Config, domain: Domain) -> Callable[[], Plan]:
-    def make() -> Plan:
-        return operations.plan(host, config, "reconnect", domain, managers.daemon(host))
+def _domain(host: Host, domain: Domain) -> Planning:
+    def make(config: Config) -> Plan:
+        now = threads.status(host, domain.name) or domain  # pins may have changed meanwhile
+        return operations.plan(host, config, "reconnect", now, managers.daemon(host))
 
     return make
 
 
-def _imagined(host: Host, make: Callable[[], Plan], warnings: list[str]) -> list[str]:
-    plan = make()
+def _imagined(host: Host, config: Config, make: Planning, warnings: list[str]) -> list[str]:
+    plan = make(config)
     warnings += plan.warnings
     return [str(step) for step in plan.steps]
 
 
-def _made(host: Host, make: Callable[[], Plan], warnings: list[str]) -> list[str]:
+def _made(host: Host, config: Config, make: Planning, warnings: list[str]) -> list[str]:
+    """What was done. Hooks wait for the lock, and libvirtd for them: it is taken only where there
+    is something to do.
+    """
+    if _is_settled(config, make):
+        return []
     state.prepare_directory(host)
     with host.locked(state.LOCK):
-        plan = run_settled(host, make, warnings)
+        current = snapshot.load(host, [])  # whoever held the lock may have changed it
+        plan = run_settled(host, lambda: make(current), warnings)
     return [str(step) for step in plan.steps]
+
+
+def _is_settled(config: Config, make: Planning) -> bool:
+    try:
+        plan = make(config)
+    except Error:  # of something that changes meanwhile, perhaps; with the lock it is told
+        return False
+    return not plan.steps and not plan.warnings
