@@ -64,6 +64,22 @@ FILES = (
         "What is kept until the next boot: which cgroups are ours, and what was there before.",
     ),
 )
+UNITS = (
+    ("libvirt-cgroup-hooks.service", "Sets the limits at boot, before any VM starts."),
+    (
+        "libvirt-cgroup-hooks-apply.service",
+        "While it is active, udev has apply --all run when CPUs or memory of the host have come or "
+        "gone, by a reload of this unit.",
+    ),
+    (
+        "libvirt-cgroup-hooks-threads.path",
+        "The same when threads or pins of a running VM have changed. Off until it is enabled.",
+    ),
+    (
+        "libvirt-cgroup-hooks-metrics.timer",
+        "Writes metrics for Prometheus every 30 seconds. Off until it is enabled.",
+    ),
+)
 SETTINGS_ABOUT = """\
 One setting per line, key = value, in the syntax of libvirt's qemu.conf; # begins a comment. A
 setting that is missing or commented out has its default.
@@ -93,6 +109,8 @@ def program(parser: argparse.ArgumentParser, date: str, version: str) -> str:
     page.items(STATUS)
     page.section("Files")
     page.items(FILES)
+    page.section("Units of systemd")
+    page.items(UNITS)
     page.section(
         "See also", r"\fBcgroup\-hooks.conf\fR(5), \fBvirsh\fR(1), \fBcgroups\fR(7)", raw=True
     )

@@ -22,6 +22,8 @@ from .host import (
     status,
     virt_cgroup,
 )
+from .test_kernel import CPUS, without_cpu, without_memory
+from .triggers import in_time, installed
 
 pytestmark = pytest.mark.skipif(SYSTEMD, reason="services are systemd's here")
 OWN, ALL = "0-1", "0-7"
@@ -100,3 +102,36 @@ def test_services_while_vms_run() -> None:
     assert running_vm("db").alive()
     virsh("destroy", "db")
     assert set(services().values()) == {ALL}
+
+
+def parent(file: str) -> str:
+    return (CGROUP / "machine" / file).read_text().strip()
+
+
+def test_cpus_and_memory_go_and_come_back() -> None:
+    """udev runs the command."""
+    configure(fenced("native"))
+    vm = start("web")
+    whole = parent("memory.max")
+    with installed():
+        with without_cpu(7):
+            in_time("a CPU has gone", "2-6", lambda: parent("cpuset.cpus"))
+        in_time("a CPU has come", FENCE_CPUS, lambda: parent("cpuset.cpus"))
+        assert {thread.cpus_allowed for thread in vm.threads().values()} == {FENCE_CPUS}
+        with without_memory(2) as gone:
+            in_time("memory has gone", str(int(whole) - gone), lambda: parent("memory.max"))
+        in_time("memory has come", whole, lambda: parent("memory.max"))
+
+
+@pytest.mark.thorough
+def test_cpus_go_and_come_again_and_again() -> None:
+    """One run serves many events, and the last is not lost."""
+    configure(fenced("native"))
+    start("web")
+    with installed():
+        for number in [*range(2, 8)] * 8:
+            for state in "01":
+                (CPUS / f"cpu{number}/online").write_text(state)
+        with without_cpu(6):
+            in_time("the last one has gone", "2-5,7", lambda: parent("cpuset.cpus"))
+        in_time("it has come", FENCE_CPUS, lambda: parent("cpuset.cpus"))

@@ -26,8 +26,19 @@ EVERYWHERE = (
     "/usr/share/man/man8/virt-cgroup.8.gz",
 )
 UNITS = [
-    f"libvirt-cgroup-hooks{name}" for name in (".service", "-metrics.service", "-metrics.timer")
+    f"libvirt-cgroup-hooks{name}"
+    for name in (
+        ".service",
+        "-apply.service",
+        "-changed.service",
+        "-metrics.service",
+        "-metrics.timer",
+        "-threads.path",
+    )
 ]
+RULES = "udev/rules.d/90-libvirt-cgroup-hooks.rules"
+PROGRAM = "udev/libvirt-cgroup-hooks"
+PLACED = (".service", ".timer", ".path", ".rules", "libvirt-cgroup-hooks/libvirt-cgroup-hooks")
 
 
 @pytest.mark.parametrize("kind", ["deb", "rpm", "wheel"])
@@ -48,7 +59,9 @@ def test_the_files_of_the_deb(deb: Path) -> None:
     files = deb_files(deb)
     assert set(EVERYWHERE) < set(files)
     assert {f"/lib/systemd/system/{unit}" for unit in UNITS} < set(files)
-    assert not [path for path in files if path.startswith("/usr/share") and path[-8:] == ".service"]
+    assert f"/lib/{RULES}" in files
+    assert files[f"/lib/{PROGRAM}"] == "-rwxr-xr-x"
+    assert not [path for path in files if path.startswith("/usr/share") and path.endswith(PLACED)]
     assert "/usr/share/zsh/vendor-completions/_virt-cgroup" in files
     assert not [path for path in files if path.startswith("/etc/libvirt/hooks")]
     assert run("dpkg-deb", "-I", deb, "conffiles").split() == [CONFIGURATION]
@@ -58,7 +71,8 @@ def test_the_files_of_the_rpm(rpms: dict[str, Path]) -> None:
     files = run("rpm", "-qpl", rpms["first"]).split()
     assert set(EVERYWHERE) < set(files)
     assert {f"/usr/lib/systemd/system/{unit}" for unit in UNITS} < set(files)
-    assert not [path for path in files if path.startswith("/usr/share") and path[-8:] == ".service"]
+    assert {f"/usr/lib/{name}" for name in (RULES, PROGRAM)} < set(files)
+    assert not [path for path in files if path.startswith("/usr/share") and path.endswith(PLACED)]
     assert "/usr/share/zsh/site-functions/_virt-cgroup" in files
     assert not [path for path in files if path.startswith("/etc/libvirt/hooks")]
     flags = run(
@@ -77,18 +91,29 @@ def test_the_documents_that_the_readme_links(deb: Path, rpms: dict[str, Path]) -
         assert {there.replace("README.md", path) for path in links} < set(files)
 
 
-def test_metrics_are_off_until_they_are_enabled(deb: Path, rpms: dict[str, Path]) -> None:
-    """On removal the timer is stopped, and what it has written goes."""
-    timer, file = "libvirt-cgroup-hooks-metrics.timer", "libvirt-cgroup-hooks.prom"
-    installed = run("dpkg-deb", "-I", deb, "postinst")
-    assert f"\tif deb-systemd-helper debian-installed '{timer}'" in installed
-    assert installed.count(f"enable '{timer}'") == 1
-    assert f"deb-systemd-invoke stop '{timer}'" in run("dpkg-deb", "-I", deb, "prerm")
+def test_what_is_off_until_it_is_enabled(deb: Path, rpms: dict[str, Path]) -> None:
+    """On removal it is stopped, and what the metrics' timer has written goes."""
+    timer, path = "libvirt-cgroup-hooks-metrics.timer", "libvirt-cgroup-hooks-threads.path"
+    file = "libvirt-cgroup-hooks.prom"
+    installed, removed = (run("dpkg-deb", "-I", deb, name) for name in ("postinst", "prerm"))
+    for unit in (timer, path):
+        assert f"\tif deb-systemd-helper debian-installed '{unit}'" in installed
+        assert installed.count(f"enable '{unit}'") == 1
+        assert f"deb-systemd-invoke stop '{unit}'" in removed
     assert f"rm -f /var/lib/prometheus/node-exporter/{file}" in run("dpkg-deb", "-I", deb, "postrm")
     scripts = run("rpm", "-qp", "--scripts", rpms["first"])
-    assert f"install-system-units libvirt-cgroup-hooks.service {timer}" in scripts
-    assert f"remove-system-units libvirt-cgroup-hooks.service {timer}" in scripts
+    services = "libvirt-cgroup-hooks.service libvirt-cgroup-hooks-apply.service"
+    assert f"install-system-units {services} {timer} {path}" in scripts
+    assert f"remove-system-units {services} {timer} {path}" in scripts
     assert file in run("rpm", "-qpl", rpms["first"])
+
+
+def test_what_udev_asks_is_on(deb: Path) -> None:
+    unit = "libvirt-cgroup-hooks-apply.service"
+    installed = run("dpkg-deb", "-I", deb, "postinst")
+    assert f"deb-systemd-helper --quiet was-enabled '{unit}'" in installed
+    assert re.search(rf"deb-systemd-invoke \$_dh_action '{unit}'", installed)
+    assert f"deb-systemd-invoke stop '{unit}'" in run("dpkg-deb", "-I", deb, "prerm")
 
 
 def test_the_spec_file_has_the_version() -> None:
@@ -129,3 +154,7 @@ def test_every_exception_says_why(file: str) -> None:
         if line.startswith(("libvirt-cgroup-hooks:", '"')):
             assert before.startswith(("#", "libvirt-cgroup-hooks:", '"'))
         before = line
+
+
+def test_the_program_of_udev() -> None:
+    assert run("shellcheck", "packaging/udev/libvirt-cgroup-hooks", check=False) == ""
