@@ -191,8 +191,8 @@ def test_configured_while_a_vm_runs(tmp_path: Path, kind: str, name: str, comman
         do(host, "prepare", domain("other", SIZE, uuid=OTHER))
         assert now(host) == ["1-3"] * 3
     if command == "apply":
-        parent = apply._parent(host, host.config(), {"vm"}, threads.running(host, {}))
-        apply._made(host, parent, [])
+        parent = apply._parent(host, {"vm"}, threads.running(host, {}))
+        apply._made(host, host.config(), parent, [])
     else:
         Change(host, {}, live=True, config=False).run()
     assert now(host) == ["1-3"] * 3

@@ -50,7 +50,8 @@ def host(tmp_path: Path) -> Busy:
 
 
 def run(host: Busy, *, quiet: bool = True) -> int:
-    return apply.run(Namespace(all=True, parent=False, domains=[], json=False, quiet=quiet), host)
+    arguments = Namespace(all=True, parent=False, domains=[], json=False, quiet=quiet)
+    return apply.run(Namespace(dry_run=False, proposed=None, **vars(arguments)), host)
 
 
 def cpus(host: Busy, group: str) -> str:
