@@ -173,7 +173,7 @@ class _Run:
         """What could not be done is tried again at the VM's next operation."""
         self.host.forget(idle.PATH)
         if self.config.anew:
-            self.host.forget(snapshot.SNAPSHOT)
+            snapshot.doubt(self.host)
         text = printable(f"libvirt-cgroup-hooks: {error}")
         refuses = self.config.on_error == "refuse" or isinstance(error, Refusal)
         if self.operation in MAY_REFUSE and refuses:

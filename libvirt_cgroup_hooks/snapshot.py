@@ -88,6 +88,16 @@ def load(host: Host, warn: list[str], save: bool = False) -> Config:
     return config
 
 
+def doubt(host: Host) -> None:
+    """The configuration is to be read anew once more: what is done only then was not done."""
+    text = host.read_optional(SNAPSHOT)
+    if text:
+        try:
+            host.replace(SNAPSHOT, f"\n{text}")  # no stamp begins so
+        except Error:  # what has failed before is told
+            return
+
+
 def timeout(host: Host) -> int:
     """The hook_timeout of the snapshot, in seconds, whatever has changed since; 0 without one."""
     for line in (host.read_optional(SNAPSHOT) or "").split("\n"):

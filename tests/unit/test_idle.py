@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import __version__, changes, hook, idle, managers, operations, state
+from libvirt_cgroup_hooks import (
+    __version__,
+    changes,
+    hook,
+    idle,
+    managers,
+    operations,
+    snapshot,
+    state,
+)
 from libvirt_cgroup_hooks.config import Config
+from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.plan import Plan
 
 from .support.entrypoint import aged, told
@@ -144,12 +154,23 @@ def test_a_change_at_run_time_takes_it_away_first(usual: Kernel) -> None:
 
 
 def test_what_failed_is_tried_again(usual: Kernel) -> None:
-    from libvirt_cgroup_hooks.errors import Error
-
     made = hook._Run(usual, "vm", "prepare")
     made.config = Config({"on_error": "warn"})
     assert made.failed(Error("no room", "make some")) == 0
     assert told(usual) is None
+
+
+def test_what_is_only_done_with_a_new_configuration_is_done_when_it_has_failed(
+    usual: Kernel,
+) -> None:
+    usual.configure(CPUS + "hook_timeout = 77\n")
+    made = hook._Run(usual, "vm", "prepare")
+    made.config = snapshot.load(usual, [], save=True)
+    assert made.config.anew
+    assert not snapshot.load(usual, []).anew
+    made.failed(Error("no room", "make some"))
+    assert snapshot.load(usual, []).anew
+    assert snapshot.timeout(usual) == 77
 
 
 def test_after_an_upgrade_the_configuration_is_read_anew(usual: Kernel) -> None:
