@@ -117,7 +117,7 @@ def _install_timed_hook() -> None:
 def _starts_and_stops(host: VmHost, names: list[str]) -> list[Row]:
     waves: dict[tuple[str, str], list[Wave]] = defaultdict(list)
     alone: dict[str, float] = {}
-    for mode in [*LAYOUTS, WITHOUT] * 2:
+    for mode in [*LAYOUTS, WITHOUT]:
         say(f"{len(names)} starts and stops, {mode}")
         _set_mode(host, mode)
         for verb in ("start", "destroy"):
