@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from . import conformance, idle, limits, state, threads
+from . import conformance, idle, limits, threads
 from .errors import Refusal
 from .operations import check_controllers, count, count_running, forget_left_behind, secure
 
@@ -29,7 +29,7 @@ def parent(
         return
     count_running(plan, manager)
     _tell_of_pins(plan, manager, [])
-    secure(plan, manager, [])
+    secure(plan, manager, [], everyone=True)
     idle.withdraw(plan, manager)
 
 
@@ -47,7 +47,8 @@ def refit(
     for domain, own in managers_of.items():
         count(plan, own, domain)
     _tell_of_pins(plan, manager, list(managers_of))
-    secure(plan, manager, list(managers_of), whole and len(managers_of) == len(running))
+    complete = whole and len(managers_of) == len(running)
+    secure(plan, manager, list(managers_of), complete, everyone=True)
     for domain, own in managers_of.items():
         record, _ = own.records.of(domain)
         has_its_own = own.reaches_into_vms or record.files or record.groups
@@ -59,7 +60,7 @@ def refit(
 
 def _tell_of_pins(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
     """Where the host is to be confined now: what has chosen CPUs itself, and is to lose them."""
-    if limits.confines(manager, domains) and not state.Remembered(manager.host).confined:
+    if limits.confines(manager, domains) and not manager.records.remembered().confined:
         pinned = conformance.pinned_elsewhere(manager)
         if pinned:
             plan.warnings.append(str(pinned))

@@ -42,6 +42,7 @@ class Config:
         "anew",
         "cgroup_layout",
         "confine_host",
+        "dedicated",
         "emulator_cpus",
         "hook_timeout",
         "host_cpus_for",
@@ -67,6 +68,8 @@ class Config:
         self.anew = False  # whether it was parsed, and not read from the snapshot
         self.moment: int | None = None  # when its file was written, in nanoseconds
         self.values = {key: values.get(key) or default for key, default in DEFAULTS.items()}
+        # of a VM alone, and never of the host: "yes", "threads", or "no"
+        self.dedicated = values.get("dedicated", "no")
         self.reserved_host_cpus = self._cpus("reserved_host_cpus")
         self.reserved_host_mem = self.values["reserved_host_mem"]
         self.cgroup_layout = Layout(self.values["cgroup_layout"])

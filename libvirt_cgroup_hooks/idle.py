@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 
 from . import __version__, managers
-from .state import DIRECTORY
+from .state import DIRECTORY, Remembered
 from .steps import Remove, ReplaceDated
 
 TYPE_CHECKING = False
@@ -34,10 +34,12 @@ FOLDER = __file__.rpartition("/")[0].rpartition("/")[0]  # that of the package
 
 
 def never(host: Host, config: Config, operation: str) -> bool:
-    """Whether OPERATION is one at which nothing is ever to be done on this host."""
-    return bool(
-        operation in NEVER and not config.host_cpus_for and NEVER[operation] == managers.name(host)
-    )
+    """Whether OPERATION is one at which nothing is ever to be done on this host, while no VM has
+    CPUs for itself alone.
+    """
+    if operation not in NEVER or config.host_cpus_for or NEVER[operation] != managers.name(host):
+        return False
+    return operation != "start" or not Remembered(host).dedicated
 
 
 def idle(manager: Manager) -> list[str]:
@@ -48,9 +50,13 @@ def idle(manager: Manager) -> list[str]:
     """
     found: list[str] = []
     recorded = bool(manager.records.living())
+    dedicated = bool(manager.records.dedicated())
     for operation in OPERATIONS:
         places_threads = operation == "started" and manager.config.has_sets
-        if never(manager.host, manager.config, operation) or not (recorded or places_threads):
+        has_work = recorded or places_threads
+        if never(manager.host, manager.config, operation):
+            has_work = dedicated and operation == "start"
+        if not has_work:
             found.append(operation)
     return found
 

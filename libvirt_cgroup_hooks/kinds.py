@@ -24,10 +24,11 @@ class Kind:
     `v1` and `v2` are its files in a cgroup of that version ("" where there is none), `controller`
     the one that has to be there, `unit_property` what systemd calls it
     (systemd.resource-control(5); "" where it has none). `of_host`: it is kept on the host's own
-    units, not on VMs. `noun`: of what the bytes are, for people.
+    units, not on VMs. `of_vm`: on the cgroup of one VM. `noun`: of what the bytes are, for
+    people.
     """
 
-    __slots__ = ("controller", "name", "noun", "of_host", "unit_property", "v1", "v2")
+    __slots__ = ("controller", "name", "noun", "of_host", "of_vm", "unit_property", "v1", "v2")
 
     of_cpus = False
     unset = "infinity"  # the unit's property without a limit
@@ -40,6 +41,7 @@ class Kind:
         v2: str,
         unit_property: str,
         of_host: bool = False,
+        of_vm: bool = False,
         noun: str = "",
     ) -> None:
         self.name = name
@@ -49,6 +51,7 @@ class Kind:
         self.v2 = v2
         self.unit_property = unit_property
         self.of_host = of_host
+        self.of_vm = of_vm
 
     def parse(self, text: str) -> Value:
         """From text of the kernel, of systemd or of the state file. Raises ValueError, Error."""
@@ -167,6 +170,8 @@ class Weight(Kind):
 
 
 CPUS = Cpus("cpus", "cpuset", "cpuset.cpus", "cpuset.cpus", "AllowedCPUs")
+# What a VM has of the CPUs, where others have some for themselves alone.
+VM_CPUS = Cpus("vm-cpus", "cpuset", "cpuset.cpus", "cpuset.cpus", "AllowedCPUs", of_vm=True)
 # Nothing says so on v1, where systemd keeps no cpusets, and each process may leave one.
 HOST_CPUS = Cpus("host-cpus", "cpuset", "", "cpuset.cpus", "AllowedCPUs", of_host=True)
 MEMORY = Kind("memory", "memory", "memory.limit_in_bytes", "memory.max", "MemoryMax")
@@ -180,7 +185,7 @@ MIN = Protection("min", "memory", "", "memory.min", "MemoryMin", of_host=True)
 CPU_WEIGHT = Weight("cpu-weight", "cpu", "cpu.shares", "cpu.weight", "CPUWeight")
 # In the order in which limits rise; they fall the other way round. The kernel keeps MEMORY within
 # MEMSW.
-KINDS = (CPUS, MEMSW, MEMORY, PRESSURE, HOST_CPUS, SWAP, LOW, MIN, CPU_WEIGHT)
+KINDS = (CPUS, VM_CPUS, MEMSW, MEMORY, PRESSURE, HOST_CPUS, SWAP, LOW, MIN, CPU_WEIGHT)
 
 
 def named(name: str) -> Kind | None:

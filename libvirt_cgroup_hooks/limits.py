@@ -13,18 +13,20 @@ from .errors import Error, printable
 from .fence import shared_out
 from .host import page_size
 from .kinds import CPUS, HOST_CPUS, KINDS, PRESSURE, as_cpus
-from .state import SHARED, Remembered, may_be_starting
+from .state import SHARED, may_be_starting
 from .steps import RemoveEmpty, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from .cpuset import CpuSet
     from .domain import Domain
     from .kernel.tree import Tree
     from .kinds import Kind, Value
     from .managers.base import Manager
     from .plan import Plan
-    from .state import Row
+    from .state import Remembered, Row
 
     Table = dict[Row, Value]
 
@@ -32,6 +34,16 @@ if TYPE_CHECKING:
 def wanted(
     manager: Manager, domains: list[Domain], remembered: Remembered, whole: bool = False
 ) -> Table:
+    """All limits; DOMAINS run or start, and WHOLE is as for `_shared`."""
+    table = _shared(manager, domains, remembered, whole)
+    if manager.records.dedicated():
+        from . import apart
+
+        table.update(apart.Rows(manager, domains).table)
+    return table
+
+
+def _shared(manager: Manager, domains: list[Domain], remembered: Remembered, whole: bool) -> Table:
     """The fence, on the VM parent, on what else holds DOMAINS, and on parents of earlier layouts;
     what the host keeps, on its units.
 
@@ -76,7 +88,7 @@ def confines(manager: Manager, domains: list[Domain]) -> bool:
 
 def outgrown(manager: Manager, remembered: Remembered | None = None) -> list[Row]:
     """The CPU limits of VM parents that hold VMs, while host_cpus_for has each VM carry its own."""
-    before = (remembered or Remembered(manager.host)).before
+    before = (remembered or manager.records.remembered()).before
     return [row for row in before if row[0] is CPUS and _may_hold_vms(manager, *row)]
 
 
@@ -95,7 +107,7 @@ def unwanted(manager: Manager) -> Table:
 
     The next run of the hook, and `virt-cgroup apply --parent`, put back what was there before.
     """
-    remembered = Remembered(manager.host)
+    remembered = manager.records.remembered()
     table = wanted(manager, [], remembered)
     there = {row: manager.read(*row) for row in remembered.before if row not in table}
     return {
@@ -128,38 +140,60 @@ def _keeps(kind: Kind, there: Value, value: Value) -> bool:
     return kind.narrower(there, value) == there
 
 
-def enforce(plan: Plan, manager: Manager, domains: list[Domain], whole: bool = False) -> list[Row]:
-    """The VM parent, the cgroups in which DOMAINS start, and all limits; WHOLE is as for `wanted`.
-    Returns the new rows.
+def enforce(
+    plan: Plan,
+    manager: Manager,
+    domains: list[Domain],
+    whole: bool = False,
+    everyone: bool = False,
+) -> list[Row]:
+    """The VM parent, the cgroups in which DOMAINS start, and all limits; WHOLE is as for `_shared`.
+    Returns the new rows. EVERYONE: the cgroups of other VMs are seen to in any case.
 
     Raises Error where that cannot be, before anything is changed.
     """
-    remembered = Remembered(manager.host)
+    remembered = manager.records.remembered()
     if remembered.is_foreign:
         plan.warnings.append(
             f"{SHARED} was written by another version: the values from before the limits are "
             "not known and will not be restored"
         )
-    table = wanted(manager, domains, remembered, whole)
+    table = _shared(manager, domains, remembered, whole)
     steps: list[Step] = []
     for tree, path in _directories(manager, domains, table):
         made, fresh = _make(tree, path, as_cpus(table.get((CPUS, path))), table, remembered)
         steps += made
         remembered.made += fresh if manager.removes(tree) else []
     new = [row for row in table if row not in remembered.before and not row[0].of_host]
-    reconcile(plan, manager, remembered, table, steps)
+    if not (manager.records.dedicated() or remembered.of_vms):
+        reconcile(plan, manager, remembered, table, steps)
+        return new
+    from . import apart
+
+    change = apart.Change(manager, remembered, domains, everyone)
+    if change.whole:
+        apart.check_fence(manager)
+    rows = {**table, **change.table}
+    reconcile(plan, manager, remembered, rows, steps, change.untouched)
+    change.finish(plan)
     return new
 
 
 def reconcile(
-    plan: Plan, manager: Manager, remembered: Remembered, table: Table, before: list[Step]
+    plan: Plan,
+    manager: Manager,
+    remembered: Remembered,
+    table: Table,
+    before: list[Step],
+    untouched: Container[Row] = (),
 ) -> None:
-    """From what is there and REMEMBERED to TABLE, after the steps BEFORE.
+    """From what is there and REMEMBERED to TABLE, after the steps BEFORE; rows that are UNTOUCHED
+    stay as they are.
 
     What may be more comes before what may be less: VMs always have something to run on. Pressure
     goes last, since lowering a limit puts back the pressure that it has found.
     """
-    obsolete = [row for row in remembered.before if row not in table]
+    obsolete = [row for row in remembered.before if row not in table and row not in untouched]
     for (kind, path), value in table.items():
         if (kind, path) not in remembered.before:
             there = manager.before(kind, path)
@@ -167,6 +201,8 @@ def reconcile(
             remembered.before[kind, path] = None if there == value else there
         table[kind, path] = _narrowed(manager, kind, path, value, remembered.before[kind, path])
     plan.add_shared(*remembered.save(), *before)
+    # what makes the cgroup of a VM that starts gives it its CPUs
+    table = {row: table[row] for row in table if not row[0].of_vm or manager.exists(*row)}
     pressure = [row for row in obsolete if row[0] is PRESSURE]
     _put_back(plan, manager, remembered, [row for row in obsolete if row not in pressure])
     present = {row: manager.read(*row) for row in table}
@@ -303,7 +339,7 @@ def press(plan: Plan, manager: Manager) -> None:
     """
     from .kernel import lowering
 
-    remembered = Remembered(manager.host)
+    remembered = manager.records.remembered()
     steps: list[Step] = []
     for tree, path in manager.parent_paths().items():
         limit = manager.fence.memory_limit
@@ -320,7 +356,7 @@ def press(plan: Plan, manager: Manager) -> None:
 
 def relieve(plan: Plan, manager: Manager) -> None:
     """Puts back what `press` has lowered."""
-    remembered = Remembered(manager.host)
+    remembered = manager.records.remembered()
     _drop(plan, manager, remembered, [row for row in remembered.before if row[0] is PRESSURE])
     plan.add_shared(*remembered.save())
 
@@ -332,26 +368,49 @@ def end(plan: Plan, manager: Manager, last: bool) -> None:
     After the LAST one the cgroups made for VMs go, and what others said is put back. A slice's
     limits stay, for the VMs to come: systemd keeps them.
     """
-    remembered = Remembered(manager.host)
+    remembered = manager.records.remembered()
     kept = of_host(manager, [])
     ended: list[Row] = []
     for row in remembered.before:
         if row[0].of_host:
             goes = row not in kept
+        elif row[0].of_vm:
+            goes = last
         else:
             goes = last and manager.makes(row[0])
         if goes:
             ended.append(row)
     _drop(plan, manager, remembered, ended)
     if last:
+        remembered.dedicated.clear()
         plan.add_shared(*_unmade(remembered))
+    elif remembered.of_vms:
+        _end_of_one(plan, manager, remembered)
     plan.add_shared(*remembered.save())
+
+
+def _end_of_one(plan: Plan, manager: Manager, remembered: Remembered) -> None:
+    """Of the VMs that may have, or may have had, CPUs for themselves alone one has gone: the others
+    have those back.
+    """
+    from . import apart
+
+    others = [row for row in remembered.before if not row[0].of_vm]
+    change = apart.Change(manager, remembered, [], everyone=False)
+    for row in list(remembered.before):
+        if row[0].of_vm and not change.whole and apart.has_gone(manager, row):
+            del remembered.before[row]
+    if change.whole:
+        untouched = [*others, *change.untouched]
+        reconcile(plan, manager, remembered, change.table, [], untouched)
+        change.finish(plan)
 
 
 def lift(plan: Plan, manager: Manager) -> None:
     """All limits go, for good; what was there before is put back."""
-    remembered = Remembered(manager.host)
+    remembered = manager.records.remembered()
     _drop(plan, manager, remembered, list(remembered.before))
+    remembered.dedicated.clear()
     plan.add_shared(*_unmade(remembered))
 
 

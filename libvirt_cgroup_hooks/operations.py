@@ -37,14 +37,15 @@ def concerns(host: Host, config: Config, operation: str) -> bool:
 
 def asks_configuration(host: Host, operation: str, domain: Domain) -> bool:
     """Cleaning up goes by what was recorded, whatever the configuration says now, but for the room
-    that hugepages had, and what the host's own units have while VMs run.
+    that hugepages had, and what the host's own units, and other VMs, have while VMs run.
     """
     if operation in ENFORCE:
         return True
     record = state.Record.read(host, domain.uuid) if operation == "release" else None
     if record is None:
         return False
-    return record.hugepages > 0 or state.Remembered(host).of_host
+    shared = state.Remembered(host)
+    return record.hugepages > 0 or shared.of_host or shared.of_vms
 
 
 def plan(
@@ -85,6 +86,10 @@ def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
     _add_hugepages(manager, domain)
     _check_parent(manager, own, domain)
     _admit(plan, own, domain)
+    if own.config.dedicated != "no" or manager.records.dedicated():
+        from . import apart
+
+        apart.admit(manager, own, domain)
     own.prepare(plan, domain)
     secure(plan, manager, [domain])
     _tell_of_memory(plan, manager, domain)
@@ -93,7 +98,13 @@ def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
 
 def start(plan: Plan, manager: Manager, domain: Domain) -> None:
     """The VM has an id; QEMU is about to be made."""
-    manager.for_domain(domain).start(plan, domain)
+    own = manager.for_domain(domain)
+    if manager.records.dedicated():
+        from . import apart, limits
+
+        apart.admit(manager, own, domain)
+        limits.enforce(plan, manager, [domain])
+    own.start(plan, domain)
 
 
 def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False) -> None:
@@ -105,6 +116,10 @@ def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False)
     vm_threads = threads.threads(manager.host, running) if running else []
     if vm_threads:
         count(plan, own, domain)
+        if own.config.dedicated != "no" or manager.records.dedicated():
+            from . import apart
+
+            apart.dedicate(plan, manager, own, domain)
     count_running(plan, manager)
     limits.enforce(plan, manager, [domain])
     if running and vm_threads:
@@ -139,7 +154,8 @@ def release(plan: Plan, manager: Manager, domain: Domain) -> None:
     charged = record.hugepages and manager.limits_hugepages and stays
     if charged and _take_hugepages(plan, manager, record):
         return
-    if last or state.Remembered(manager.host).of_host:
+    shared = manager.records.remembered()
+    if last or shared.of_host or shared.of_vms:
         from . import limits
 
         limits.end(plan, manager, last)
@@ -254,14 +270,21 @@ def _check_apart(manager: Manager, kind: Kind, attempt: str) -> None:
                 )
 
 
-def secure(plan: Plan, manager: Manager, domains: list[Domain], whole: bool = False) -> None:
+def secure(
+    plan: Plan,
+    manager: Manager,
+    domains: list[Domain],
+    whole: bool = False,
+    everyone: bool = False,
+) -> None:
     """Raises Error where a cgroup that gets its first limit holds more than VMs, or will.
 
-    WHOLE: DOMAINS are all VMs that run, and get what each of them carries.
+    WHOLE: DOMAINS are all VMs that run, and get what each of them carries. EVERYONE is as for
+    `limits.enforce`.
     """
     from . import limits
 
-    new = limits.enforce(plan, manager, domains, whole)
+    new = limits.enforce(plan, manager, domains, whole, everyone)
     if not new:
         return
     from . import conformance

@@ -346,7 +346,12 @@ TABLE = (
 OF_VM = {key: key for key in ("emulator_cpus", "vcpu_cpus", "iothread_cpus")}
 OF_VM["layout"] = "cgroup_layout"
 OF_VM["confine_host"] = "confine_host"
-ASKS = one_of("yes", "no")  # of a VM, as confine_host
+OF_VM["dedicated"] = "dedicated"
+# Of a VM alone, or with other words than the host's.
+WORDS = {
+    "confine_host": one_of("yes", "no"),
+    "dedicated": one_of("yes", "no", "threads"),
+}
 
 
 def read_of_vm(key: str, value: str) -> tuple[str, str]:
@@ -355,7 +360,7 @@ def read_of_vm(key: str, value: str) -> tuple[str, str]:
     """
     if key not in OF_VM:
         raise Error("there is no such setting", "the settings of a VM are " + ", ".join(OF_VM))
-    read = ASKS if key == "confine_host" else named(OF_VM[key]).read
+    read = WORDS.get(key) or named(OF_VM[key]).read
     return OF_VM[key], read(value)
 
 

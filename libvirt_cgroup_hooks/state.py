@@ -9,6 +9,7 @@ not JSON, because the json module costs the hook more than all of its own work.
 from __future__ import annotations
 
 from . import kinds
+from .cpuset import CpuSet
 from .errors import Error, printable
 from .host import NEW, Host, page_size
 from .steps import Remove, Replace, Step
@@ -38,10 +39,21 @@ class Record:
     admitted with, and its hugepages.
 
     `groups` are cgroup directories, `files` drop-ins of its scope, `slices` systemd slices;
-    `confines`: it asks that the host keep to its own CPUs.
+    `confines`: it asks that the host keep to its own CPUs; `dedicated`: the CPUs that are its own
+    alone.
     """
 
-    __slots__ = ("confines", "files", "groups", "hugepages", "memory", "name", "slices", "uuid")
+    __slots__ = (
+        "confines",
+        "dedicated",
+        "files",
+        "groups",
+        "hugepages",
+        "memory",
+        "name",
+        "slices",
+        "uuid",
+    )
 
     def __init__(self, uuid: str, name: str, memory: int = 0, hugepages: int = 0) -> None:
         self.uuid = uuid
@@ -49,6 +61,7 @@ class Record:
         self.memory = memory  # bytes, and not of hugepages
         self.hugepages = hugepages  # bytes
         self.confines = False
+        self.dedicated = CpuSet()
         self.groups: list[str] = []
         self.files: list[str] = []
         self.slices: list[str] = []
@@ -59,6 +72,8 @@ class Record:
             lines.append(f"hugepages {self.hugepages}")
         if self.confines:
             lines.append("confines host")
+        if self.dedicated:
+            lines.append(f"dedicated {self.dedicated}")
         for kind, values in (("group", self.groups), ("file", self.files), ("slice", self.slices)):
             lines += [f"{kind} {value}" for value in values]
         return lines_of(lines)
@@ -87,6 +102,7 @@ class Record:
             uuid, values["name"][0], *(int(text) if _is_number(text) else 0 for text in texts)
         )
         record.confines = "confines" in values
+        record.dedicated = _cpus(values.get("dedicated", [""])[0])
         record.groups = values.get("group", [])
         record.files = values.get("file", [])
         record.slices = values.get("slice", [])
@@ -165,6 +181,8 @@ class Records:
         self.admitted = Admitted(host)
         self._gone: set[str] = set()  # the UUIDs of those that this plan forgets
         self._saved: dict[str, str] = {}  # by UUID, what this plan writes
+        self._shared: list[str | None] = []  # the text of SHARED, once it was asked for
+        self._dedicated: dict[str, Record] | None = None
 
     def of(self, domain: Domain) -> tuple[Record, Record | None]:
         """DOMAIN's record, to be changed, and as it is once the steps planned so far are made."""
@@ -178,6 +196,7 @@ class Records:
         plan.add(*record.save(old))
         self._saved[record.uuid] = str(record)
         self._gone.discard(record.uuid)
+        self._dedicated = None
 
     def forget(self, plan: Plan, uuid: str, record: Record | None) -> None:
         """RECORD is that of UUID; None where it is not understood."""
@@ -185,11 +204,33 @@ class Records:
             plan.add_shared(*self.admitted.change(uuid, record.memory, 0, begin=False))
         plan.add_shared(forget(self.host, uuid))
         self._gone.add(uuid)
+        self._dedicated = None
 
     def living(self) -> list[str]:
         """The UUIDs of the VMs that run or start, once the steps planned so far are made."""
         found = dict.fromkeys([*recorded(self.host), *self._saved])
         return [uuid for uuid in found if uuid not in self._gone]
+
+    def remembered(self) -> Remembered:
+        """What is remembered for all, to be changed; the file is read once for a plan."""
+        if not self._shared:
+            self._shared.append(self.host.read_optional(SHARED))
+        return Remembered(self.host, self._shared)
+
+    def dedicated(self) -> dict[str, Record]:
+        """The records of the VMs that have CPUs for themselves alone, by UUID, once the steps
+        planned so far are made.
+
+        Where nobody has, this costs nothing: what is remembered for all names those that have.
+        """
+        if self._dedicated is None:
+            self._dedicated = {}
+            for uuid in dict.fromkeys([*self.remembered().dedicated, *self._saved]):
+                text = None if uuid in self._gone else self._text(uuid)
+                record = Record.parse(uuid, text)
+                if record and record.dedicated:
+                    self._dedicated[uuid] = record
+        return self._dedicated
 
     def confining(self) -> bool:
         """Whether one of them asks that the host keep to its own CPUs."""
@@ -210,21 +251,30 @@ class Remembered:
     wanted.
 
     `made`: the directories made. `before`: by kind and cgroup, the limit that was there before
-    ours.
+    ours. `dedicated`: the CPUs that VMs have for themselves alone, by UUID, and `shared_out` those
+    of which the other VMs had what is left, when their cgroups were limited to that.
     """
 
-    __slots__ = ("_marked", "_text", "before", "made")
+    __slots__ = ("_marked", "_text", "before", "dedicated", "made", "shared_out")
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, known: list[str | None] | None = None) -> None:
+        """KNOWN: the text of SHARED, where it was read before."""
         self.made: list[str] = []
         self.before: dict[Row, Value] = {}
-        self._text = host.read_optional(SHARED)
+        self.dedicated: dict[str, CpuSet] = {}
+        self.shared_out = ""
+        self._text = known[0] if known else host.read_optional(SHARED)
         for line in lines_in(self._text, LIMITS_FORMAT):
             word, _, rest = line.partition(" ")
             if word == "made":
                 self.made.append(rest)
             elif word == "limit":
                 self._add(*rest.split(" ", 2))
+            elif word == "dedicated":
+                uuid, _, cpus = rest.partition(" ")
+                self.dedicated[uuid] = _cpus(cpus)
+            elif word == "shared-out":
+                self.shared_out = rest
         self._marked = self._mark()
 
     def _mark(self) -> str | None:
@@ -245,12 +295,17 @@ class Remembered:
         return bool(self._text) and not (self._text or "").startswith(f"{LIMITS_FORMAT}\n")
 
     def __bool__(self) -> bool:
-        return bool(self.made or self.before)
+        return bool(self.made or self.before or self.dedicated)
 
     @property
     def of_host(self) -> bool:
         """Whether the host's own units have limits of ours."""
         return any(kind.of_host for kind, _ in self.before)
+
+    @property
+    def of_vms(self) -> bool:
+        """Whether VMs have CPUs for themselves alone, or had, and cgroups of others a limit."""
+        return bool(self.dedicated) or any(kind.of_vm for kind, _ in self.before)
 
     @property
     def confined(self) -> bool:
@@ -262,6 +317,9 @@ class Remembered:
         lines = [f"made {path}" for path in self.made]
         for (kind, path), value in self.before.items():
             lines.append(f"limit {kind.name} {kinds.text(value)} {path}")
+        lines += [f"dedicated {uuid} {cpus}" for uuid, cpus in self.dedicated.items()]
+        if self.dedicated:
+            lines.append(f"shared-out {self.shared_out}")
         old, new = self._text, lines_of(lines, LIMITS_FORMAT)
         self._text = new if lines else None
         mark = saved(CONFINED, "", self._marked, self.confined)
@@ -274,6 +332,14 @@ def saved(path: str, text: str, old: str | None, wanted: bool) -> list[Step]:
     if wanted:
         return [] if text == old else [Replace(path, text, old)]
     return [] if old is None else [Remove(path, old)]
+
+
+def _cpus(text: str) -> CpuSet:
+    """None at all where TEXT is no list of CPUs."""
+    try:
+        return CpuSet.parse(text)
+    except Error:
+        return CpuSet()
 
 
 def _is_number(text: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from .cpuset import CpuSet
-from .errors import printable
+from .errors import Error, printable
 from .host import ABSENT, EBUSY, ENOTEMPTY, ESRCH, Host, Refused
 
 SYSTEMCTL = "systemctl"
@@ -195,22 +195,32 @@ class LoadUnit(Step):
 class Systemctl(Step):
     """systemctl VERB ARGUMENTS, waiting for its job; UNDO are the arguments that put back what was
     there, if any.
+
+    OF_CGROUP is the directory of the one unit's cgroup where that may be gone meanwhile: then there
+    is nothing to do.
     """
 
     writes_cgroup = True
 
-    def __init__(self, arguments: list[str], undo: list[str] | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], undo: list[str] | None = None, of_cgroup: str = ""
+    ) -> None:
         self.arguments = arguments
+        self.of_cgroup = of_cgroup
         self._undo = undo
 
     def __str__(self) -> str:
         return printable("systemctl " + " ".join(self.arguments))
 
     def run(self, host: Host) -> None:
-        host.run([SYSTEMCTL, *self.arguments])
+        try:
+            host.run([SYSTEMCTL, *self.arguments])
+        except Error:
+            if not self.of_cgroup or host.exists(self.of_cgroup):
+                raise
 
     def undo(self) -> Step | None:
-        return Systemctl(self._undo, self.arguments) if self._undo else None
+        return Systemctl(self._undo, self.arguments, self.of_cgroup) if self._undo else None
 
 
 class Pin(Step):

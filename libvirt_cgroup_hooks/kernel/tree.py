@@ -151,7 +151,7 @@ class Tree:
     def set(self, kind: Kind, directory: str, value: Value, old: Value) -> list[Step]:
         """DIRECTORY is limited to VALUE instead of OLD. Raises Error where that cannot be."""
         if kind.of_cpus:
-            return self.set_cpus(directory, as_cpus(value))
+            return self.set_cpus(directory, as_cpus(value), may_be_gone=kind.of_vm)
         return self.set_bytes(kind, directory, value, old)
 
     def put_back(self, kind: Kind, directory: str, value: Value, old: Value) -> list[Step]:

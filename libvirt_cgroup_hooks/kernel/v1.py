@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..cpuset import CpuSet
 from ..errors import Error, printable
 from ..host import EBUSY, Refused
-from ..kinds import CPUS, MEMORY, MEMSW, UNLIMITED, as_cpus, in_bytes
+from ..kinds import CPUS, MEMORY, MEMSW, UNLIMITED, VM_CPUS, as_cpus, in_bytes
 from ..steps import MakeDirectory, Step, Write
 from .tree import Tree, parent
 
@@ -66,7 +66,7 @@ class V1(Tree):
         return self.hierarchy.placement
 
     def systemd_sets(self, kind: Kind) -> bool:
-        return self.hierarchy.systemd and kind not in (CPUS, MEMSW)
+        return self.hierarchy.systemd and kind not in (CPUS, VM_CPUS, MEMSW)
 
     @property
     def systemd_makes(self) -> bool:
@@ -149,6 +149,8 @@ class V1(Tree):
         that are left. One that would be left with none gets its parent's where `forced`, as on v2;
         else Error is raised.
         """
+        if may_be_gone and not self._text(f"{directory}/cpuset.cpus"):
+            return []
         present = self._cpus(directory)
         if wanted is None:
             wanted = self._cpus(parent(directory))

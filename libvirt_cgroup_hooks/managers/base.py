@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .. import kernel
 from ..cpuset import CpuSet
-from ..kinds import LOW, MEMORY, MIN, PRESSURE, in_bytes
+from ..kinds import LOW, MEMORY, MIN, PRESSURE, VM_CPUS, in_bytes
 from ..state import Record, Records
 from ..steps import RemoveCgroup, Step
 
@@ -51,6 +51,8 @@ class Manager:
         self.trees = kernel.trees(host, cgroups)
         self.records = Records(host, config.memory_admission)
         self._places: list[dict[str, str]] | None = None  # of the VMs that run, by hierarchy
+        self._running: list[list[Domain]] = []
+        self.unknown: dict[str, Error] = {}
 
     def for_domain(self: M, domain: Domain) -> M:
         """The manager with DOMAIN's own settings; what it knows of the host is shared.
@@ -65,6 +67,10 @@ class Manager:
         own.__dict__.update(self.__dict__)
         own.config = for_domain(self.config, domain, self.present())
         own.layout = own.config.cgroup_layout
+        if own.config.dedicated != "no":
+            from ..dedicated import keep_off
+
+            keep_off(own.config, own.fence, domain, own.everything)
         return own
 
     # limits: `path` is that of a cgroup in the hierarchy of the limit's controller
@@ -162,6 +168,8 @@ class Manager:
     def before(self, kind: Kind, path: str) -> Value:
         """What PATH was limited to before the plan."""
         tree = self.tree_of(kind)
+        if tree and kind.of_vm and not tree.clips:
+            return None  # a v1 cpuset has a list in any case: what is above it
         return tree.before(kind, tree.hierarchy.directory(path)) if tree else None
 
     def read(self, kind: Kind, path: str) -> Value:
@@ -258,6 +266,7 @@ class Manager:
             plan.add(*self.remains(stale))
         new = Record.of(domain)
         new.confines = self.asks_to_confine
+        new.dedicated = self.dedicated_to(domain)
         if self.remembers or domain.settings or new.hugepages:
             self.records.save(plan, new, stale)
         elif stale:
@@ -307,11 +316,13 @@ class Manager:
 
     def reach(self, domain: Domain, group: str) -> CpuSet | None:
         """The CPUs that thread GROUP of DOMAIN may be put on. None: all."""
-        if not self.fence.lent:
-            return self.fence.cpus
-        from .. import lending
+        cpus = self.fence.cpus
+        if self.fence.lent:
+            from .. import lending
 
-        return lending.reach(self.config, self.fence, domain, group)
+            cpus = lending.reach(self.config, self.fence, domain, group)
+        taken = self.taken(domain)
+        return (cpus or self.everything) - taken if taken else cpus
 
     @property
     def carries(self) -> bool:
@@ -319,7 +330,57 @@ class Manager:
         return bool(self.fence.lent)
 
     def carried(self, domain: Domain) -> CpuSet | None:
-        """The CPU fence that DOMAIN carries; None: none."""
+        """The CPU limit of DOMAIN's own cgroup; None: none."""
+        taken = self.taken(domain)
+        if not taken:
+            return self.carried_alone(domain)
+        cpus = self.carried_alone(domain) or self.fence.cpus
+        if self.fence.lent and self.fence.cpus and self.carried_alone(domain) is None:
+            cpus = self.fence.cpus | self.fence.lent
+        return ((cpus or self.everything) - taken) or None
+
+    def taken(self, domain: Domain) -> CpuSet:
+        """The CPUs that other VMs have for themselves alone."""
+        found = CpuSet()
+        for uuid, record in self.records.dedicated().items():
+            if uuid != domain.uuid:
+                found |= record.dedicated
+        return found
+
+    def dedicated_to(self, domain: Domain) -> CpuSet:
+        """The CPUs that DOMAIN is to have for itself alone."""
+        if self.config.dedicated == "no":
+            return CpuSet()
+        from .. import dedicated
+
+        return dedicated.asked_for(self.config, domain)
+
+    @property
+    def everything(self) -> CpuSet:
+        """The CPUs that a VM has where nothing limits it; those that are offline, too, where the
+        kernel takes them.
+        """
+        tree = self.tree_of(VM_CPUS)
+        if tree is None or tree.clips:
+            return self.present()
+        return tree.cpus_in_effect(tree.hierarchy.mount) or self.present()
+
+    def running(self) -> list[Domain]:
+        """The VMs that run; asked once for a plan. `unknown` has those that are not understood."""
+        if not self._running:
+            from .. import threads
+
+            self._running.append(threads.running(self.host, self.unknown))
+        return self._running[0]
+
+    def own_cgroups(self, domain: Domain, pid: int | None) -> list[str]:
+        """The cgroups that are DOMAIN's alone, and hold its CPU limit, in the hierarchy of that;
+        those where it will be, too. PID: of its process, if that runs.
+        """
+        raise NotImplementedError
+
+    def carried_alone(self, domain: Domain) -> CpuSet | None:
+        """The CPU fence that DOMAIN carries, whatever other VMs have for themselves; None: none."""
         if self.fence.lent:
             from .. import lending
 

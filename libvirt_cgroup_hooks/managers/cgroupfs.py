@@ -9,7 +9,7 @@ where it is the VM parent.
 
 from __future__ import annotations
 
-from ..kinds import HOST_CPUS
+from ..kinds import HOST_CPUS, VM_CPUS
 from ..layout import escaped
 from ..steps import RemoveCgroup
 from .base import Manager
@@ -68,7 +68,7 @@ class Cgroupfs(Manager):
         return [(tree, path) for tree in self.trees for path in self._own_parents(tree, domains)]
 
     def makes(self, kind: Kind) -> bool:
-        return not kind.of_host
+        return not kind.of_host and not kind.of_vm
 
     def host_units(self, kind: Kind) -> list[str]:
         tree = self.tree_of(kind)
@@ -126,7 +126,7 @@ class Cgroupfs(Manager):
         """libvirt takes the cgroup of the VM as it finds it: with the fence, where its parent has
         none.
         """
-        cpus = self.carried(domain) if self.fence.lent else None
+        cpus = self.carried(domain) if self.fence.lent or self.taken(domain) else None
         if not cpus or domain.id is None:
             return
         path = libvirts_path(domain, domain.id)
@@ -142,7 +142,8 @@ class Cgroupfs(Manager):
         from . import placement
 
         if self.layout.native:
-            if self.carries or plan.operation != "started":
+            # what other VMs have for themselves is kept by limits.py
+            if (self.carries or plan.operation != "started") and not self.taken(domain):
                 self._carry(plan, domain, vm_threads[0])
             placement.set_cpus_in_place(self, plan, domain, vm_threads)
             plan.add(*placement.unpin(self, domain, vm_threads))
@@ -243,6 +244,25 @@ class Cgroupfs(Manager):
                 plan.add(*tree.tuning(libvirt + group, directory + group, tuned))
 
     # where things are
+
+    def own_cgroups(self, domain: Domain, pid: int | None) -> list[str]:
+        """Where libvirt starts the VM, where it is, and where it is moved to."""
+        tree = self.tree_of(VM_CPUS)
+        if tree is None or domain.id is None:
+            return []
+        from .. import threads
+
+        found = [] if self.layout.native else [self.layout.vm_path(domain, tree.daemon_path)]
+        places = threads.process_cgroups(self.host, pid) if pid else None
+        here = (places or {}).get(tree.hierarchy.key, "").removesuffix("/emulator")
+        record, _ = self.records.of(domain)
+        directory = tree.hierarchy.directory(here)
+        known = any(f"{directory}/".startswith(f"{group}/") for group in record.groups)
+        if here.endswith(LIBVIRT_SUFFIX) or known:
+            found.append(here)
+        elif here not in found:
+            found.append(libvirts_path(domain, domain.id))
+        return list(dict.fromkeys(found))
 
     def parent_paths(self, domain: Domain | None = None) -> dict[Tree, str]:
         paths: dict[Tree, str] = {}

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from ..steps import Step
     from .base import Limits, Manager
 
-SET = ("set-property", "--runtime")
-
 
 def write(manager: Manager, path: str, wanted: Limits, there: Limits) -> list[Step]:
     """By systemd where the limits are its own, and else into the kernel's files.
@@ -56,7 +54,7 @@ def put_back(manager: Manager, path: str, kind: Kind, value: Value) -> list[Step
     if there != value:
         steps.append(set_property(manager, unit, {kind: value}, {kind: there}))
     if value is None and kind.of_cpus:
-        steps.append(Systemctl([*SET, unit, f"{kind.unit_property}="]))
+        steps.append(Systemctl([*units.SET, unit, f"{kind.unit_property}="]))
     ours = unitfiles.own_file(unit, kind)
     decided = unitfiles.decided(manager.host, unit, kind, but=ours)
     if value is None or (decided and decided[1] == value):
@@ -67,7 +65,7 @@ def put_back(manager: Manager, path: str, kind: Kind, value: Value) -> list[Step
 def set_property(manager: Manager, unit: str, wanted: Limits, there: Limits) -> Systemctl:
     """The limits WANTED of UNIT; those that are THERE are put back to undo it."""
     new, old = ([_property(manager, kind, one[kind]) for kind in wanted] for one in (wanted, there))
-    return Systemctl([*SET, unit, *new], [*SET, unit, *old])
+    return Systemctl([*units.SET, unit, *new], [*units.SET, unit, *old])
 
 
 def _property(manager: Manager, kind: Kind, value: Value) -> str:

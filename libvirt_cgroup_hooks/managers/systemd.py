@@ -13,7 +13,7 @@ from __future__ import annotations
 from .. import state
 from ..errors import Error, printable
 from ..host import NEW
-from ..kinds import CPUS, MEMORY, in_bytes
+from ..kinds import CPUS, MEMORY, VM_CPUS, in_bytes
 from ..steps import LoadUnit, MakeDirectory, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
 from . import units
 from .base import Manager
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ..threads import Thread
     from .base import Limits
 
-UNITS = "/run/systemd/system"
-DROP_IN = "50-libvirt-cgroup-hooks.conf"
+UNITS = units.DROP_INS
+DROP_IN = units.DROP_IN
 GOES_WITH_ITS_VM = "[Unit]\nStopWhenUnneeded=yes\n"
 MACHINE = "machine.slice"
 # systemd looks for drop-ins in the directories that it remembers, and loading a transient scope
@@ -103,7 +103,7 @@ class Systemd(Manager):
 
     def makes(self, kind: Kind) -> bool:
         """On v1 the cpusets, which are not systemd's."""
-        return not kind.of_host and self._writes(kind)
+        return not kind.of_host and not kind.of_vm and self._writes(kind)
 
     def removes(self, tree: Tree) -> bool:
         """systemd takes a cgroup that it finds for its own, and takes a slice for limited that it
@@ -147,6 +147,9 @@ class Systemd(Manager):
         return None if kind.of_cpus and value == self.present() else value
 
     def decided_elsewhere(self, kind: Kind, path: str) -> tuple[str, Value] | None:
+        """Nobody writes files for the scope of a VM: its name has the VM's id."""
+        if kind.of_vm:
+            return None
         from . import unitfiles
 
         unit = units.unit_of(path)
@@ -156,6 +159,10 @@ class Systemd(Manager):
     def forgets(self, kind: Kind, path: str, value: Value) -> bool:
         tree = self.tree_of(kind)
         limit = in_bytes(value) if kind is MEMORY else None
+        if kind.of_vm:
+            from . import scopes
+
+            return not self._writes(kind) and scopes.forgets(self, path, value)
         if tree is None or self._writes(kind) or self._promised(units.unit_of(path), kind) == value:
             return False
         # it writes what it is told into the kernel's file, and one that is exceeded kills
@@ -171,11 +178,19 @@ class Systemd(Manager):
         return None
 
     def write(self, path: str, wanted: Limits, there: Limits) -> list[Step]:
+        if VM_CPUS in wanted and not self._writes(VM_CPUS):
+            from . import scopes
+
+            return scopes.write(self, path, wanted[VM_CPUS], there[VM_CPUS])
         from . import properties
 
         return properties.write(self, path, wanted, there)
 
     def put_back(self, path: str, kind: Kind, value: Value) -> list[Step]:
+        if kind.of_vm and not self._writes(kind):
+            there = self.read(kind, path)
+            known = there is not None and there != value
+            return self.write(path, {kind: value}, {kind: there}) if known else []
         from . import properties
 
         return properties.put_back(self, path, kind, value)
@@ -280,7 +295,7 @@ class Systemd(Manager):
         return super().carries or (self.fence.cpus is not None and self.parent_slice() is None)
 
     def _drop_in(self, domain: Domain) -> str:
-        return f"{UNITS}/{self._scope(domain)}.d/{DROP_IN}"
+        return units.drop_in(self._scope(domain))
 
     def _write_drop_in(self, path: str, text: str) -> list[Step]:
         old = self.host.read_optional(path)
@@ -301,13 +316,15 @@ class Systemd(Manager):
         """The drop-in PATH, what was half written beside it, and its directory, if that is empty
         then.
         """
+        directory = path.rpartition("/")[0]
+        if not self.host.exists(directory):
+            return []
         steps: list[Step] = []
         for file in (path, path + NEW):
             text = self.host.read_optional(file)
             if text is not None:
                 steps.append(Remove(file, text, mode=0o644))
-        directory = path.rpartition("/")[0]
-        return [*steps, RemoveEmpty(directory)] if self.host.exists(directory) else []
+        return [*steps, RemoveEmpty(directory)]
 
     # started, reconnect: systemd has put the VM somewhere
 
@@ -321,7 +338,8 @@ class Systemd(Manager):
                 f"systemd has put the VM in {printable(actual)}, not in {expected}; "
                 "shut it down and start it again to move it"
             )
-        elif self.carries or plan.operation != "started":
+        # what other VMs have for themselves is kept by limits.py
+        elif (self.carries or plan.operation != "started") and not self.taken(domain):
             self._fence_scope(plan, domain, vm_threads[0])
         placement.set_cpus_in_place(self, plan, domain, vm_threads)
         for tree in self.trees:
@@ -393,6 +411,18 @@ class Systemd(Manager):
         return steps
 
     # where things are
+
+    def own_cgroups(self, domain: Domain, pid: int | None) -> list[str]:
+        """The scope, where an earlier layout has put it, too."""
+        tree = self.tree_of(VM_CPUS)
+        if tree is None or domain.id is None:
+            return []
+        from .. import threads
+
+        places = threads.process_cgroups(self.host, pid) if pid else None
+        here = (places or {}).get(tree.hierarchy.key, "")
+        above, name, _ = f"{here}/".partition(f"/{self._scope(domain)}/")
+        return [f"{above}{name.rstrip('/')}"] if name else [self.scope_path(domain)]
 
     def parent_paths(self, domain: Domain | None = None) -> dict[Tree, str]:
         unit = self.parent_slice(domain)

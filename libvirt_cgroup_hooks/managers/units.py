@@ -11,6 +11,9 @@ VM_SCOPE = "machine-qemu"  # begins the name of each VM's scope
 ROOT = "-.slice"
 RUNTIME = "/run/systemd/system.control"  # where set-property --runtime keeps what it was told
 TRANSIENT = "/run/systemd/transient"  # and for scopes, init.scope among them
+SET = ("set-property", "--runtime")
+DROP_INS = "/run/systemd/system"  # where ours are
+DROP_IN = "50-libvirt-cgroup-hooks.conf"
 CONTROL = ("/etc/systemd/system.control", RUNTIME, TRANSIENT)
 
 
@@ -41,6 +44,11 @@ def slice_path(unit: str) -> str:
 def unit_of(path: str) -> str:
     """The unit that has the cgroup PATH, as `slice_path` makes it."""
     return path.rpartition("/")[2] or ROOT
+
+
+def drop_in(unit: str) -> str:
+    """Our drop-in for UNIT."""
+    return f"{DROP_INS}/{unit}.d/{DROP_IN}"
 
 
 def slice_of(path: str) -> str:

@@ -15,6 +15,7 @@ from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.domainxml import parse
 from libvirt_cgroup_hooks.host import Host, Refused
+from libvirt_cgroup_hooks.managers.units import machine_name
 from libvirt_cgroup_hooks.plan import Plan
 from libvirt_cgroup_hooks.steps import RemoveCgroup
 from libvirt_cgroup_hooks.topology import Topology
@@ -308,8 +309,8 @@ class Kernel(Host):
 
         Returns VM with an id, as the hook is given it.
         """
-        machine, number = "/machine", 3
-        base = f"{machine}/qemu-{number}-vm.libvirt-qemu"
+        machine, number = "/machine", vm.id or 3
+        base = f"{machine}/{machine_name(vm.name, number)}.libvirt-qemu"
         threads = {pid: ("qemu-system-x86", "emulator"), pid + 1: ("worker", "emulator")}
         threads.update((pid + 10 + n, (f"CPU {n}/KVM", f"vcpu{n}")) for n in vm.online_vcpus())
         threads.update(
@@ -376,16 +377,18 @@ class Kernel(Host):
             self.put(f"/proc/{pid}/comm", comm)
         self.set_affinity(tid, CpuSet.parse(self.get("/sys/devices/system/cpu/online")))
 
-    def end_vm(self, vm: Domain, libvirt: bool = True) -> None:
-        """QEMU has ended. LIBVIRT: and libvirt removes the cgroups that it made, as it does before
-        `release`.
+    def end_vm(self, vm: Domain, libvirt: bool = True, pid: int = 0) -> None:
+        """QEMU has ended, the one process of VM if PID is given. LIBVIRT: and libvirt removes the
+        cgroups that it made, as it does before `release`.
         """
-        for pid in [name for name in self.directories("/proc") if name.isdigit()]:
-            shutil.rmtree(f"{self.root}/proc/{pid}")
+        for one in [name for name in self.directories("/proc") if name.isdigit()]:
+            if pid in (0, int(one)):
+                shutil.rmtree(f"{self.root}/proc/{one}")
         self.remove(f"/run/libvirt/qemu/{vm.name}.xml")
         if libvirt:
             for hierarchy in self.hierarchies:
-                RemoveCgroup(hierarchy.directory("/machine/qemu-3-vm.libvirt-qemu")).run(self)
+                name = machine_name(vm.name, vm.id or 3)
+                RemoveCgroup(hierarchy.directory(f"/machine/{name}.libvirt-qemu")).run(self)
 
     # the plain files below the root
 

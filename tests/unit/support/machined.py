@@ -131,17 +131,24 @@ class Machined(Kernel):
     # libvirt
 
     def starts(
-        self, vm: Domain, parent: str, inner: str = INNER, groups: bool = True, helpers: int = 0
+        self,
+        vm: Domain,
+        parent: str,
+        inner: str = INNER,
+        groups: bool = True,
+        helpers: int = 0,
+        pid: int = PID,
     ) -> Domain:
         """QEMU runs in the scope that systemd has made in the slice at PARENT; GROUPS: and libvirt
         has made its own.
         """
-        unit = scope_unit(vm.name, 3)
+        number = vm.id or 3
+        unit = scope_unit(vm.name, number)
         base = self.scopes[unit] = f"{parent}/{unit}"
-        numbers = {PID: ("qemu-system-x86", "emulator"), PID + 1: ("worker", "emulator")}
-        numbers.update((PID + 10 + n, (f"CPU {n}/KVM", f"vcpu{n}")) for n in vm.online_vcpus())
+        numbers = {pid: ("qemu-system-x86", "emulator"), pid + 1: ("worker", "emulator")}
+        numbers.update((pid + 10 + n, (f"CPU {n}/KVM", f"vcpu{n}")) for n in vm.online_vcpus())
         numbers.update(
-            (PID + 20 + n, (f"IO iothread{n}", f"iothread{n}")) for n in vm.iothread_numbers()
+            (pid + 20 + n, (f"IO iothread{n}", f"iothread{n}")) for n in vm.iothread_numbers()
         )
         names = dict.fromkeys(group for _, group in numbers.values()) if groups else ()
         for hierarchy in self.hierarchies:
@@ -153,18 +160,18 @@ class Machined(Kernel):
             at = f"{base}/libvirt/{group}" if groups else base
             places = {h.key: at if splits(h) else base for h in self.hierarchies}
             self.start_thread(
-                PID, tid, comm, {**places, **({"name=systemd": base} if self.version == 1 else {})}
+                pid, tid, comm, {**places, **({"name=systemd": base} if self.version == 1 else {})}
             )
-        for helper in range(PID + 50, PID + 50 + helpers):
+        for helper in range(pid + 50, pid + 50 + helpers):
             self.start_thread(helper, helper, "swtpm", {h.key: base for h in self.hierarchies})
         text = (
-            f"<domain type='qemu' id='3'><name>{escape(vm.name)}</name>"
+            f"<domain type='qemu' id='{number}'><name>{escape(vm.name)}</name>"
             f"<uuid>{vm.uuid}</uuid>{inner}</domain>"
         )
-        vcpus = "".join(f"<vcpu id='{n}' pid='{PID + 10 + n}'/>" for n in vm.online_vcpus())
+        vcpus = "".join(f"<vcpu id='{n}' pid='{pid + 10 + n}'/>" for n in vm.online_vcpus())
         self.put(
             f"/run/libvirt/qemu/{vm.name}.xml",
-            f"<domstatus pid='{PID}'><vcpus>{vcpus}</vcpus>{text}</domstatus>",
+            f"<domstatus pid='{pid}'><vcpus>{vcpus}</vcpus>{text}</domstatus>",
         )
         return parse(text.encode())
 

@@ -95,12 +95,12 @@ def use(host: Kernel, used: int) -> None:
         host.put(f"{directory}/{file(host, 'used').rpartition('/')[2]}", str(used))
 
 
-def cpus(host: Kernel, tid: int = PID) -> str:
+def cpus(host: Kernel, tid: int = PID, pid: int = PID) -> str:
     """Where the VM's thread may run: within its cpuset and those above it."""
     key = "cpuset" if host.exists(f"{CG}/cpuset") else ""
     tree = next(hierarchy for hierarchy in host.hierarchies if hierarchy.key == key)
     found = CpuSet.parse(host.get("/sys/devices/system/cpu/online"))
-    for directory in tree.directories(host.where(PID, tid)[key]):
+    for directory in tree.directories(host.where(pid, tid)[key]):
         text = host.get(f"{directory}/cpuset.cpus")
         found &= CpuSet.parse(text) if text else found
     return str(found)
