@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .admission import Cpus
 from .cpuset import CpuSet
-from .errors import Error, printable
+from .errors import Error, Refusal, printable
 from .kernel.tree import InEffect
 from .kinds import CPU_WEIGHT, HOST_CPUS, MEMORY, in_bytes
 from .managers.units import VM_SCOPE
@@ -16,10 +16,11 @@ from .state import Remembered
 SHOWN = 3  # cgroups or processes in a message
 KEEPS_PINS = [6, 2]  # Linux
 # Why a VM is not as configured: its own settings cannot be, no memory limit of ours is above it, a
-# thread is in another cgroup, may use more CPUs than it is to, or fewer.
+# thread is in another cgroup, may use more CPUs than it is to, or fewer; or the VM has other CPUs
+# for itself than it asks for.
 SETTINGS, MEMORY_LIMIT, PLACE = "settings", "memory-limit", "place"
-MORE_CPUS, FEWER_CPUS = "more-cpus", "fewer-cpus"
-REASONS = (SETTINGS, MEMORY_LIMIT, PLACE, MORE_CPUS, FEWER_CPUS)
+MORE_CPUS, FEWER_CPUS, DEDICATED = "more-cpus", "fewer-cpus", "dedicated"
+REASONS = (SETTINGS, MEMORY_LIMIT, PLACE, MORE_CPUS, FEWER_CPUS, DEDICATED)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -241,6 +242,27 @@ def cpu_weight(manager: Manager) -> int | None:
     """That of the VM parent; None where it has the default, or is not there."""
     paths = manager.parents(CPU_WEIGHT, [])
     return in_bytes(manager.read(CPU_WEIGHT, paths[-1])) if paths else None
+
+
+# VMs that have CPUs for themselves alone
+
+
+def dedicated(manager: Manager) -> dict[str, CpuSet]:
+    """By the UUID of each VM that has CPUs for itself alone, those."""
+    return {uuid: record.dedicated for uuid, record in manager.records.dedicated().items()}
+
+
+def not_dedicated(manager: Manager, domain: Domain) -> list[Difference]:
+    """Where DOMAIN, whose own MANAGER this is, has other CPUs for itself than it asks for."""
+    try:
+        asked = manager.dedicated_to(domain)
+    except Refusal as error:
+        return [Difference(DEDICATED, str(error))]
+    has = dedicated(manager).get(domain.uuid, CpuSet())
+    if has == asked:
+        return []
+    text = f"it has CPUs {has or 'none'} for itself, not {asked or 'none'} (dedicated)"
+    return [Difference(DEDICATED, text)]
 
 
 # memory

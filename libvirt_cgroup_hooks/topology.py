@@ -64,6 +64,19 @@ class Topology:
             Memory.read(read),
         )
 
+    def without(self, cpus: CpuSet) -> Topology:
+        """The same, where the host is to keep off CPUS as off isolated ones."""
+        kept_off = self.isolated | cpus
+        return Topology(
+            self.online,
+            self.present,
+            kept_off,
+            self.cores,
+            self.nodes,
+            self.memory_nodes,
+            self.memory,
+        )
+
     def take(self, count: int, first: int | None = None) -> CpuSet:
         """At least COUNT online CPUs in whole cores, lowest first, spread evenly over the NUMA
         nodes, of which FIRST is the first if given.

@@ -26,6 +26,8 @@ def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
     if place is not None:
         text = f"it is in {place}, where reserved_host_mem does not limit it"
         differences.append(Difference(conformance.MEMORY_LIMIT, text))
+    if not differences:
+        differences += conformance.not_dedicated(manager, domain)
     for thread in found:
         cpus = threads.cpus_allowed(host, domain, thread)
         rows.append(
@@ -46,6 +48,7 @@ def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
         "id": domain.id,
         "pid": domain.pid,
         "layout": manager.config.cgroup_layout.preset,
+        "dedicated": str(conformance.dedicated(manager).get(domain.uuid, "")),
         "cgroup": manager.vm_of(found[0]) if found else None,
         "conforms": not differences,
         "reasons": sorted({one.reason for one in differences}),

@@ -149,7 +149,7 @@ class V1(Tree):
         that are left. One that would be left with none gets its parent's where `forced`, as on v2;
         else Error is raised.
         """
-        if may_be_gone and not self._text(f"{directory}/cpuset.cpus"):
+        if may_be_gone and not self.exists(directory):
             return []
         present = self._cpus(directory)
         if wanted is None:

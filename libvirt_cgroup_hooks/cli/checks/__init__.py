@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ...errors import Error
+from ...state import Remembered
 from . import advice, hook, host, others, recipes, vm
 from .subject import Problem, Subject
 
@@ -30,6 +31,10 @@ def configured(subject: Subject) -> bool:
 
 def confining(subject: Subject) -> bool:
     return subject.config is not None and subject.config.confine_host != "no"
+
+
+def dedicating(subject: Subject) -> bool:
+    return bool(Remembered(subject.host).dedicated)
 
 
 def protecting(subject: Subject) -> bool:
@@ -95,6 +100,7 @@ TABLE = (
     Check("VM", "for QEMU that is not limited", vm.outside, configured),
     Check("VM", "that running VMs are not in the way", vm.in_the_way, proposed, ahead=True),
     Check("VM", "that VMs match the configuration", vm.conforming, configured),
+    Check("VM", "that dedicated CPUs are one VM's alone", vm.dedicated, dedicating),
     Check("VM", "that VMs are pinned to isolated CPUs", advice.pinned, configured),
     Check("VM", "that the host is near the VMs' devices", advice.near_devices, configured),
 )

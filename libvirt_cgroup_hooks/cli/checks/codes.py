@@ -470,6 +470,18 @@ CODES = {
         "It was started before the configuration changed, or somebody has moved it.",
         "Run virt-cgroup apply --all, and stop and start a VM that is in another slice.",
     ),
+    "vm-not-dedicated": Code(
+        WARN,
+        "a VM has other CPUs for itself than it asks for (dedicated)",
+        "It was changed while it ran: its pins, or the setting in its metadata.",
+        "Run virt-cgroup apply with the VM's name. If that cannot be, it says what is in the way.",
+    ),
+    "dedicated-with-host": Code(
+        NOTE,
+        "the host's own work may run on CPUs that one VM has for itself",
+        "dedicated keeps other VMs off them. The scheduler still puts services and logins there.",
+        'Set confine_host = "running", or "asked" and confine_host=yes in the VM\'s metadata.',
+    ),
 }
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ... import reserve, threads
+from ... import apart, conformance, reserve, threads
+from ...conformance import Difference
 from ...cpuset import CpuSet
-from ...errors import Error
+from ...dedicated import told
+from ...domain import Domain
+from ...errors import Error, printable
 from ...host import Host
+from ...managers.base import Manager
 from ...managers.cgroupfs import LIBVIRT_SUFFIX
 from ..describe import describe
 from .subject import Problem, Subject
@@ -104,9 +108,10 @@ def conforming(subject: Subject) -> Iterator[Problem]:
         found = describe(subject.host, manager, vm)
         problems = found["problems"]
         if problems:
-            escaped = manager.fence.cpus is not None and any(
-                CpuSet.parse(row["cpus"]) - (own.reach(vm, row["group"]) or CpuSet())
+            escaped = any(
+                CpuSet.parse(row["cpus"]) - reach
                 for row in found["threads"]
+                if (reach := own.reach(vm, row["group"])) is not None
             )
             more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
             remedy = "run virt-cgroup apply --all"
@@ -117,3 +122,29 @@ def conforming(subject: Subject) -> Iterator[Problem]:
                 f"VM {vm.name}: {problems[0]}{more}",
                 remedy,
             )
+
+
+def dedicated(subject: Subject) -> Iterator[Problem]:
+    """Of VMs that have CPUs for themselves alone, or ask for some: what keeps others there."""
+    manager = subject.manager()
+    owners = apart.owners(manager)
+    for vm in manager.running():
+        for one in _of_dedicated(manager, vm):
+            yield Problem(
+                "vm-not-dedicated",
+                f"VM {printable(vm.name)}: {one.text}",
+                f"run virt-cgroup apply {vm.handle}, which tells what is in the way",
+            )
+    if owners and manager.config.confine_host == "no":
+        yield Problem(
+            "dedicated-with-host",
+            f"the host's own work may run on CPUs that VMs have for themselves: {told(owners)}",
+            "keep it off them with confine_host, which needs cgroup v2, or with isolcpus=",
+        )
+
+
+def _of_dedicated(manager: Manager, vm: Domain) -> list[Difference]:
+    try:
+        return conformance.not_dedicated(manager.for_domain(vm), vm)
+    except Error:  # of its own settings: `conforming` tells it
+        return []

@@ -11,7 +11,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from ... import conformance, limits, state, threads
+from ... import apart, conformance, limits, state, threads
 from ...domain import Domain
 from ...errors import printable, size
 from ...fence import reserved_memory
@@ -98,6 +98,9 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
             {"path": path, "limit": kind.unit_property, "value": kind.shown(value)}
             for (kind, path), value in limits.unwanted(manager).items()
         ],
+        "dedicated": [
+            {"name": owner.name, "cpus": str(owner.cpus)} for owner in apart.owners(manager)
+        ],
         "taken": {path: str(cpus) for path, cpus in conformance.taken(manager).items()},
         "domains": [describe(host, manager, domain) for domain in domains],
     }
@@ -122,6 +125,7 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
             *_swap(parent, fence),
             *_cpu_weight(report["cpu_weight"]),
             *_host(report["host"], reservation["cpus"]),
+            *_dedicated(report["dedicated"]),
             *_protection(report["protection"]),
         ]
     )
@@ -196,6 +200,11 @@ def _host(host: dict[str, Any], kept: str) -> list[tuple[str, str]]:
         when = f" since {datetime.fromtimestamp(since):%Y-%m-%d %H:%M:%S}" if since else ""
         wanted = f"configured {kept}{when}"
     return [("Host CPUs", f"{found} ({wanted}, confine_host {host['confine_host']})")]
+
+
+def _dedicated(owners: list[dict[str, str]]) -> list[tuple[str, str]]:
+    told = ", ".join(f"{owner['cpus']} ({printable(owner['name'])})" for owner in owners)
+    return [("Dedicated CPUs", told)] if told else []
 
 
 def _cpus(parent: dict[str, Any], fence: dict[str, Any]) -> str:

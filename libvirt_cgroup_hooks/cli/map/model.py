@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ... import conformance, lending, managers, threads
+from ... import apart, conformance, lending, managers, state, threads
 from ...config import Config
 from ...cpuset import CpuSet
 from ...domain import Domain
@@ -55,6 +55,7 @@ class Vm:
     uuid: str
     id: int | None
     groups: tuple[Group, ...]
+    others: CpuSet | None = None  # that belong to other VMs alone
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Map:
     vms: tuple[Vm, ...]
     host: CpuSet | None = None
     unreadable: int = 0
+    dedicated: tuple[tuple[str, CpuSet], ...] = ()  # VMs, and the CPUs that are theirs alone
 
     @property
     def no_vms(self) -> str:
@@ -90,6 +92,7 @@ class Row:
     cpus: CpuSet
     pinned: CpuSet
     lent: bool = False
+    others: CpuSet | None = None  # that belong to other VMs alone
 
 
 class Mark(enum.Enum):
@@ -99,11 +102,12 @@ class Mark(enum.Enum):
     OURS = "-", "reserved, so not for this VM"
     ISOLATED = "i", "isolated from the scheduler"
     OFFLINE = "/", "offline"
+    DEDICATED = "D", "one VM's alone"
     PINNED = "#", "pinned here"
     ALLOWED = "o", "may run here"
     NEITHER = ".", "may not run here"
     MISSED = "x", "pinned here, but may not run here"
-    TRESPASS = "!", "may run here, though reserved for the host"
+    TRESPASS = "!", "may run here, though reserved for the host or one VM's alone"
 
     def __init__(self, symbol: str, meaning: str) -> None:
         self.symbol = symbol
@@ -115,7 +119,8 @@ def read(host: Host, config: Config, errors: dict[str, Error]) -> Map:
     are not understood.
     """
     topology = Topology.read(host.read_optional)
-    asked = config.confine_host != "no" or config.host_cpus_for
+    shared = state.Remembered(host)
+    asked = config.confine_host != "no" or config.host_cpus_for or shared.dedicated
     manager = managers.choose(host, config, managers.daemon(host)) if asked else None
     return Map(
         topology.online,
@@ -129,6 +134,7 @@ def read(host: Host, config: Config, errors: dict[str, Error]) -> Map:
         ),
         _own(manager, topology.online),
         len(errors),
+        tuple((one.name, one.cpus) for one in apart.owners(manager)) if manager else (),
     )
 
 
@@ -174,7 +180,8 @@ def _vm(host: Host, manager: Manager | None, domain: Domain, online: CpuSet) -> 
         )
         for name in names
     ]
-    return Vm(domain.name, domain.uuid, domain.id, tuple(groups))
+    others = manager.taken(domain) if manager else None
+    return Vm(domain.name, domain.uuid, domain.id, tuple(groups), others)
 
 
 def _lent(manager: Manager, domain: Domain) -> set[str]:
@@ -206,6 +213,7 @@ def as_json(found: Map) -> dict[str, object]:
         "reservation": {"cpus": str(found.reserved)},
         "fence": {"cpus": "" if found.fence is None else str(found.fence)},
         "host": {"cpus": "" if found.host is None else str(found.host)},
+        "dedicated": [{"name": name, "cpus": str(cpus)} for name, cpus in found.dedicated],
         "nodes": [
             {"node": node.number, "cpus": str(node.cpus), "cores": list(map(str, node.cores))}
             for node in found.nodes
@@ -237,9 +245,16 @@ def rows(vm: Vm) -> list[Row]:
         key = class_of(group.name), group.cpus, group.pinned or CpuSet(), group.lent
         alike.setdefault(key, []).append(_number(group.name))
     if len(vm.groups) > 1 and len({key[1:] for key in alike}) == 1:
-        return [Row("all threads", vm.groups[0].cpus, vm.groups[0].pinned or CpuSet())]
+        one = vm.groups[0]
+        return [Row("all threads", one.cpus, one.pinned or CpuSet(), others=vm.others)]
     return [
-        Row(kind if kind == "emulator" else f"{kind}{CpuSet(numbers)}", cpus, pinned, lent)
+        Row(
+            kind if kind == "emulator" else f"{kind}{CpuSet(numbers)}",
+            cpus,
+            pinned,
+            lent,
+            vm.others,
+        )
         for (kind, cpus, pinned, lent), numbers in alike.items()
     ]
 
@@ -255,6 +270,7 @@ def host_rows(found: Map) -> list[tuple[str, Mark, CpuSet]]:
         ("host", Mark.HOST, found.reserved),
         ("isolated", Mark.ISOLATED, found.isolated),
         ("offline", Mark.OFFLINE, found.offline),
+        ("dedicated", Mark.DEDICATED, union(cpus for _, cpus in found.dedicated)),
     )
     return [row for row in told if row[2]]
 
@@ -262,14 +278,17 @@ def host_rows(found: Map) -> list[tuple[str, Mark, CpuSet]]:
 def mark(found: Map, row: Row, cpu: int) -> Mark:
     """How the map shows CPU in ROW."""
     one = CpuSet([cpu])
+    is_anothers = row.others is not None and one <= row.others
     if one <= row.cpus:
-        if one <= found.reserved and not row.lent:
+        if is_anothers or (one <= found.reserved and not row.lent):
             return Mark.TRESPASS
         return Mark.PINNED if one <= row.pinned else Mark.ALLOWED
     if one <= row.pinned:
         return Mark.MISSED
     if one <= found.offline:
         return Mark.OFFLINE
+    if is_anothers:
+        return Mark.DEDICATED
     return Mark.OURS if one <= found.reserved else Mark.NEITHER
 
 
@@ -286,6 +305,7 @@ def facts(found: Map) -> list[tuple[str, str]]:
         ("Host keeps", str(found.reserved) or "nothing"),
         ("Host may use", "" if found.host is None else str(found.host)),
         ("VMs may use", "all CPUs" if found.fence is None else str(found.fence)),
+        ("Dedicated", ", ".join(f"{cpus} ({shown(name)})" for name, cpus in found.dedicated)),
         ("Isolated", str(found.isolated)),
         ("Offline", str(found.offline)),
         ("Without CPUs", f"NUMA node {empty}" if empty else ""),

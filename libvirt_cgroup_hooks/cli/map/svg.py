@@ -40,6 +40,7 @@ SHAPES = {
     Mark.HOST: "M{x} {y}m2 2h14v14h-14z",
     Mark.ISOLATED: "M{x} {y}m9 3l6 6l-6 6l-6-6z",
     Mark.OFFLINE: "M{x} {y}m4 14l10-10",
+    Mark.DEDICATED: "M{x} {y}m9 2a7 7 0 1 1 0 14a7 7 0 1 1 0-14",
     Mark.PINNED: "M{x} {y}m2 2h14v14h-14z",
     Mark.ALLOWED: "M{x} {y}m6 6h6v6h-6z",
     Mark.NEITHER: "M{x} {y}m8 8h2v2h-2z",
@@ -57,6 +58,7 @@ text { font-family: sans-serif; font-size: 13px; fill: #1f2328; }
 .kept { fill: url(#hatch); }
 .line { stroke: #d0d7de; }
 .host { fill: #9a5b00; }
+.dedicated { fill: none; stroke: #1a7f37; stroke-width: 2; }
 .isolated { fill: none; stroke: #6b3fa0; stroke-width: 2; }
 .offline { fill: none; stroke: #57606a; stroke-width: 2; }
 .pinned { fill: #0a4a94; }

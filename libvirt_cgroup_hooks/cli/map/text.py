@@ -33,6 +33,7 @@ COLOURS = {  # codes of ISO 6429; whatever they say the characters say too
     Mark.OURS: "33",
     Mark.ISOLATED: "35",
     Mark.OFFLINE: "2",
+    Mark.DEDICATED: "32",
     Mark.PINNED: "1;34",
     Mark.ALLOWED: "36",
     Mark.NEITHER: "2",

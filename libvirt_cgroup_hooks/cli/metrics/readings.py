@@ -7,6 +7,7 @@ from typing import Any
 
 from ... import __version__, conformance, limits, snapshot, state
 from ...config import PATH
+from ...cpuset import CpuSet
 from ...domain import Domain
 from ...errors import printable
 from ...fence import reserved_memory
@@ -96,7 +97,9 @@ def _add_vms(samples: Samples, found: list[dict[str, Any]], unreadable: int) -> 
     for vm in found:
         for reason in vm["reasons"]:
             reasons[reason] += 1
-        samples.add(table.VM_CONFORMS, vm["conforms"], **_labels(vm["name"], vm["uuid"]))
+        labels = _labels(vm["name"], vm["uuid"])
+        samples.add(table.VM_CONFORMS, vm["conforms"], **labels)
+        samples.add(table.VM_DEDICATED, len(CpuSet.parse(vm["dedicated"])) or None, **labels)
     samples.add(table.RUNNING, len(found) + unreadable)
     samples.add(table.CONFORMING, sum(vm["conforms"] for vm in found))
     for reason, count in reasons.items():

@@ -93,8 +93,14 @@ def interrupts(first: Sample, last: Sample) -> dict[int, float]:
     return {cpu: count / seconds for cpu, count in counts.items() if count > 0}
 
 
-def proposal(topology: Topology, needed: float, served: Mapping[int, float]) -> Proposal:
-    """As many CPUs as make the host's NEEDED CPUs half of them, and at least as "auto".
+def proposal(
+    topology: Topology,
+    needed: float,
+    served: Mapping[int, float],
+    dedicated: CpuSet | None = None,
+) -> Proposal:
+    """As many CPUs as make the host's NEEDED CPUs half of them, and at least as "auto"; of those
+    that VMs have for themselves (DEDICATED) only if there are no others.
 
     SERVED: device interrupts a second by CPU. Where most are on one NUMA node, the host's CPUs
     begin there. Both take CPUs in the same way (`Topology.for_host`).
@@ -103,10 +109,15 @@ def proposal(topology: Topology, needed: float, served: Mapping[int, float]) -> 
     count = max(least, math.ceil(2 * needed))
     node = _node_of_interrupts(topology, served)
     most = len(topology.online - topology.isolated) // 2
-    cpus = topology.for_host(min(count, most) or 1, node)
+    free = topology.without(dedicated) if dedicated else topology
+    cpus = free.for_host(min(count, most) or 1, node)
     if len(cpus) >= len(topology.online):
         return Proposal(CpuSet(), needed, ("this host has one core, which VMs need, too",))
-    return Proposal(cpus, needed, tuple(_reasons(topology, cpus, count, most, node, served)))
+    reasons = _reasons(topology, cpus, count, most, node, served)
+    if dedicated:
+        some = "none" if not cpus & dedicated else "some"
+        reasons.append(f"{some} of CPUs {dedicated}, which VMs have for themselves")
+    return Proposal(cpus, needed, tuple(reasons))
 
 
 def _reasons(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ... import conformance
+from ... import apart, conformance
 from ...config import Config
 from ...cpuset import CpuSet
 from ...domain import Domain
@@ -112,7 +112,7 @@ def make(
     cpu_lines = cpu.lines(first, last)
     interrupts = cpu.interrupts(first, last)
     used = cpu.used(cpu_lines, last.uptime)
-    chosen = cpu.proposal(topology, max(used), interrupts)
+    chosen = cpu.proposal(topology, max(used), interrupts, apart.taken(manager))
     counted = memory.proposed(lines, topology.memory)
     return Report(
         round(last.uptime - first.uptime, 1),
