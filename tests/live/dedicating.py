@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from libvirt_cgroup_hooks.domain import SETTINGS_URI
+from libvirt_cgroup_hooks.domainxml import SETTINGS_URI
 
 from .guests import SPIN, firmware
 from .harness import Vm, cgroup_directory, domain_xml

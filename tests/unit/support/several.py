@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import shutil
 
-from libvirt_cgroup_hooks.domain import SETTINGS_URI, Domain
+from libvirt_cgroup_hooks.domain import Domain
+from libvirt_cgroup_hooks.domainxml import SETTINGS_URI
 from libvirt_cgroup_hooks.managers.units import machine_name, scope_unit
 from libvirt_cgroup_hooks.steps import RemoveCgroup
 
