@@ -107,7 +107,8 @@ class Mark(enum.Enum):
     ALLOWED = "o", "may run here"
     NEITHER = ".", "may not run here"
     MISSED = "x", "pinned here, but may not run here"
-    TRESPASS = "!", "may run here, though reserved for the host or one VM's alone"
+    TRESPASS = "!", "may run here, though reserved for the host"
+    INTRUDER = "?", "may run here, though one VM's alone"
 
     def __init__(self, symbol: str, meaning: str) -> None:
         self.symbol = symbol
@@ -280,7 +281,9 @@ def mark(found: Map, row: Row, cpu: int) -> Mark:
     one = CpuSet([cpu])
     is_anothers = row.others is not None and one <= row.others
     if one <= row.cpus:
-        if is_anothers or (one <= found.reserved and not row.lent):
+        if is_anothers:
+            return Mark.INTRUDER
+        if one <= found.reserved and not row.lent:
             return Mark.TRESPASS
         return Mark.PINNED if one <= row.pinned else Mark.ALLOWED
     if one <= row.pinned:

@@ -46,6 +46,7 @@ SHAPES = {
     Mark.NEITHER: "M{x} {y}m8 8h2v2h-2z",
     Mark.MISSED: "M{x} {y}m4 4l10 10m0-10l-10 10",
     Mark.TRESPASS: "M{x} {y}m9 2l7 14h-14z",
+    Mark.INTRUDER: "M{x} {y}m2 2h14l-7 14z",
 }
 STYLE = """
 text { font-family: sans-serif; font-size: 13px; fill: #1f2328; }
@@ -65,7 +66,7 @@ text { font-family: sans-serif; font-size: 13px; fill: #1f2328; }
 .allowed { fill: #2f81d8; }
 .neither { fill: #afb8c1; }
 .missed { fill: none; stroke: #c0182b; stroke-width: 3; }
-.trespass { fill: #c0182b; }
+.trespass, .intruder { fill: #c0182b; }
 .hatching { fill: none; stroke: #e0a94a; stroke-width: 2; }
 """
 

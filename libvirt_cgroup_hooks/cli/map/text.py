@@ -39,6 +39,7 @@ COLOURS = {  # codes of ISO 6429; whatever they say the characters say too
     Mark.NEITHER: "2",
     Mark.MISSED: "1;31",
     Mark.TRESPASS: "1;31",
+    Mark.INTRUDER: "1;31",
 }
 NODE_GAP = " | "
 # columns: of "isolated", beside a node that has to be cut, of any name

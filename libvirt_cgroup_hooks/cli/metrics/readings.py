@@ -99,7 +99,7 @@ def _add_vms(samples: Samples, found: list[dict[str, Any]], unreadable: int) -> 
             reasons[reason] += 1
         labels = _labels(vm["name"], vm["uuid"])
         samples.add(table.VM_CONFORMS, vm["conforms"], **labels)
-        samples.add(table.VM_DEDICATED, len(CpuSet.parse(vm["dedicated"])) or None, **labels)
+        samples.add(table.VM_DEDICATED, len(CpuSet.parse(vm["dedicated"])), **labels)
     samples.add(table.RUNNING, len(found) + unreadable)
     samples.add(table.CONFORMING, sum(vm["conforms"] for vm in found))
     for reason, count in reasons.items():

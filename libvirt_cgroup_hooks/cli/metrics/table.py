@@ -63,10 +63,7 @@ NOT_CONFORMING = _gauge(
 )
 VM_CONFORMS = _gauge("vm_conforms", "Whether the VM runs as configured (1) or not (0).")
 VM_MEMORY = _gauge("vm_memory_used_bytes", "Memory that is charged to the VM's cgroup.")
-VM_DEDICATED = _gauge(
-    "vm_dedicated_cpus",
-    "CPUs that the VM has for itself alone; absent for a VM that shares its CPUs with others.",
-)
+VM_DEDICATED = _gauge("vm_dedicated_cpus", "CPUs that the VM has for itself alone (dedicated).")
 WAITING = _counter(
     "pressure_waiting_seconds_total",
     "Time in which some task of the cgroup waited for the resource (PSI, some).",

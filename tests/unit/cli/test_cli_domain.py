@@ -16,7 +16,7 @@ from libvirt_cgroup_hooks.layout import PRESETS
 from ..support import reserving
 from ..support.hosts import domain, domain_xml
 
-KEYS = "emulator_cpus, vcpu_cpus, iothread_cpus, layout, confine_host"
+KEYS = "emulator_cpus, vcpu_cpus, iothread_cpus, layout, confine_host, dedicated"
 ALL = {
     "emulator_cpus": "0-1",
     "vcpu_cpus": "2-3,8",

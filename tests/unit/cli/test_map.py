@@ -340,6 +340,7 @@ def test_json(command: Command) -> None:
         "reservation": {"cpus": "0,4,8,12"},
         "fence": {"cpus": "1-3,5-7,9-11,13-15"},
         "host": {"cpus": ""},
+        "dedicated": [],
         "nodes": [
             {"node": 0, "cpus": "0-3,8-11", "cores": ["0,8", "1,9", "2,10", "3,11"]},
             {"node": 1, "cpus": "4-7,12-15", "cores": ["4,12", "5,13", "6,14", "7,15"]},
