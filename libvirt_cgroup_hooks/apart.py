@@ -57,10 +57,13 @@ class Rows:
         self.table: Table = {}
         self.alone: Table = {}
         self.all: list[Row] = []
+        self.starting: list[Row] = []  # of DOMAINS
         for domain, own in _vms(manager, domains, only):
+            is_starting = any(domain.uuid == one.uuid for one in domains)
             cpus = own.carried(domain) if own.taken(domain) else None
             for path in own.own_cgroups(domain, domain.pid):
                 self.all.append((VM_CPUS, path))
+                self.starting += [(VM_CPUS, path)] if is_starting else []
                 if cpus is not None:
                     self.table[VM_CPUS, path] = cpus
                     self.alone[VM_CPUS, path] = own.carried_alone(domain)
@@ -87,8 +90,8 @@ class Change:
         known = [row for row in remembered.before if row[0].of_vm]
         if not self.whole:
             known = [row for row in known if row in rows.all]
-        obsolete = [row for row in known if row not in rows.table]
-        self.untouched = _coming(manager, obsolete)
+        known = [row for row in known if row not in rows.table and row not in rows.starting]
+        self.untouched = _coming(manager, known)
         if not self.whole:
             others = [row for row in remembered.before if row[0].of_vm and row not in rows.all]
             self.untouched += others
@@ -132,13 +135,22 @@ def _coming(manager: Manager, rows: list[Row]) -> list[Row]:
 
 
 def _give_back(plan: Plan, manager: Manager) -> None:
-    """Threads of VMs have their configured sets again, which what others had for themselves had
-    cut.
+    """Threads of VMs have again what was cut where others had CPUs for themselves: their configured
+    sets, and on v1 whatever somebody who was killed has left of their cpusets.
     """
     from .managers import placement
 
+    tree = manager.tree_of(VM_CPUS)
+    cut = tree is not None and not tree.clips
     for domain, own in _vms(manager, []):
-        vm_threads = threads.threads(manager.host, domain) if own.config.has_sets else []
+        vm_threads: list[threads.Thread] = []
+        if cut or own.config.has_sets:
+            vm_threads = threads.threads(manager.host, domain)
+        if tree and cut and vm_threads:
+            place = own.vm_of(vm_threads[0], tree)
+            within = threads.home(manager.host, tree, vm_threads[0]).rpartition("/")[0]
+            if f"{within}/".startswith(f"{place}/") and within != place:  # libvirt's own (7.1)
+                plan.add(*tree.set_cpus(tree.hierarchy.directory(within), None, may_be_gone=True))
         if vm_threads:
             placement.set_cpus_in_place(own, plan, domain, vm_threads)
 

@@ -72,6 +72,7 @@ def test_status_as_json(command: Command, host: Kernel) -> None:
         },
         "host": {"confine_host": "no", "confined": False, "since": None, "cpus": {}},
         "unwanted": [],
+        "dedicated": [],
         "taken": {},
         "domains": [],
     }
@@ -128,6 +129,7 @@ def test_status_of_a_vm(command: Command, machined: Machined, cpus: str) -> None
         "id": 3,
         "pid": PID,
         "layout": "/vms/$NAME",
+        "dedicated": "",
         "cgroup": f"/vms.slice/{SCOPE}",
         "conforms": cpus == "1-3",
         "reasons": [] if cpus == "1-3" else ["more-cpus"],

@@ -14,7 +14,7 @@ import pytest
 
 from libvirt_cgroup_hooks import state
 from libvirt_cgroup_hooks.cli import checks, main
-from libvirt_cgroup_hooks.cli.checks import TABLE, confining, proposed, protecting
+from libvirt_cgroup_hooks.cli.checks import TABLE, confining, dedicating, proposed, protecting
 from libvirt_cgroup_hooks.cli.checks.codes import CODES, FAIL, NOTE, PASS, WARN, explained
 from libvirt_cgroup_hooks.cli.hookfile import DIRECTORY, HOOK, HOOK_D
 from libvirt_cgroup_hooks.errors import Error
@@ -74,7 +74,8 @@ def test_where_all_is_well_every_check_passes(tmp_path: Path, name: str) -> None
     assert list(problems) == [
         check.title
         for check in TABLE
-        if check.title not in LIVE and check.when not in (confining, protecting, proposed)
+        if check.title not in LIVE
+        and check.when not in (confining, dedicating, protecting, proposed)
     ]
 
 
