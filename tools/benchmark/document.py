@@ -164,7 +164,8 @@ By how much a thread is late that wakes up each millisecond on a CPU of its own,
 does, while two processes for each CPU are busy on the host: with all CPUs ("a busy host"), or kept
 to the first one, as `confine_host` keeps them ("confined"). The cpusets are those that the fence
 and `confine_host` make, written directly, so that it can be measured on cgroup v1 as well. 2000
-wake-ups are one sample.
+wake-ups are one sample. In the rows "busy VMs and host" as many processes of other VMs are busy:
+on that CPU, too ("pins only"), or on all others (`dedicated`).
 """,
     ),
 }

@@ -1,4 +1,6 @@
-"""How late a vCPU thread wakes up while the host is busy: confined to its own CPUs, and not."""
+"""How late a vCPU thread wakes up while the host is busy, confined to its own CPUs and not; and
+while other VMs are busy as well, its CPU dedicated to it and not.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from libvirt_cgroup_hooks.cgroups import detect
+from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.host import Host
 from libvirt_cgroup_hooks.memory import read_online
 
@@ -58,16 +61,22 @@ class Cpuset:
         remove_tree(str(self.directory))
 
 
-def lateness(cpu: int, host_cpus: str, busy: int) -> list[int]:
-    """Of a thread on CPU, in ns, while BUSY processes of the host have HOST_CPUS."""
+def lateness(cpu: int, busy: int, host_cpus: str, others_cpus: str = "") -> list[int]:
+    """Of a thread on CPU, in ns, while BUSY processes of the host have HOST_CPUS, and as many of
+    other VMs OTHERS_CPUS, if given.
+    """
     with ExitStack() as stack:
-        host, vms = Cpuset("bench-host", host_cpus), Cpuset("bench-vms", str(cpu))
+        vms = Cpuset("bench-vms", str(cpu))
         stack.callback(vms.remove)
-        stack.callback(host.remove)
-        for _ in range(busy):
-            process = subprocess.Popen(BUSY, preexec_fn=host.enter)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
+        for name, cpus in (("bench-host", host_cpus), ("bench-others", others_cpus)):
+            if not cpus:
+                continue
+            group = Cpuset(name, cpus)
+            stack.callback(group.remove)
+            for _ in range(busy):
+                process = subprocess.Popen(BUSY, preexec_fn=group.enter)
+                stack.callback(process.wait)
+                stack.callback(process.kill)
         command = [PYTHON, "-I", "-c", CYCLE, str(cpu)]
         cycle = subprocess.run(command, preexec_fn=vms.enter, capture_output=True, check=True)
     return [int(one) for one in cycle.stdout.split()]
@@ -80,15 +89,19 @@ def share(late: Sequence[int], part: float) -> float:
 def wakeups(rounds: int) -> list[Row]:
     """The host's processes are as many as two for each CPU; the first CPU is the host's own."""
     online = read_online(Host().read_optional)
-    cpus = sorted(online)
+    cpus, everywhere = sorted(online), str(online)
     if len(cpus) < 2:
         sys.exit("bench: wakeups: the host needs two CPUs")
     first, last, busy = str(cpus[0]), cpus[-1], 2 * len(cpus)
-    say(f"{busy} busy processes of the host")
+    beside = str(online - CpuSet([last]))
+    say(f"{busy} busy processes of the host, and as many of other VMs")
     cases = {
-        "an idle host": partial(lateness, last, first, 0),
-        "a busy host, confined": partial(lateness, last, first, busy),
-        "a busy host": partial(lateness, last, str(online), busy),
+        "an idle host": partial(lateness, last, 0, first),
+        "a busy host, confined": partial(lateness, last, busy, first),
+        "a busy host": partial(lateness, last, busy, everywhere),
+        "busy VMs and host, pins only": partial(lateness, last, busy, everywhere, everywhere),
+        "busy VMs and host, dedicated": partial(lateness, last, busy, everywhere, beside),
+        "busy VMs and host, dedicated and confined": partial(lateness, last, busy, first, beside),
     }
     found: dict[str, list[list[int]]] = {name: [] for name in cases}
 
