@@ -369,6 +369,8 @@ def end(plan: Plan, manager: Manager, last: bool) -> None:
     limits stay, for the VMs to come: systemd keeps them.
     """
     remembered = manager.records.remembered()
+    if remembered.of_vms:
+        _end_of_one(plan, manager, remembered)
     kept = of_host(manager, [])
     ended: list[Row] = []
     for row in remembered.before:
@@ -382,10 +384,7 @@ def end(plan: Plan, manager: Manager, last: bool) -> None:
             ended.append(row)
     _drop(plan, manager, remembered, ended)
     if last:
-        remembered.dedicated.clear()
         plan.add_shared(*_unmade(remembered))
-    elif remembered.of_vms:
-        _end_of_one(plan, manager, remembered)
     plan.add_shared(*remembered.save())
 
 

@@ -270,3 +270,10 @@ def test_the_other_rules() -> None:
         "Proxmox VE, ZFS": 16384,
     }
     assert rules.kubevirt_overhead(1000 * MIB, 2, 1) == (2 + 218 + 16 + 16) * MIB
+
+
+def test_cpus_that_vms_have_for_themselves_are_left() -> None:
+    host = host_of("0-7", [f"{core},{core + 4}" for core in range(4)], "")
+    found = cpu.proposal(host, 0.2, {}, CpuSet.parse("0,4"))
+    assert str(found.cpus) == "1,5"
+    assert "none of CPUs 0,4, which VMs have for themselves" in found.reasons
