@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 from libvirt_cgroup_hooks.cpuset import CpuSet
 
 from ..live.dedicating import groups, places, settings, spinning
-from ..live.harness import STATE, Vm, destroy_vm, running_vm, virsh
+from ..live.faults import counted, killed, points
+from ..live.harness import LAB_FACTS, STATE, Vm, destroy_vm, running_vm, virsh
 from ..live.pace import wait_for
 from .drift import not_started
 from .host import (
@@ -47,6 +50,7 @@ LAYOUTS = [
 ORDERS = list(itertools.permutations(("web", "db", "mail")))
 SOME = [ORDERS[0], *(pytest.param(one, marks=thorough) for one in ORDERS[1:])]
 SECONDS = 10
+CHOSEN = 5  # calls at which the hook is killed; live/test_dedicated.py has them all
 
 
 def conf(layout: str, more: str = "") -> str:
@@ -240,3 +244,36 @@ def test_cycles(cycles: int) -> None:
         assert set(groups(db).values()) == {FENCE_CPUS}
     if V2:
         assert directory("cpuset", "/machine.slice").exists()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("operation", ["prepare", "start", "started", "release", "reconnect"])
+def test_killed_on_its_way(operation: str, record_property: Callable[[str, object], None]) -> None:
+    """The hook of the VM that has CPUs for itself, at some of its calls; the next VM that starts
+    brings the host right.
+    """
+    configure(conf("native"))
+    db = start("db")
+    text = xml("web", **YES)
+    with counted(operation) as calls:
+        virsh("create", "/dev/stdin", stdin=text)
+        if operation == "reconnect":
+            restart_libvirtd()
+        destroy_vm("web")
+    drawn = random.Random(f"{LAB_FACTS.read_text()} {operation}")
+    chosen = drawn.sample(points(calls), min(CHOSEN, len(points(calls))))
+    assert chosen
+    for call, nth in chosen:
+        with killed(operation, call, nth):
+            begun = virsh("create", "/dev/stdin", stdin=text, check=False)
+            assert bool(begun.returncode) == (operation in ("prepare", "start")), begun.stderr
+            if operation == "reconnect":
+                restart_libvirtd()
+            destroy_vm("web")
+        for path in (STATE / "vms").iterdir():
+            os.utime(path, (1, 1))  # as if it had begun to start long ago
+        start("mail")
+        assert set(groups(db).values()) == {FENCE_CPUS}, (call, nth)
+        assert set(groups(running_vm("mail")).values()) == {FENCE_CPUS}, (call, nth)
+        destroy_vm("mail")
+    record_property("faults injected", len(chosen))
