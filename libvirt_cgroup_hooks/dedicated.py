@@ -47,9 +47,9 @@ def _own_set(config: Config, domain: Domain) -> CpuSet | None:
     return config.vcpu_cpus if "vcpu_cpus" in domain.settings else None
 
 
-def keep_off(config: Config, fence: Fence, domain: Domain, everything: CpuSet) -> None:
+def keep_off(config: Config, fence: Fence, domain: Domain, online: CpuSet) -> None:
     """In CONFIG, DOMAIN's own, has its emulator and I/O threads run where other VMs do: not on
-    those CPUs, unless a pin or a set in its metadata says so. EVERYTHING is what VMs have without a
+    those CPUs, unless a pin or a set in its metadata says so. VMs have the CPUs ONLINE without a
     fence.
     """
     try:
@@ -60,10 +60,10 @@ def keep_off(config: Config, fence: Fence, domain: Domain, everything: CpuSet) -
         key = f"{name}_cpus"
         if key in domain.settings:
             continue
-        cpus = (config.set_of(name) or fence.cpus or everything) - own
+        cpus = (config.set_of(name) or fence.cpus or online) - own
         if config.lends_to(name) and fence.lent and not loose(config, domain):
             cpus = (config.set_of(name) or fence.lent) - own
-        setattr(config, key, cpus or ((fence.cpus or everything) - own) or None)
+        setattr(config, key, cpus or ((fence.cpus or online) - own) or None)
 
 
 class Owner:

@@ -69,8 +69,9 @@ class Manager:
         own.layout = own.config.cgroup_layout
         if own.config.dedicated != "no":
             from ..dedicated import keep_off
+            from ..topology import read_online
 
-            keep_off(own.config, own.fence, domain, own.everything)
+            keep_off(own.config, own.fence, domain, read_online(self.host.read_optional))
         return own
 
     # limits: `path` is that of a cgroup in the hierarchy of the limit's controller
