@@ -201,7 +201,7 @@ def make_groups(
     if tree.systemd_sets(CPUS):
         needed = manager.config.has_sets
     else:
-        needed = manager.fence.cpus is not None
+        needed = manager.fence.cpus is not None or bool(manager.taken(domain))
     if not needed:
         return
     directory = tree.hierarchy.directory(scope)
@@ -209,7 +209,8 @@ def make_groups(
         record, old = manager.records.of(domain)
         record.groups = list(dict.fromkeys([*record.groups, directory]))
         manager.records.save(plan, record, old)
-        plan.add_below(directory, *tree.make(scope, manager.fence.cpus))
+        cpus = manager.carried(domain) or manager.fence.cpus
+        plan.add_below(directory, *tree.make(scope, cpus))
     path, steps = tree.nest(scope, members(manager.host, directory))
     plan.add(*steps)
     groups = manager.allowed(domain, groups_of(vm_threads))

@@ -411,13 +411,14 @@ def test_what_is_shown(tmp_path: Path) -> None:
             own = one is web and tid == str(web.pid + 10)
             text = f"Cpus_allowed_list:\t{'3' if own else cpus}"
             host.put(f"/proc/{one.pid}/task/{tid}/status", text)
-    picture = model.read(host, host.config())
+    picture = model.read(host, host.config(), {})
     assert model.facts(picture)[2:4] == [("VMs may use", "all CPUs"), ("Dedicated", "3 (web)")]
     row = model.rows(picture.vms[0])[0]
     assert model.mark(picture, row, 3) is model.Mark.DEDICATED
     host.put(f"/proc/{db.pid}/task/{db.pid}/status", "Cpus_allowed_list:\t0-3")
     assert model.Mark.INTRUDER in {
-        model.mark(picture, row, 3) for row in model.rows(model.read(host, host.config()).vms[0])
+        model.mark(picture, row, 3)
+        for row in model.rows(model.read(host, host.config(), {}).vms[0])
     }
     codes = [problem.code for problem in checks.dedicated(Subject(host))]
     assert codes == ["dedicated-with-host"]
