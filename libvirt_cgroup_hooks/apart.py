@@ -146,12 +146,8 @@ def _give_back(plan: Plan, manager: Manager) -> None:
         vm_threads: list[threads.Thread] = []
         if cut or own.config.has_sets:
             vm_threads = threads.threads(manager.host, domain)
-        if tree and cut and vm_threads:
-            place = own.vm_of(vm_threads[0], tree)
-            within = threads.home(manager.host, tree, vm_threads[0]).rpartition("/")[0]
-            if f"{within}/".startswith(f"{place}/") and within != place:  # libvirt's own (7.1)
-                plan.add(*tree.set_cpus(tree.hierarchy.directory(within), None, may_be_gone=True))
         if vm_threads:
+            plan.add(*placement.widened(own, vm_threads))
             placement.set_cpus_in_place(own, plan, domain, vm_threads)
 
 

@@ -151,6 +151,21 @@ def set_cpus_in_place(
             plan.add(*_returned(tree, vm_threads, homes))
 
 
+def widened(manager: Manager, vm_threads: list[Thread]) -> list[Step]:
+    """libvirt's own cgroup inside a scope (since 7.1) has all CPUs of the VM again, where the
+    kernel does not see to that (v1).
+    """
+    steps: list[Step] = []
+    main = vm_threads[0]
+    for tree in manager.trees:
+        if tree.has_cpus and not tree.clips:
+            place = manager.vm_of(main, tree)
+            within = home(manager.host, tree, main).rpartition("/")[0]
+            if within != place and _within(within, place):
+                steps += tree.set_cpus(tree.hierarchy.directory(within), None, may_be_gone=True)
+    return steps
+
+
 def _set_groups(
     manager: Manager,
     plan: Plan,

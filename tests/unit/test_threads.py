@@ -43,7 +43,7 @@ def test_the_group_of_a_thread(host: Kernel, comm: str, group: str) -> None:
     found = {thread.tid: thread for thread in threads.threads(host, running)}
     assert (found[MAIN + 90].comm, found[MAIN + 90].group) == (comm, group)
     assert [found[tid].group for tid in (MAIN, MAIN + 10)] == ["emulator", "vcpu0"]
-    assert found[MAIN + 10].cgroups == {"": "/machine/qemu-3-vm.libvirt-qemu/vcpu0"}
+    assert found[MAIN + 10].cgroups == {"": "/machine/qemu-3-web.libvirt-qemu/vcpu0"}
 
 
 @pytest.mark.parametrize("name", ["a b", "..", ".", "-x", "a'b\"c\\d", "💩", "x" * 200])
@@ -103,10 +103,10 @@ def test_a_status_that_is_not_understood(host: Kernel) -> None:
 
 def test_processes(host: Kernel) -> None:
     host.start_vm(domain("web", INNER), INNER, helpers=2)
-    emulator = "/sys/fs/cgroup/machine/qemu-3-vm.libvirt-qemu/emulator"
+    emulator = "/sys/fs/cgroup/machine/qemu-3-web.libvirt-qemu/emulator"
     assert threads.members(host, emulator) == [MAIN, MAIN + 50, MAIN + 51]
     assert threads.members(host, "/sys/fs/cgroup/none") == []
     assert threads.process_cgroups(host, MAIN + 50) == {
-        "": "/machine/qemu-3-vm.libvirt-qemu/emulator"
+        "": "/machine/qemu-3-web.libvirt-qemu/emulator"
     }
     assert threads.process_cgroups(host, MAIN + 99) is None
