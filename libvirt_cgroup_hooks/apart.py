@@ -11,7 +11,7 @@ from . import dedicated, threads
 from .cpuset import CpuSet
 from .errors import Error, Refusal, printable
 from .kinds import VM_CPUS
-from .state import may_be_starting
+from .state import STATUS, Record
 from .topology import Topology
 
 TYPE_CHECKING = False
@@ -120,7 +120,18 @@ class Change:
 
 def has_gone(manager: Manager, row: Row) -> bool:
     """Whether the VM with the cgroup of ROW has ended."""
-    return not manager.exists(*row) and not may_be_starting(manager.host)
+    return not manager.exists(*row) and not _some_start(manager)
+
+
+def _some_start(manager: Manager) -> bool:
+    """Whether there is a VM with a record that libvirt has no status XML of yet. While another has
+    CPUs for itself, each VM that starts has one.
+    """
+    for uuid in manager.records.living():
+        record = Record.read(manager.host, uuid)
+        if record and not manager.host.exists(f"{STATUS}/{record.name}.xml"):
+            return True
+    return False
 
 
 def _coming(manager: Manager, rows: list[Row]) -> list[Row]:
@@ -128,7 +139,7 @@ def _coming(manager: Manager, rows: list[Row]) -> list[Row]:
     with the limit: they are put back when the VM has started.
     """
     absent = [row for row in rows if not manager.exists(*row)]
-    if not absent or may_be_starting(manager.host):
+    if not absent or _some_start(manager):
         return absent
     awaited = Rows(manager, []).all
     return [row for row in absent if row in awaited]

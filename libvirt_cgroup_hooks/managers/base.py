@@ -69,7 +69,7 @@ class Manager:
         own.layout = own.config.cgroup_layout
         if own.config.dedicated != "no":
             from ..dedicated import keep_off
-            from ..topology import read_online
+            from ..memory import read_online
 
             keep_off(own.config, own.fence, domain, read_online(self.host.read_optional))
         return own

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import state
+from libvirt_cgroup_hooks import managers, state
 from libvirt_cgroup_hooks.cli.checks import vm as checks
 from libvirt_cgroup_hooks.cli.checks.subject import Subject
 from libvirt_cgroup_hooks.cli.map import model
 from libvirt_cgroup_hooks.errors import Error, Refusal
+from libvirt_cgroup_hooks.idle import idle, never
 from libvirt_cgroup_hooks.leave import leave
-from libvirt_cgroup_hooks.operations import idle
 from libvirt_cgroup_hooks.reserve import Change
 
 from .support.hosts import Kernel
@@ -385,11 +385,22 @@ def test_nothing_more_is_read_where_nobody_has_some(tmp_path: Path, operation: s
 
 def test_start_has_work_while_one_has_some(tmp_path: Path) -> None:
     host = host_of(tmp_path, "cgroupfs-v2")
-    assert idle(host, host.config(), "start")
+    assert never(host, host.config(), "start")
     web = One(host, "web", YES + pinned(3), 4).start()
-    assert not idle(host, host.config(), "start")
+    assert not never(host, host.config(), "start")
     web.end()
-    assert idle(host, host.config(), "start")
+    assert never(host, host.config(), "start")
+
+
+@pytest.mark.parametrize("kind", ["cgroupfs-v2", "systemd-v2"])
+def test_what_the_shell_goes_by(tmp_path: Path, kind: str) -> None:
+    """While one has some, it starts Python for every VM that starts or ends."""
+    host = host_of(tmp_path, kind, RESERVED)
+    assert "start" in idle(managers.choose(host, host.config()))
+    web = One(host, "web", YES + pinned(3), 4).start()
+    assert not set(idle(managers.choose(host, host.config()))) & {"start", "started", "release"}
+    web.end()
+    assert "start" in idle(managers.choose(host, host.config()))
 
 
 @every_host
