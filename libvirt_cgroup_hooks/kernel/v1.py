@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..cpuset import CpuSet
 from ..errors import Error, printable
-from ..host import EBUSY, Refused
+from ..host import ABSENT, EBUSY, Refused
 from ..kinds import CPUS, MEMORY, MEMSW, UNLIMITED, VM_CPUS, as_cpus, in_bytes
 from ..steps import MakeDirectory, Step, Write
 from .tree import Tree, parent
@@ -149,11 +149,14 @@ class V1(Tree):
         that are left. One that would be left with none gets its parent's where `forced`, as on v2;
         else Error is raised.
         """
-        if may_be_gone and not self.exists(directory):
-            return []
-        present = self._cpus(directory)
-        if wanted is None:
-            wanted = self._cpus(parent(directory))
+        try:
+            present = self._cpus(directory)
+            if wanted is None:
+                wanted = self._cpus(parent(directory))
+        except Refused as error:
+            if may_be_gone and error.errno in ABSENT:
+                return []
+            raise
         if present == wanted:
             return []
         there = {directory: (present, True), **self._below(directory, present)}
