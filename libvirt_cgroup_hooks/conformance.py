@@ -280,14 +280,29 @@ def memory_parents(manager: Manager) -> dict[str, Tree]:
 
 def memory_in_use(manager: Manager, domain: Domain) -> int:
     """Bytes that the running DOMAIN has now; 0 where it has ended."""
+    found = _memory_cgroup(manager, domain)
+    return found[0].memory_in_use(found[1]) if found else 0
+
+
+def pages_in_use(manager: Manager, domain: Domain) -> int:
+    """As `memory_in_use`, without hugepages where the kernel charges those."""
+    found = _memory_cgroup(manager, domain)
+    if found is None:
+        return 0
+    tree, directory = found
+    return max(0, tree.memory_in_use(directory) - tree.hugepages_in_use(directory))
+
+
+def _memory_cgroup(manager: Manager, domain: Domain) -> tuple[Tree, str] | None:
+    """The hierarchy and the directory that count the memory of the running DOMAIN."""
     from . import threads  # only now: the hook asks nothing of it
 
     cgroups = threads.process_cgroups(manager.host, domain.pid or 0)
     tree = next((tree for tree in manager.trees if tree.has_memory), None)
     if cgroups is None or tree is None:
-        return 0
+        return None
     main = threads.Thread(domain.pid or 0, "", "emulator", cgroups)
-    return tree.memory_in_use(tree.hierarchy.directory(manager.vm_of(main, tree)))
+    return tree, tree.hierarchy.directory(manager.vm_of(main, tree))
 
 
 def first_killed(manager: Manager, running: list[Domain]) -> list[str]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""virt-cgroup map: a picture of the host, its NUMA nodes, cores and CPUs, and where the threads of
-VMs run on them.
+"""virt-cgroup map: a picture of the host, its NUMA nodes, cores and CPUs, where the threads of VMs
+run on them, and whose its memory is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
         commands,
         "map",
         run,
-        "draw the host: NUMA nodes, cores and CPUs, and where VMs may run and are pinned",
+        "draw the host: NUMA nodes, cores, CPUs and memory, and what of them VMs may use and have",
         "virt-cgroup map; virt-cgroup map --svg host.svg",
     )
     parser.add_argument(

@@ -18,6 +18,7 @@ from ...lending import class_of
 from ...managers.base import Manager
 from ...topology import Topology
 from ..output import count
+from . import memory
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Map:
     fence: CpuSet | None
     nodes: tuple[Node, ...]
     vms: tuple[Vm, ...]
+    memory: memory.Bar
     host: CpuSet | None = None
     unreadable: int = 0
     dedicated: tuple[tuple[str, CpuSet], ...] = ()  # VMs, and the CPUs that are theirs alone
@@ -123,16 +125,17 @@ def read(host: Host, config: Config, errors: dict[str, Error]) -> Map:
     shared = state.Remembered(host)
     asked = config.confine_host != "no" or config.host_cpus_for or shared.dedicated
     manager = managers.choose(host, config, managers.daemon(host)) if asked else None
+    fence = config.fence(topology.online, topology.memory, page_size())
+    running = threads.running(host, errors)
     return Map(
         topology.online,
         topology.present - topology.online,
         topology.isolated,
         config.reserved_host_cpus or CpuSet(),
-        config.fence(topology.online, topology.memory, page_size()).cpus,
+        fence.cpus,
         tuple(_nodes(topology)),
-        tuple(
-            _vm(host, manager, domain, topology.online) for domain in threads.running(host, errors)
-        ),
+        tuple(_vm(host, manager, domain, topology.online) for domain in running),
+        memory.read(host, config, topology.memory, fence.memory, running),
         _own(manager, topology.online),
         len(errors),
         tuple((one.name, one.cpus) for one in apart.owners(manager)) if manager else (),
@@ -219,6 +222,7 @@ def as_json(found: Map) -> dict[str, object]:
             {"node": node.number, "cpus": str(node.cpus), "cores": list(map(str, node.cores))}
             for node in found.nodes
         ],
+        "memory": memory.as_json(found.memory),
         "domains": [_vm_json(vm) for vm in found.vms],
     }
 

@@ -9,6 +9,8 @@ from typing import Any
 from lxml import etree
 
 from ...cpuset import CpuSet
+from ...errors import size
+from . import memory
 from .model import (
     Map,
     Mark,
@@ -34,6 +36,7 @@ MARGIN, LINE, VM_GAP = 20, 20, 4
 NODES_WIDTH = 740  # nodes go into one block up to this width
 COLUMN = 7.5  # of a character, about: fonts differ, so labels are clipped as well
 NAME_MOST, GROUP_MOST = 24, 14  # columns
+BAR_WIDTH, AMOUNT_MOST = 360, 34  # of the bar of memory: pixels; columns beside it
 
 # Each mark is a shape of its own, so that no colour is needed; X and Y are the corner of its cell.
 SHAPES = {
@@ -67,6 +70,10 @@ text { font-family: sans-serif; font-size: 13px; fill: #1f2328; }
 .neither { fill: #afb8c1; }
 .missed { fill: none; stroke: #c0182b; stroke-width: 3; }
 .trespass, .intruder { fill: #c0182b; }
+.memory-host { fill: url(#hatch); stroke: #9a5b00; }
+.memory-pool { fill: #c8b6e2; stroke: #6b3fa0; }
+.memory-limit { fill: #f3f5f7; stroke: #57606a; }
+.memory-used { fill: #2f81d8; }
 .hatching { fill: none; stroke: #e0a94a; stroke-width: 2; }
 """
 
@@ -92,6 +99,8 @@ class _Picture:
         self.left = self.groups + (min(max(labels), GROUP_MOST) * COLUMN + 12 if labels else 0)
         self.lines = blocks(found.nodes, lambda nodes: _nodes_width(nodes) <= NODES_WIDTH)
         self.total = max(self.left + max(map(_nodes_width, self.lines)) + MARGIN, 640)
+        bar = self.groups + BAR_WIDTH + AMOUNT_MOST * COLUMN + MARGIN
+        self.total = max(self.total, bar)
         self.x: dict[int, float] = {}
         self.y: float = MARGIN
         self.svg: Any = etree.Element("svg", nsmap={None: NAMESPACE})
@@ -112,6 +121,7 @@ class _Picture:
         self.head()
         for nodes in self.lines:
             self.block(nodes)
+        self.bar()
         if self.found.no_vms:
             self.text(MARGIN, self.found.no_vms, "fact")
             self.y += LINE
@@ -247,6 +257,33 @@ class _Picture:
 
     def text(self, x: float, text: str, kind: str) -> None:
         self.add("text", text, class_=kind, x=x, y=self.y + 14)
+
+    # memory
+
+    def bar(self) -> None:
+        """A row for each part, with what it is in words: no legend is needed."""
+        bar = self.found.memory
+        self.text(self.groups, f"memory, {size(bar.total)}", "node")
+        self.y += LINE + 2
+        for row in memory.rows(bar):
+            name = row.name if row.number is None else self.names[row.number]
+            outside, self.parent = self.parent, self.add("g")
+            self.add("title", f"{shown(row.name)}: {row.amount}")
+            self.label(name, "")
+            for span in row.spans:
+                first, last = memory.cells(bar, span, BAR_WIDTH)
+                self.add(
+                    "rect",
+                    class_=f"memory-{span.part.name.lower()}",
+                    x=self.groups + first,
+                    y=self.y + 3,
+                    width=last - first,
+                    height=CELL - 4,
+                )
+            self.text(self.groups + BAR_WIDTH + 10, row.amount, "fact")
+            self.parent = outside
+            self.y += LINE
+        self.y += LINE / 2
 
     # legend
 

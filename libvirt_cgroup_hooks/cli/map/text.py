@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ...cpuset import CpuSet
+from ...errors import size
+from . import memory
 from .model import (
     Map,
     Mark,
@@ -41,6 +44,13 @@ COLOURS = {  # codes of ISO 6429; whatever they say the characters say too
     Mark.TRESPASS: "1;31",
     Mark.INTRUDER: "1;31",
 }
+PARTS = {
+    memory.Part.HOST: "33",
+    memory.Part.POOL: "35",
+    memory.Part.LIMIT: "2",
+    memory.Part.USED: "36",
+}
+BAR_LEAST, BAR_MOST = 16, 64  # columns
 NODE_GAP = " | "
 # columns: of "isolated", beside a node that has to be cut, of any name
 NAME_LEAST, NAME_CUT, NAME_MOST = 8, 16, 24
@@ -99,6 +109,7 @@ class _Picture:
         lines = [f"{name + ':':<16}{value}" for name, value in facts(self.found)]
         for nodes in blocks(self.found.nodes, self.fits):
             lines += ["", *self.block(nodes)]
+        lines += ["", *self.bar()]
         if self.found.no_vms:
             lines += ["", self.found.no_vms]
         return [*lines, "", *self.legend()]
@@ -110,8 +121,10 @@ class _Picture:
             for node in nodes
         ]
         lines = [self.line("", "", titles)]
-        for place in reversed(range(len(str(max(cpus))))):
-            lines.append(self.row("" if place else "CPU", "", nodes, _digit(place)))
+        for label, those in self.numbered(nodes, cpus):
+            for place in reversed(range(len(str(max(those))))):
+                cell = _among(those, _digit(place))
+                lines.append(self.row("" if place else label, "", nodes, cell))
         for label, what, those in host_rows(self.found):
             if those & cpus:
                 lines.append(self.row(label, "", nodes, _told(what, set(those))))
@@ -121,6 +134,16 @@ class _Picture:
                     self.row("" if number else name, row.label, nodes, _marks(self.found, row))
                 )
         return lines
+
+    def numbered(self, nodes: list[Node], cpus: CpuSet) -> list[tuple[str, CpuSet]]:
+        """The CPUs whose numbers stand in lines of their own. Where siblings stand side by side
+        without a gap, as 0 and 64 do, theirs are apart, so that nobody reads 04.
+        """
+        cores = [core for node in nodes for core in node.cores]
+        if self.cpu_gap or max(map(len, cores)) != 2:
+            return [("CPU", cpus)]
+        first = CpuSet(min(core) for core in cores)
+        return [("CPU", first), ("sibling", cpus - first)]
 
     def row(self, name: str, group: str, nodes: list[Node], cell: Cell) -> str:
         return self.line(name, group, [self.cells(node, cell) for node in nodes])
@@ -154,13 +177,13 @@ class _Picture:
     def legend(self) -> list[str]:
         lines: list[str] = []
         end = self.columns
-        for what in (what for what in Mark if what in self.used):
-            entry = f" {self.character(what)} {what.meaning}"
-            if end + len("  ") + len(f" {what.symbol} {what.meaning}") > self.columns:
+        for symbol, style, meaning in self.entries():
+            entry = f" {self.paint(symbol, style)} {meaning}"
+            if end + len("  ") + len(f" {symbol} {meaning}") > self.columns:
                 lines, end = [*lines, entry], 0
             else:
                 lines[-1] += "  " + entry
-            end += len(f" {what.symbol} {what.meaning}") + (len("  ") if end else 0)
+            end += len(f" {symbol} {meaning}") + (len("  ") if end else 0)
         columns = " A column is a CPU"
         if max(self.found.online | self.found.offline) > 9:
             columns += ", its number reads downwards"
@@ -168,10 +191,49 @@ class _Picture:
             columns += "; siblings stand together"
         return [*lines, f"{columns}."]
 
+    def entries(self) -> list[tuple[str, str, str]]:
+        """The character, style and meaning of each mark and part that was drawn."""
+        marks = [(what.symbol, COLOURS[what], what.meaning) for what in Mark if what in self.used]
+        drawn = {span.part for row in memory.rows(self.found.memory) for span in row.spans}
+        parts = [(part.symbol, PARTS[part], part.meaning) for part in memory.Part if part in drawn]
+        return marks + [entry for entry in parts if entry not in marks]
+
+    # memory
+
+    def bar(self) -> list[str]:
+        """A row for each part, then what its characters mean."""
+        bar = self.found.memory
+        rows = memory.rows(bar)
+        rest = self.columns - self.name_width - max(len(row.amount) for row in rows) - len("    ")
+        room = max(BAR_LEAST, min(BAR_MOST, rest))
+        head = f"{self.paint('memory', BOLD)} {size(bar.total)}, {size(bar.total // room)} a column"
+        lines = [f" {_padded('', self.name_width)} {head}"]
+        for row in rows:
+            name = row.name if row.number is None else self.names[row.number]
+            cells = self.bar_cells(row, room)
+            lines.append(f" {_padded(name, self.name_width)} {cells}  {row.amount}")
+        return lines
+
+    def bar_cells(self, row: memory.Row, room: int) -> str:
+        found, end = "", 0
+        for span in row.spans:
+            first, last = memory.cells(self.found.memory, span, room)
+            first = max(first, end)
+            found += " " * (first - end)
+            found += self.paint(span.part.symbol * (last - first), PARTS[span.part])
+            end = max(end, last)
+        return found + " " * (room - end)
+
 
 def _digit(place: int) -> Cell:
     """The decimal digit of a CPU's number: place 0 is the last."""
     return lambda cpu: str(cpu // 10**place % 10) if cpu >= 10**place or not place else " "
+
+
+def _among(cpus: CpuSet, cell: Cell) -> Cell:
+    """CELL of those CPUS, and nothing of others."""
+    those = set(cpus)
+    return lambda cpu: cell(cpu) if cpu in those else " "
 
 
 def _told(what: Mark, cpus: set[int]) -> Cell:

@@ -15,11 +15,14 @@ import pytest
 
 from libvirt_cgroup_hooks.cli import main
 from libvirt_cgroup_hooks.cli.map import model, text
+from libvirt_cgroup_hooks.errors import MIB
 from libvirt_cgroup_hooks.host import Host
+from libvirt_cgroup_hooks.memory import GIB
 from libvirt_cgroup_hooks.snapshot import load
 
 from ..conftest import Command
 from ..support.hosts import DATA, UUID
+from ..support.machines import unpack
 from ..support.mapping import BUSY, LARGE, Made, pins
 
 EVIL = [
@@ -89,9 +92,19 @@ def test_the_picture(command: Command) -> None:
         "          vcpu1       - -  . .  . .  . . | - -  . .  . .  . #",
         " old      all threads ! !  o o  o o  o o | ! !  o o  o o  o o",
         "",
+        "          memory 62.8 GiB, 1.7 GiB a column",
+        " host     HHHH                                   6 GiB",
+        " pools        PPPPP                              10 GiB",
+        " VMs               ____________________________  limit 46.8 GiB, 26.3 GiB in use",
+        " web               =====                         8.0 GiB",
+        " database     ====      =                        196 MiB, 8 GiB of hugepages",
+        " realtime               ==                       2.1 GiB",
+        " old                      =========              16.0 GiB",
+        "",
         " H reserved for the host   - reserved, so not for this VM",
         " i isolated from the scheduler   # pinned here   o may run here",
         " . may not run here   ! may run here, though reserved for the host",
+        " P hugepage pools   _ for VMs   = in use by the VM",
         " A column is a CPU, its number reads downwards; siblings stand together.",
     ]
 
@@ -105,8 +118,12 @@ def test_a_small_host_without_reservation_or_vms(command: Command) -> None:
         "          node 0",
         " CPU      0 1 2 3",
         "",
+        "          memory 7.8 GiB, 132.4 MiB a column",
+        f" VMs      {60 * '_'}  no limit",
+        "",
         "No VM is running.",
         "",
+        " _ for VMs",
         " A column is a CPU.",
     ]
 
@@ -128,9 +145,12 @@ def test_offline_cpus_and_pins_that_do_not_hold(command: Command, tmp_path: Path
         "          vcpu0    x x #  | x",
         "          vcpu1    - . #  | /",
         "",
+        "          memory 64 GiB, 1.1 GiB a column",
+        f" VMs      {60 * '_'}  no limit",
+        "",
         " H reserved for the host   - reserved, so not for this VM   / offline",
         " # pinned here   o may run here   . may not run here",
-        " x pinned here, but may not run here",
+        " x pinned here, but may not run here   _ for VMs",
         " A column is a CPU.",
     ]
 
@@ -169,7 +189,7 @@ def test_large_host_with_twenty_vms(command: Command, tmp_path: Path) -> None:
         " web07    all threads -- oo oo oo oo oo oo oo oo oo oo oo oo oo oo oo",
         " web07    all threads -- oo oo oo oo oo oo oo oo oo oo oo oo oo oo oo",
     ]
-    assert len(lines) < 60
+    assert len(lines) < 66
 
 
 def test_a_group_is_left_out_where_it_may_not_run(command: Command, tmp_path: Path) -> None:
@@ -291,6 +311,117 @@ def test_groups_that_are_alike_share_a_row(
     assert found == labels
 
 
+# 200 CPUs
+
+
+def test_200_cpus_in_80_columns(command: Command, tmp_path: Path) -> None:
+    """Siblings are apart from other cores, and CPU numbers read downwards."""
+    nodes = [[f"{cpu},{cpu + 100}" for cpu in range(first, first + 50)] for first in (0, 50)]
+    made = Made(tmp_path, nodes, conf="reserved_host_cpus = 4")
+    made.start("web", dict.fromkeys(("emulator", "vcpu0"), "1-49,51-99,101-149,151-199"))
+    lines = picture(command, tmp_path)
+    assert max(map(len, lines)) <= 80
+    assert [line.strip() for line in lines if line.strip().startswith("node")] == [
+        *["node 0"] * 3,
+        *["node 1"] * 3,
+    ]
+    first = lines.index("                      node 0")
+    assert [line[:40].rstrip() for line in lines[first : first + 8]] == [
+        "                      node 0",
+        "",
+        " CPU                  0  1  2  3  4  5",
+        "                       1  1  1  1  1  1",
+        "                       0  0  0  0  0  0",
+        " sibling               0  1  2  3  4  5",
+        " host                 HH",
+        " web      all threads -- oo oo oo oo oo",
+    ]
+    assert lines[-1] == " A column is a CPU, its number reads downwards; siblings stand together."
+
+
+# memory
+
+
+def bar(lines: list[str]) -> list[str]:
+    first = next(number for number, line in enumerate(lines) if " memory " in line)
+    return lines[first : lines.index("", first)]
+
+
+@pytest.mark.parametrize(
+    ("machine", "reserved", "shown"),
+    [
+        (
+            "desktop",
+            "4 GiB",
+            [
+                "          memory 31.2 GiB, 864.8 MiB a column",
+                " host     HHHHH                                  4 GiB",
+                " VMs           ________________________________  limit 27.2 GiB, 16.3 GiB in use",
+                " windows       ===================               16.3 GiB",
+            ],
+        ),
+        (
+            "hugepages",
+            "4 GiB",
+            [
+                "          memory 251.6 GiB, 4.6 GiB a column",
+                f" host     H{54 * ' '}  4 GiB",
+                f" pools     {52 * 'P'}    240 GiB",
+                f" VMs      {53 * ' '}__  limit 7.6 GiB",
+            ],
+        ),
+        (
+            "zfs",
+            "",
+            [
+                "          memory 62.7 GiB, 1.0 GiB a column",
+                f" VMs      {60 * '_'}  no limit",
+            ],
+        ),
+    ],
+)
+def test_the_bar_of_memory(
+    command: Command, tmp_path: Path, machine: str, reserved: str, shown: list[str]
+) -> None:
+    unpack(machine, tmp_path)
+    configure(tmp_path, f'reserved_host_mem = "{reserved}"' if reserved else "")
+    assert bar(picture(command, tmp_path)) == shown
+
+
+def test_the_bar_with_60_vms(command: Command, tmp_path: Path) -> None:
+    """Each has a row, and a cell at least; together they are as long as what they use."""
+    unpack("server", tmp_path)
+    configure(tmp_path, 'reserved_host_mem = "64 GiB"')
+    lines = bar(picture(command, tmp_path))
+    assert max(map(len, lines)) <= 80
+    cells = [range(line.index("="), line.rindex("=") + 1) for line in lines if " vm" in line]
+    assert len(cells) == 60
+    assert {cell for row in cells for cell in row} == set(range(cells[0][0], cells[-1][-1] + 1))
+
+
+def test_vms_that_use_more_than_their_limit(command: Command, tmp_path: Path) -> None:
+    """As when they ran before there was a limit: the bar ends, the figures say it."""
+    unpack("desktop", tmp_path)
+    configure(tmp_path, 'reserved_host_mem = "24 GiB"')
+    assert bar(picture(command, tmp_path))[2:] == [
+        " VMs                                   _________  limit 7.2 GiB, 16.3 GiB in use",
+        " windows                               =========  16.3 GiB",
+    ]
+
+
+def test_hugepages_that_the_kernel_charges_count_once(command: Command, tmp_path: Path) -> None:
+    unpack("desktop", tmp_path)
+    scope = tmp_path / "sys/fs/cgroup/machine.slice/machine-qemu\\x2d1\\x2dwindows.scope"
+    (scope / "memory.stat").write_text(f"hugetlb {16 * GIB}\n")
+    assert bar(picture(command, tmp_path))[-1].split(None, 2)[2] == "316 MiB"
+
+
+def configure(root: Path, text: str) -> None:
+    file = root / "etc/libvirt/cgroup-hooks.conf"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{text}\n")
+
+
 # colour
 
 
@@ -341,6 +472,18 @@ def test_json(command: Command) -> None:
         "fence": {"cpus": "1-3,5-7,9-11,13-15"},
         "host": {"cpus": ""},
         "dedicated": [],
+        "memory": {
+            "total": 65842104 * 1024,
+            "hugepage_pools": 10 * GIB,
+            "reserved": 6 * GIB,
+            "limit": 65842104 * 1024 - 16 * GIB,
+            "domains": [
+                {"name": "web", "memory": 8230 * MIB, "hugepages": 0},
+                {"name": "database", "memory": 196 * MIB, "hugepages": 8 * GIB},
+                {"name": "realtime", "memory": 2130 * MIB, "hugepages": 0},
+                {"name": "old", "memory": 16420 * MIB, "hugepages": 0},
+            ],
+        },
         "nodes": [
             {"node": 0, "cpus": "0-3,8-11", "cores": ["0,8", "1,9", "2,10", "3,11"]},
             {"node": 1, "cpus": "4-7,12-15", "cores": ["4,12", "5,13", "6,14", "7,15"]},
