@@ -12,12 +12,14 @@ from ...domain import Domain
 from ...domainxml import parse
 from ...errors import Error, printable, size
 from ...host import Host, page_size
+from ...memory import GIB
 from ...topology import Topology
 from .subject import Problem, Subject
 
 DEFINED = "/etc/libvirt/qemu"
 POOLS = "/sys/kernel/mm/hugepages"
 DEVICES = "/sys/bus/pci/devices"
+WORTH_TELLING = GIB  # hugepages that are more than VMs ask for
 
 
 def whole_cores(subject: Subject) -> Iterator[Problem]:
@@ -66,19 +68,42 @@ def swap(subject: Subject) -> Iterator[Problem]:
 
 
 def hugepages(subject: Subject) -> Iterator[Problem]:
+    """Those that no VM has use for, whether it runs or not."""
     host = subject.host
-    used: set[int] = set()
-    for vm in [*threads.running(host, {}), *_defined(host)]:
-        used |= _hugepage_sizes(host, vm)
+    asked = _hugepages_asked(host)
     for name in host.directories(POOLS):
         kib = name.removeprefix("hugepages-").removesuffix("kB")
+        of_size = int(kib) * 1024 if kib.isdigit() else 0
+        pages = _number(host, f"{POOLS}/{name}/nr_hugepages")
         free = _number(host, f"{POOLS}/{name}/free_hugepages")
         free -= _number(host, f"{POOLS}/{name}/resv_hugepages")
-        if free > 0 and kib.isdigit() and int(kib) * 1024 not in used:
-            of_size = int(kib) * 1024
-            text = f"{free} hugepages of {size(of_size)} are free ({size(free * of_size)})"
-            remedy = f"if nothing else needs them: echo 0 >{POOLS}/{name}/nr_hugepages"
-            yield Problem("hugepages-unused", f"{text}, and no VM uses that size", remedy)
+        wanted = asked.get(of_size, 0)
+        if free <= 0 or not of_size or wanted is None:
+            continue
+        text = f"{free} hugepages of {size(of_size)} are free ({size(free * of_size)})"
+        told, left = "no VM uses that size", 0
+        if wanted:
+            spare = min(free, pages - -(-wanted // of_size))
+            if spare * of_size < WORTH_TELLING:
+                continue
+            told, left = f"all VMs together have use for {size(wanted)}", pages - spare
+        remedy = f"if nothing else needs them: echo {left} >{POOLS}/{name}/nr_hugepages"
+        yield Problem("hugepages-unused", f"{text}, and {told}", remedy)
+
+
+def _hugepages_asked(host: Host) -> dict[int, int | None]:
+    """By size in bytes, what all VMs ask for if all of them run; None where that is not known: a VM
+    has hugepages of several sizes.
+    """
+    vms = {vm.uuid or vm.name: vm for vm in [*_defined(host), *threads.running(host, {})]}
+    asked: dict[int, int | None] = {}
+    for vm in vms.values():
+        sizes, amount = _hugepage_sizes(host, vm), vm.hugepage_memory(page_size())
+        for of_size in sizes:
+            so_far = asked.get(of_size, 0)
+            known = so_far is not None and amount and len(sizes) == 1
+            asked[of_size] = (so_far or 0) + amount if known else None
+    return asked
 
 
 def _defined(host: Host) -> Iterator[Domain]:

@@ -251,11 +251,11 @@ CODES = {
     ),
     "hugepages-unused": Code(
         NOTE,
-        "hugepages are free, and no VM uses any of their size",
+        "hugepages are free, and no VM has use for them",
         "They are lost to everything that does not ask for hugepages, the host's page cache "
         "included.",
-        "If no other program needs them, write 0 to the nr_hugepages that the message names, and "
-        "take the pool out of sysctl.d or the kernel's command line (hugepages=).",
+        "If no other program needs them, run the command that the message names, and change the "
+        "pool in sysctl.d or on the kernel's command line (hugepages=), too.",
     ),
     "swap-unlimited": Code(
         NOTE,

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...errors import MIB
+from ...errors import MIB, size
 from ...memory import GIB, Memory
 from .counts import Sample, Use
 
@@ -109,4 +109,7 @@ def _arc(sample: Sample) -> Line:
     if sample.arc_max:
         ceiling = max(now, sample.arc.get("c_max", sample.arc_max))
         return Line("ZFS ARC", now, None, None, ceiling, "arcstats: c_max (zfs_arc_max set)")
-    return Line("ZFS ARC", now, None, None, now, "arcstats: size (no zfs_arc_max)")
+    told = "no zfs_arc_max"
+    if "c_max" in sample.arc:
+        told += f": up to {size(sample.arc['c_max'])}"
+    return Line("ZFS ARC", now, None, None, now, f"arcstats: size ({told})")

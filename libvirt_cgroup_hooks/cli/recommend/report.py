@@ -15,7 +15,7 @@ from ...errors import MIB
 from ...fence import reserved_memory
 from ...host import Host, page_size
 from ...managers.base import Manager
-from ...memory import GIB, NODES, Memory, auto_memory
+from ...memory import GIB, Memory, auto_memory
 from ...topology import Topology
 from . import cpu, memory, rules, sample
 from .counts import Sample
@@ -48,8 +48,8 @@ class Reserved:
 @dataclass(frozen=True)
 class Report:
     """`seconds` is 0 where there was one look alone. Memory in bytes, interrupts a second by CPU.
-    `nodes` are NUMA nodes with memory and without CPUs; `pinned` the VMs that run and are pinned to
-    proposed CPUs.
+    `nodes` are NUMA nodes without CPUs, whose memory is not counted; `pinned` the VMs that run and
+    are pinned to proposed CPUs.
     """
 
     seconds: float
@@ -120,7 +120,7 @@ def make(
         cpu_lines,
         interrupts,
         hugetlb,
-        _nodes_without_cpus(host, topology),
+        topology.memory.left_out,
         [_vm(host, manager, domain) for domain in running],
         _used_by_vms(manager),
         total,
@@ -143,18 +143,6 @@ def _configured(config: Config, memory: Memory) -> Reserved:
     return Reserved(
         str(config.reserved_host_cpus or ""), reserved_memory(kept, memory) if kept else None
     )
-
-
-def _nodes_without_cpus(host: Host, topology: Topology) -> dict[int, int]:
-    with_cpus = CpuSet(node for node, cpus in topology.nodes.items() if cpus)
-    nodes = topology.memory_nodes - with_cpus
-    found = {node: sample.node_memory(host, node) for node in nodes}
-    # firmware that makes several nodes of the same CPUs has no CPUs left for some (Topology.nodes)
-    return {node: size for node, size in found.items() if not _has_cpus(host, node)}
-
-
-def _has_cpus(host: Host, node: int) -> bool:
-    return bool((host.read_optional(f"{NODES}/node{node}/cpulist") or "").strip())
 
 
 def _vm(host: Host, manager: Manager, domain: Domain) -> Vm:

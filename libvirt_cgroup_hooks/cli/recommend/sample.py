@@ -10,7 +10,6 @@ from ...domain import Domain
 from ...host import Host
 from ...kernel.tree import Tree
 from ...managers.base import Manager
-from ...memory import NODES
 from .. import pressure
 from . import parsing
 from .counts import Sample, Use
@@ -62,11 +61,6 @@ def take(host: Host, manager: Manager, running: list[Domain]) -> Sample:
         _waited(host, "/proc/pressure/{}"),
         parsing.interrupts(_text(host, "/proc/interrupts")),
     )
-
-
-def node_memory(host: Host, node: int) -> int:
-    """Bytes of a NUMA node; 0 where the kernel does not tell."""
-    return parsing.meminfo(_text(host, f"{NODES}/node{node}/meminfo")).get("MemTotal", 0)
 
 
 def vm_use(host: Host, manager: Manager, domain: Domain) -> Use:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from ...cpuset import CpuSet
 from ...errors import printable, size
+from ...memory import told_left_out
 from ..output import count, print_table
 from ..pressure import RESOURCES
 from . import rules
@@ -75,8 +76,8 @@ def _memory(report: Report) -> None:
     print(COUNTED)
     if report.hugepages:
         print(f"Hugepage pools are no part of it: {size(report.hugepages)}.")
-    for node, amount in report.nodes.items():
-        print(f"NUMA node {node} has {size(amount)} and no CPUs; they count as all memory does.")
+    if report.nodes:
+        print(f"Neither are {told_left_out(report.nodes)}.")
 
 
 def _cpu(report: Report) -> None:

@@ -23,6 +23,10 @@ PAGES = "/sys/kernel/mm/hugepages"
 SIZE, LARGE = "hugepages-2048kB", "hugepages-1048576kB"
 HUGE = "<memoryBacking><hugepages/></memoryBacking>"
 OF_1G = "<memoryBacking><hugepages><page size='1' unit='G'/></hugepages></memoryBacking>"
+BOTH = (
+    "<memoryBacking><hugepages><page size='1' unit='G' nodeset='0'/><page size='2' unit='M'/>"
+    "</hugepages></memoryBacking>"
+)
 PINNED = "<cputune><vcpupin vcpu='0' cpuset='2'/></cputune>"
 DEVICE = (
     "<devices><hostdev mode='subsystem' type='pci'><source>"
@@ -60,8 +64,9 @@ def conf(text: str) -> Break:
     return lambda host: host.configure(CONF + text)
 
 
-def free(name: str = SIZE, count: int = 4, promised: int = 0) -> Break:
+def free(name: str = SIZE, count: int = 4, promised: int = 0, of: int = 4) -> Break:
     def run(host: Kernel) -> None:
+        host.put(f"{PAGES}/{name}/nr_hugepages", f"{of}\n")
         host.put(f"{PAGES}/{name}/free_hugepages", f"{count}\n")
         host.put(f"{PAGES}/{name}/resv_hugepages", f"{promised}\n")
 
@@ -105,6 +110,13 @@ def device(node: str) -> Break:
         ),
         (
             "v2",
+            [free(count=2000, of=2048), defined(f"{HUGE}<memory unit='MiB'>1000</memory>")],
+            "hugepages-unused",
+            "2000 hugepages of 2 MiB are free (3.9 GiB), and all VMs together have use for 1.0 GiB",
+            f"if nothing else needs them: echo 500 >{PAGES}/{SIZE}/nr_hugepages",
+        ),
+        (
+            "v2",
             [put(f"{CPU}/isolated", "1-3")],
             "vms-unpinned",
             "vCPUs 0 of VM vm have no pins, and all CPUs of VMs (1-3) are isolated (isolcpus)",
@@ -143,6 +155,16 @@ def test_what_could_be_better_is_told(
         ("v2", [free(promised=4)], "hugepages-unused"),
         ("v2", [free(LARGE), vm(OF_1G)], "hugepages-unused"),
         ("v2", [free(LARGE), defined(OF_1G)], "hugepages-unused"),
+        (
+            "v2",
+            [free(count=900, of=1000), defined(f"{HUGE}<memory unit='MiB'>1000</memory>")],
+            "hugepages-unused",  # 1000 MiB are more than VMs ask for, which is little
+        ),
+        (
+            "v2",
+            [free(LARGE, 9, of=9), defined(OF_1G), vm(BOTH)],
+            "hugepages-unused",
+        ),
         ("v2", [put(f"{CPU}/isolated", "1-2")], "vms-unpinned"),
         ("v2", [put(f"{CPU}/isolated", "1-3"), vm(PINNED)], "vms-unpinned"),
         ("numa", [vm(DEVICE), device("0")], "device-far"),

@@ -117,7 +117,7 @@ def test_a_kernel_that_tells_no_peak(tmp_path: Path, recommend: Command) -> None
 
 @pytest.mark.parametrize(
     ("ceiling", "counted", "source"),
-    [(2 * GIB, 2 * GIB, "(zfs_arc_max set)"), (0, GIB, "(no zfs_arc_max)")],
+    [(2 * GIB, 2 * GIB, "(zfs_arc_max set)"), (0, GIB, "(no zfs_arc_max: up to 2 GiB)")],
 )
 def test_zfs(tmp_path: Path, recommend: Command, ceiling: int, counted: int, source: str) -> None:
     host = counting(tmp_path / "host", "v2", True)
@@ -144,14 +144,15 @@ def test_hugepage_pools_and_a_node_without_cpus(tmp_path: Path, recommend: Comma
     host.put("/proc/meminfo", host.get("/proc/meminfo") + f"\nHugetlb: {2 * 1024**2} kB")
     host.put("/sys/devices/system/node/online", "0,2")
     host.put("/sys/devices/system/node/has_memory", "0,2")
+    host.put("/sys/devices/system/node/has_cpu", "0")
     host.put("/sys/devices/system/node/node2/cpulist", "")
     host.put("/sys/devices/system/node/node2/meminfo", "Node 2 MemTotal:  1048576 kB")
     found = report(recommend, host)
     assert (found["hugepages"], found["nodes_without_cpus"]) == (2 * GIB, {"2": GIB})
     out = recommend(host.root)[1]
     assert "Hugepage pools are no part of it: 2 GiB." in out
-    assert "NUMA node 2 has 1 GiB and no CPUs" in out
-    assert "3 CPUs and 4.8 GiB for VMs" in out
+    assert "Neither are 1 GiB of NUMA nodes without CPUs (2)." in out
+    assert "3 CPUs and 3.8 GiB for VMs" in out
 
 
 def test_hugepages_that_a_cgroup_is_charged(tmp_path: Path, recommend: Command) -> None:
