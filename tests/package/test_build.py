@@ -58,9 +58,10 @@ def deb_files(deb: Path) -> dict[str, str]:
 def test_the_files_of_the_deb(deb: Path) -> None:
     files = deb_files(deb)
     assert set(EVERYWHERE) < set(files)
-    assert {f"/lib/systemd/system/{unit}" for unit in UNITS} < set(files)
-    assert f"/lib/{RULES}" in files
-    assert files[f"/lib/{PROGRAM}"] == "-rwxr-xr-x"
+    assert {f"/usr/lib/systemd/system/{unit}" for unit in UNITS} < set(files)
+    assert f"/usr/lib/{RULES}" in files
+    assert files[f"/usr/lib/{PROGRAM}"] == "-rwxr-xr-x"
+    assert not [path for path in files if path.startswith("/lib")]  # a link to /usr/lib
     assert not [path for path in files if path.startswith("/usr/share") and path.endswith(PLACED)]
     assert "/usr/share/zsh/vendor-completions/_virt-cgroup" in files
     assert not [path for path in files if path.startswith("/etc/libvirt/hooks")]
