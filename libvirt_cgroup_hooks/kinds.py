@@ -87,6 +87,11 @@ class Kind:
         """What both allow; for CPUs None if that is none."""
         return one if self.rises(one, other) else other
 
+    @property
+    def rank(self) -> int:
+        """Its place in the order in which the limits of one cgroup rise."""
+        return KINDS.index(self)
+
 
 class Cpus(Kind):
     """A kind of limit whose values are sets of CPUs."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from .errors import Error, printable
 from .fence import shared_out
 from .host import page_size
-from .kinds import CPUS, HOST_CPUS, KINDS, PRESSURE, as_cpus
+from .kinds import CPUS, HOST_CPUS, PRESSURE, as_cpus
 from .state import SHARED, may_be_starting
 from .steps import RemoveEmpty, Step
 
@@ -272,7 +272,7 @@ def _in_order(table: Table, present: Table) -> list[tuple[str, dict[Kind, Value]
     before VMs do, and shrinks after them.
     """
     changes: tuple[dict[str, dict[Kind, Value]], ...] = ({}, {}, {}, {})
-    for row in sorted(table, key=lambda row: (row[1], KINDS.index(row[0]))):
+    for row in sorted(table, key=lambda row: (row[1], row[0].rank)):
         kind, path = row
         if kind.rises(present[row], table[row]):
             group = 0 if kind.of_host else 1
@@ -285,7 +285,7 @@ def _in_order(table: Table, present: Table) -> list[tuple[str, dict[Kind, Value]
 
 
 def _put_back(plan: Plan, manager: Manager, remembered: Remembered, rows: list[Row]) -> None:
-    for kind, path in sorted(rows, key=lambda row: KINDS.index(row[0])):
+    for kind, path in sorted(rows, key=lambda row: row[0].rank):
         plan.add_shared(*manager.put_back(path, kind, remembered.before[kind, path]))
 
 
