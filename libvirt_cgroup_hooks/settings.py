@@ -253,7 +253,7 @@ TABLE = (
         '"refuse"',
         'What to do with a VM whose XML pins it to reserved CPUs: "refuse" does not\n'
         'start it and says why; "warn" logs it, but libvirt may then fail to start it\n'
-        '("Invalid argument").',
+        '("Invalid argument", or on cgroup v1 "Permission denied").',
         REFUSE_OR_WARN,
     ),
     Setting(

@@ -334,7 +334,7 @@ def special_cpus(subject: Subject) -> Iterator[Problem]:
         yield Problem(
             "cpus-offline",
             f"CPUs {reserved - topology.online} of reserved_host_cpus are offline",
-            "reserve other CPUs",
+            f"run virt-cgroup reserve --cpus {len(reserved)} --live --config, or set them online",
         )
     if reserved & topology.isolated:
         text = (

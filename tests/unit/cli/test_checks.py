@@ -366,7 +366,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             CPUS,
             WARN,
             "CPUs 4 of reserved_host_cpus are offline",
-            "reserve other CPUs",
+            "run virt-cgroup reserve --cpus 2 --live --config, or set them online",
         ),
         (
             no_hook,
