@@ -70,11 +70,11 @@ text { font-family: sans-serif; font-size: 13px; fill: #1f2328; }
 .neither { fill: #afb8c1; }
 .missed { fill: none; stroke: #c0182b; stroke-width: 3; }
 .trespass, .intruder { fill: #c0182b; }
+.hatching { fill: none; stroke: #e0a94a; stroke-width: 2; }
 .memory-host { fill: url(#hatch); stroke: #9a5b00; }
 .memory-pool { fill: #c8b6e2; stroke: #6b3fa0; }
 .memory-limit { fill: #f3f5f7; stroke: #57606a; }
 .memory-used { fill: #2f81d8; }
-.hatching { fill: none; stroke: #e0a94a; stroke-width: 2; }
 """
 
 

@@ -472,6 +472,10 @@ def test_json(command: Command) -> None:
         "fence": {"cpus": "1-3,5-7,9-11,13-15"},
         "host": {"cpus": ""},
         "dedicated": [],
+        "nodes": [
+            {"node": 0, "cpus": "0-3,8-11", "cores": ["0,8", "1,9", "2,10", "3,11"]},
+            {"node": 1, "cpus": "4-7,12-15", "cores": ["4,12", "5,13", "6,14", "7,15"]},
+        ],
         "memory": {
             "total": 65842104 * 1024,
             "hugepage_pools": 10 * GIB,
@@ -484,10 +488,6 @@ def test_json(command: Command) -> None:
                 {"name": "old", "memory": 16420 * MIB, "hugepages": 0},
             ],
         },
-        "nodes": [
-            {"node": 0, "cpus": "0-3,8-11", "cores": ["0,8", "1,9", "2,10", "3,11"]},
-            {"node": 1, "cpus": "4-7,12-15", "cores": ["4,12", "5,13", "6,14", "7,15"]},
-        ],
     }
     assert list(domains) == ["web", "database", "realtime", "old"]
     assert domains["database"] == {
