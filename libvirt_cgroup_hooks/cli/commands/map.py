@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
         commands,
         "map",
         run,
-        "draw the host: NUMA nodes, cores, CPUs and memory, and what of them VMs may use and have",
+        "draw the host: NUMA nodes, cores and CPUs, where VMs may run, and who has its memory",
         "virt-cgroup map; virt-cgroup map --svg host.svg",
     )
     parser.add_argument(
