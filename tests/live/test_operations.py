@@ -107,6 +107,13 @@ def test_pin_outside_the_fence(configure: Configure) -> None:
     assert_nothing_left(before)
 
 
+def test_what_libvirt_says_of_a_pin_outside_the_fence(configure: Configure) -> None:
+    """docs/configuration.md and the configuration file name both messages."""
+    configure('pin_conflict = "warn"\n' + FENCED)
+    message = refused(domain_xml("greedy", vcpus=2, vcpupin={1: "0"}))
+    assert ("Permission denied" if HAS_V1 else "Invalid argument") in message
+
+
 def test_on_error_warn_starts_the_vm(configure: Configure) -> None:
     """A directory with a process in it, where the VM parent should be, cannot be fenced on either
     version.
