@@ -31,8 +31,13 @@ done < <(find -L "$folder" -maxdepth 1 -type f -executable -print0 | sort -z)
 SET_PROPERTY = ("systemctl", "set-property", "--runtime", "--", "machine.slice")
 WITH_SYSTEMD = f"""\
 #!/bin/sh
-exec {" ".join(SET_PROPERTY)} AllowedCPUs={{cpus}} MemoryMax=2G
+exec {" ".join(SET_PROPERTY)} AllowedCPUs={{cpus}} MemoryMax={{memory}}
 """
+# What the hook has limited: a peer that set anything else would give it work at each round
+LIMITS = [
+    Path("/sys/fs/cgroup/machine.slice/memory.max"),
+    Path("/sys/fs/cgroup/memory/machine.slice/memory.limit_in_bytes"),
+]
 JUST_WRITE = """\
 #!/bin/sh
 for file in /sys/fs/cgroup/cpuset/machine/cpuset.cpus /sys/fs/cgroup/machine/cpuset.cpus; do
@@ -88,7 +93,8 @@ def peers(rounds: int, vfio_isolate: str) -> list[Row]:
 
 def _others(host: VmHost, vfio_isolate: str) -> dict[str, Callable[[], Took]]:
     cpus = f"1-{(os.cpu_count() or 2) - 1}"
-    recipe = (WITH_SYSTEMD if host.systemd else JUST_WRITE).format(cpus=cpus)
+    memory = next((path.read_text().strip() for path in LIMITS if path.exists()), "2G")
+    recipe = (WITH_SYSTEMD if host.systemd else JUST_WRITE).format(cpus=cpus, memory=memory)
     how = "systemctl set-property" if host.systemd else "a write"
     dispatcher, empty = _install_dispatcher(recipe), empty_hook(SCRATCH)
     in_python = SCRATCH / "in-python"
