@@ -180,3 +180,16 @@ def test_a_python_that_libvirtd_would_not_find_the_package_with(
         "error: /usr/bin/python3 does not find the package when run as libvirtd runs it: "
     )
     assert machine.hooks() == []
+
+
+# the deb
+
+
+def test_the_deb_is_installed_and_purged(machine: Machine, deb: Path) -> None:
+    """dpkg says nothing of a folder that is not empty, as Debian 13 would of units in /lib."""
+    machine.outside("cp", deb, machine.root / "root/package.deb")
+    machine.run("dpkg --force-depends -i /root/package.deb")
+    unit = "/usr/lib/systemd/system/libvirt-cgroup-hooks.service"
+    assert machine.run(f"ls {unit}") == f"{unit}\n"
+    assert "not empty" not in machine.run("dpkg --purge libvirt-cgroup-hooks")
+    assert "No such file" in machine.run(f"ls {unit}", check=False)
