@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     if arguments.json:
         print_json({**found.as_json(), "written": written})
     elif written:
-        print(f"\nWritten to {PATH}.\n{reserve.LATER}")
+        print(f"\nWritten to {PATH}.\n{reserve.later(host)}")
     else:
         print(f"\nTo reserve that, for running VMs too:\n    {text.command(found)}")
     return 0

@@ -328,6 +328,7 @@ def _in_effect(parent: InEffect, topology: Topology) -> dict[str, Any]:
 
 FILE, REQUIRED, KERNEL = "In the file", "Required now", "In the kernel"
 LATER = "In effect when the next VM starts, or now with: virt-cgroup apply --all"
+NOT_YET = "Not in effect yet. To apply it to running VMs now: virt-cgroup apply --all"
 UNTIL = "What --live has changed lasts until the next boot, or until the setting is edited."
 NO_HOOK = "the hook is not installed, so new VMs are not limited: run virt-cgroup hook install"
 EACH_VM = "in each VM"
@@ -372,9 +373,14 @@ def _print(arguments: argparse.Namespace, host: Host, report: dict[str, Any]) ->
     if FILE in columns and KERNEL in columns and report["configured"] != report["live"]:
         print(f"\n{UNTIL}")
     if _is_pending(report, KERNEL in columns):
-        print(f"\n{LATER}")
+        print(f"\n{later(host)}")
     if any(report["live"].values()) and not is_installed(host):
         print(f"warning: {NO_HOOK}", file=sys.stderr)
+
+
+def later(host: Host) -> str:
+    """When what is only in the file takes effect."""
+    return LATER if is_installed(host) else NOT_YET
 
 
 def _is_pending(report: dict[str, Any], kernel_is_shown: bool) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from libvirt_cgroup_hooks.cli import main
-from libvirt_cgroup_hooks.cli.commands.reserve import LATER, NO_HOOK, UNTIL
+from libvirt_cgroup_hooks.cli.commands.reserve import NO_HOOK, NOT_YET, UNTIL
 
 from ..support import reserving
 from ..support.hosts import CONF as PATH
@@ -119,21 +119,21 @@ def test_what_is_not_in_effect_yet(
     host = reserving.running(tmp_path, kind)
     effective = reserving.file(host, "cpuset.cpus.effective")
     host.put(effective, "1-3")
-    assert LATER not in show(host, capsys)
+    assert NOT_YET not in show(host, capsys)
     change(host, "config", False, **{what: value}).run()
     for arguments in ([], ["--config"]):
-        assert LATER in show(host, capsys, *arguments)
+        assert NOT_YET in show(host, capsys, *arguments)
     change(host, "live config", False, **{what: value}).run()
     host.put(effective, reserving.says(host, "cpuset.cpus") or "0-3")
-    assert LATER not in show(host, capsys)
+    assert NOT_YET not in show(host, capsys)
 
 
 def test_where_no_parent_has_the_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host = reserving.made(
         tmp_path, "cgroupfs-v2", "reserved_host_cpus = '0'\ncgroup_layout = 'root'\n"
     )
-    assert LATER not in show(host, capsys)
-    assert LATER in show(host, capsys, "--config")
+    assert NOT_YET not in show(host, capsys)
+    assert NOT_YET in show(host, capsys, "--config")
 
 
 def test_where_each_vm_has_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +142,7 @@ def test_where_each_vm_has_its_own(tmp_path: Path, capsys: pytest.CaptureFixture
     reserving.start(host, layout="native")
     shown = show(host, capsys)
     assert shown.count("in each VM") == len(("Reserved CPUs", "CPUs for VMs"))
-    assert LATER not in shown
+    assert NOT_YET not in shown
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
