@@ -103,6 +103,7 @@ def test_what_is_shown() -> None:
         "iothread_cpus:  -",
         "layout:         -",
         "confine_host:   -",
+        "dedicated:      -",
     ]
 
 
