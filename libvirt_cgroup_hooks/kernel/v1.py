@@ -204,10 +204,14 @@ class V1(Tree):
             if after[path] or not cpus:
                 continue
             if not self.forced:
+                remedy = "stop the VM that it belongs to, or pin it to other CPUs, first"
+                # libvirt leaves the cgroups of a VM that has ended while no daemon ran
+                if self.host.read_optional(f"{path}/cgroup.procs") == "":
+                    remedy = f"no process is in it, so remove it: rmdir {printable(path)}"
                 raise Error(
                     f"cannot set the CPUs of {printable(directory)} to {wanted}: "
                     f"{printable(path)} is limited to {cpus}",
-                    "stop the VM that it belongs to, or pin it to other CPUs, first",
+                    remedy,
                 )
             after[path] = after[parent(path)]
         return after

@@ -439,3 +439,11 @@ def test_a_child_with_fewer_cpus_keeps_those_that_are_left(four: Kernel) -> None
         f"cannot set the CPUs of {CG}/cpuset/vms to 0-2: {CG}/cpuset/vms/vm/vcpu0 is limited to 3: "
         "stop the VM that it belongs to, or pin it to other CPUs, first"
     )
+
+
+def test_a_child_that_libvirt_has_left_is_to_be_removed(four: Kernel) -> None:
+    left = f"{CG}/cpuset/vms/ended"
+    four.put(f"{left}/cpuset.cpus", "3")
+    four.put(f"{left}/cgroup.procs", "")
+    with pytest.raises(Error, match=f"no process is in it, so remove it: rmdir {left}"):
+        fenced(four, "3")
