@@ -67,7 +67,7 @@ class _Run:
         self.operation = operation
         self.config = Config({})
         self.warnings: list[str] = []
-        self.late = False
+        self.alarms = 0
 
     def __str__(self) -> str:
         return f"VM {printable(self.name)}, {self.operation}"
@@ -171,16 +171,19 @@ class _Run:
 
     def failed(self, error: Error) -> int:
         """What could not be done is tried again at the VM's next operation."""
+        status = self.status_of(error)
+        if status:
+            os.write(2, printable(f"libvirt-cgroup-hooks: {error}").encode() + b"\n")
+        else:
+            self.warnings.append(str(error))
         self.host.forget(idle.PATH)
         if self.config.anew:
             snapshot.doubt(self.host)
-        text = printable(f"libvirt-cgroup-hooks: {error}")
+        return status
+
+    def status_of(self, error: Error) -> int:
         refuses = self.config.on_error == "refuse" or isinstance(error, Refusal)
-        if self.operation in MAY_REFUSE and refuses:
-            os.write(2, f"{text}\n".encode())
-            return 1
-        self.warnings.append(str(error))
-        return 0
+        return int(refuses and self.operation in MAY_REFUSE)
 
     def set_deadline(self) -> None:
         timeout = self.config.hook_timeout
@@ -192,13 +195,14 @@ class _Run:
             f"timed out after {self.config.hook_timeout} seconds (hook_timeout)",
             "find out what keeps the host busy, or raise hook_timeout",
         )
-        if self.late:  # even undoing took too long
+        self.alarms += 1
+        if self.alarms == 1:
+            raise error
+        if self.alarms == 2:  # even undoing took too long
             self.host.end_child()
-            status = self.failed(error)
+            self.failed(error)
             _log(f"{self}: {error}")
-            os._exit(status)
-        self.late = True
-        raise error
+        os._exit(self.status_of(error))  # at the third alarm even that took too long
 
 
 class _Exclusive(Exception):
