@@ -27,7 +27,7 @@ from labhost.image import build, recipe
 from labhost.recipe import RELEASES
 
 from . import debian
-from .test_packages import CONF, TREE, Packaged
+from .packaged import CONF, TREE, Packaged
 
 PROGRAMS = Path(sys.executable).parent  # pip installs beside it
 COLLECTION = TREE / "packaging/ansible"

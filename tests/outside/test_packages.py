@@ -4,93 +4,21 @@ throughout.
 
 from __future__ import annotations
 
-import io
-import subprocess
-import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from labhost.host import LabHost
 from labhost.image import build, recipe
 
-TREE = Path(__file__).resolve().parents[2]
+from .packaged import CONF, CPUS, FENCED, HOOKS, TREE, Packaged, package, packed
 
-
-HOOKS = "/etc/libvirt/hooks"
-CONF = "/etc/libvirt/cgroup-hooks.conf"
-CPUS = "0-7"  # of a lab host
-FENCED = "2-7"
 FOREIGN = '#!/bin/sh\necho "$1 $2" >>/run/foreign\n'
-XML = """\
-<domain type='qemu'><name>{name}</name><memory unit='MiB'>32</memory><vcpu>2</vcpu>
-<os><type arch='x86_64'>hvm</type></os></domain>
-"""
 
 
 @pytest.fixture(scope="module")
 def debs() -> bytes:
-    """A gzipped tar of two revisions, 1.deb and 2.deb."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for revision in ("1", "2"):
-            command = ["tools/package", "deb", revision]
-            made = subprocess.run(
-                command, cwd=TREE, check=True, stdout=subprocess.PIPE, text=True
-            ).stdout.strip()
-            tar.add(TREE / made, f"{revision}.deb")
-    return buffer.getvalue()
-
-
-class Packaged(LabHost):
-    def apt(self, *arguments: str) -> str:
-        """With nobody to answer a question of dpkg's, which then fails."""
-        return self.check(["apt-get", "-q", "-y", "--no-install-recommends", *arguments])
-
-    def install(self, revision: str) -> str:
-        return self.apt("install", f"/root/packages/{revision}.deb")
-
-    def configure(self, layout: str) -> None:
-        lines = (
-            f'reserved_host_cpus = "0-1"\nreserved_host_mem = "1 GiB"\ncgroup_layout = "{layout}"\n'
-        )
-        self.check(f"cat >>{CONF} <<'END'\n{lines}END")
-
-    def start(self, name: str) -> None:
-        self.check(f"cat >/run/{name}.xml <<'END'\n{XML.format(name=name)}END")
-        self.check(f"virsh -q create /run/{name}.xml")
-
-    def pid(self, name: str) -> str:
-        return self.check(f"cat /run/libvirt/qemu/{name}.pid").strip()
-
-    def place(self, name: str) -> str:
-        return self.check(f"cat /proc/{self.pid(name)}/cgroup").strip()
-
-    def cpus(self, name: str) -> str:
-        return self.check(
-            f"sed -n 's/^Cpus_allowed_list:\\t//p' /proc/{self.pid(name)}/status"
-        ).strip()
-
-    def hooks(self) -> list[str]:
-        """What libvirt would run."""
-        return self.check(f"cd {HOOKS}; find . -type f -perm -100 | sort").split()
-
-    def ours(self) -> list[str]:
-        """What there is of ours below /run, and of our telling systemd."""
-        found = "find /run -path /run/credentials -prune -o -name '*libvirt-cgroup-hooks*' -print"
-        return self.check(
-            f"{found}; find /run/systemd/system.control -name '50-*.conf' 2>/dev/null || :"
-        ).split()
-
-    def daemon(self) -> str:
-        return self.check("systemctl show -P MainPID libvirtd").strip()
-
-    def property(self, name: str, unit: str = "vms.slice") -> str:
-        return self.check(f"systemctl show -P {name} {unit}").strip()
-
-    def log(self) -> str:
-        return self.check("journalctl --no-pager -q -o cat -t libvirt-cgroup-hooks || :")
+    """Two revisions, 1.deb and 2.deb."""
+    return packed({revision: package(TREE, revision) for revision in ("1", "2")})
 
 
 @pytest.fixture(params=["13", pytest.param("12", marks=pytest.mark.thorough)])
