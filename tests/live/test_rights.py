@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -86,6 +87,7 @@ def test_what_an_ordinary_user_cannot_read_is_no_failure(configure: Configure) -
     assert (done.returncode, "FAIL" in done.stdout) == (0, False), done
     assert "WARN (only root can read some of the files: run as root) [not-root]\n" in done.stdout
     destroy_vm("web")
+    shutil.rmtree(STATE)  # as where nothing was ever configured
     configure("")
     start_vm("web")
     done = as_nobody("map")

@@ -66,6 +66,8 @@ def controllers(subject: Subject) -> Iterator[Problem]:
     try:
         operations.check_controllers(subject.manager())
     except Error as error:
+        if error.denied:
+            raise
         yield Problem("controller-missing", error.message, error.hint)
 
 
