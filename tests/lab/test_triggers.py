@@ -171,7 +171,7 @@ def test_cpus_go_and_come_again_and_again() -> None:
 def test_what_cannot_be_is_told_and_the_next_event_is_seen_to() -> None:
     configure(fenced("native"))
     start("web")
-    configure("reserved_host_cpus = 0-1\n")
+    configure('reserved_host_cpus = "0-99"\n')
     with without_cpu(7):
         wait_for(lambda: any("reserved_host_cpus" in line for line in shown(APPLY)), "the error")
         settled()
