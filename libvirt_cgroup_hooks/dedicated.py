@@ -146,19 +146,19 @@ def check_beside(domain: Domain, config: Config, owners: list[Owner], left: CpuS
     for owner in owners:
         pinned = _pinned(domain, owner.cpus)
         if pinned:
+            remedy = f"stop {printable(owner.name)} first"
+            if left:
+                remedy = f"pin it within {left}, or {remedy}"
             raise Refusal(
                 f"VM {printable(domain.name)} is pinned to CPUs that VM {printable(owner.name)} "
                 f"has for itself (dedicated): {pinned}",
-                f"pin it within {left}, or stop {printable(owner.name)} first"
-                if left
-                else f"stop {printable(owner.name)} first",
+                remedy,
             )
-    told = ", ".join(f"{printable(owner.name)} {owner.cpus}" for owner in owners)
     missing = _left_out(domain, config, left)
     if missing:
         raise Refusal(
             f"nothing is left of {missing} for VM {printable(domain.name)}: other VMs have CPUs "
-            f"for themselves (dedicated): {told}",
+            f"for themselves (dedicated): {told(owners)}",
             "stop one of them first, or pin it to fewer",
         )
 

@@ -138,6 +138,10 @@ class Host:
         except OSError:
             return None
 
+    def now(self) -> int:
+        """Nanoseconds of the epoch."""
+        return time.time_ns()
+
     def age(self, path: str) -> float:
         """Seconds since the file was written; 0 where there is none."""
         moment = self.written_at(path)

@@ -8,8 +8,6 @@ goes by it only while neither is newer than the other, and the package is the on
 
 from __future__ import annotations
 
-import time
-
 from . import __version__, managers
 from .state import DIRECTORY, Remembered
 from .steps import Remove, ReplaceDated
@@ -65,7 +63,7 @@ def tell(plan: Plan, manager: Manager) -> None:
     """Leaves it for the shell, at the end of PLAN. What is not true any more goes first."""
     withdraw(plan, manager)
     host, operations = manager.host, idle(manager)
-    moment, now = manager.config.moment, time.time_ns()
+    moment, now = manager.config.moment, host.now()
     # images that are built alike give all their files one time, long ago
     if moment is None or not YEAR < moment < now - SETTLED or "\n" in FOLDER:
         return

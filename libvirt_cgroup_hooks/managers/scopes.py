@@ -42,7 +42,7 @@ def _drop_in_with(host: Host, path: str, cpus: CpuSet | None) -> list[Step]:
         return []
     lines = [line for line in text.splitlines() if not line.startswith(KEY)]
     lines += [f"{KEY}{cpus}"] if cpus else []
-    if len(lines) < len(["[Scope]", "a setting"]):
+    if lines == ["[Scope]"]:
         return [Remove(path, text, mode=0o644), RemoveEmpty(path.rpartition("/")[0])]
     new = "\n".join(lines) + "\n"
     return [Replace(path, new, text, mode=0o644)] if new != text else []
