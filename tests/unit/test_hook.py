@@ -178,6 +178,26 @@ def test_the_deadline(clock: None) -> None:
         made.alarm()
 
 
+def test_what_takes_too_long_to_tell_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, told = run("prepare"), []
+
+    def slow(error: Error) -> int:
+        told.append(error)
+        made.alarm()
+        return 0
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(made, "failed", slow)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Error, match="timed out"):
+        made.alarm()
+    with pytest.raises(SystemExit) as ended:
+        made.alarm()
+    assert (ended.value.code, len(told)) == (1, 1)
+
+
 def test_the_hook_makes_the_steps_that_the_command_shows(
     tmp_path: Path, stdin: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
