@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from labhost.image import debian_mirror
+from labhost.debian import debian_mirror
 from labhost.programs import program
 
 TIMEOUT = 600.0

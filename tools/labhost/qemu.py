@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import emulator
 from .clock import Deadline
 from .errors import LabError
-from .programs import program
 from .recipe import ROOT_LABEL
-
-QEMU = "qemu-system-x86_64"
 
 KERNEL_ARGUMENTS = (
     f"root=LABEL={ROOT_LABEL} rw quiet panic=-1",
@@ -85,10 +83,6 @@ class Boot:
     state: Path | None = None
 
 
-def version() -> str:
-    return program([QEMU, "--version"], 30, capture=True).splitlines()[0]
-
-
 def saved_state_uri(action: str, state: Path) -> str:
     return f"exec:{action} {shlex.quote(str(state))}"
 
@@ -121,7 +115,7 @@ class Qemu:
             "setpriv",
             "--pdeathsig",
             "KILL",
-            QEMU,  # whatever ends the lab ends the emulator
+            *emulator.command(),  # whatever ends the lab ends it
             "-chardev",
             f"file,id=hvc,path={self.console}",
             "-chardev",

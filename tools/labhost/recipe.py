@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from .debian import DPKG_OPTIONS
+
 AGENT = Path(__file__).with_name("agent.py")
 AGENT_PATH = "/usr/local/lib/lab/agent.py"
 FACTS_PATH = "/etc/libvirt-cgroup-hooks-lab.json"
@@ -35,13 +37,6 @@ PACKAGES = (
     "util-linux",
     "bpftool",
     "linux-image-cloud-amd64",
-)
-
-DPKG_OPTIONS = (
-    "force-unsafe-io",
-    "path-exclude=/usr/share/man/*",
-    "path-exclude=/usr/share/doc/*",
-    "path-exclude=/usr/share/locale/*",
 )
 
 # With that capability libvirt asks QEMU for each feature of a VM's CPU by a message of its own, 460
