@@ -35,9 +35,9 @@ def never(host: Host, config: Config, operation: str) -> bool:
     """Whether OPERATION is one at which nothing is ever to be done on this host, while no VM has
     CPUs for itself alone.
     """
-    if operation not in NEVER or config.host_cpus_for or NEVER[operation] != managers.name(host):
+    if operation not in NEVER or NEVER[operation] != managers.name(host):
         return False
-    return operation != "start" or not Remembered(host).dedicated
+    return operation != "start" or not (config.host_cpus_for or Remembered(host).dedicated)
 
 
 def idle(manager: Manager) -> list[str]:
@@ -52,8 +52,10 @@ def idle(manager: Manager) -> list[str]:
     for operation in OPERATIONS:
         places_threads = operation == "started" and manager.config.has_sets
         has_work = recorded or places_threads
-        if never(manager.host, manager.config, operation):
-            has_work = dedicated and operation == "start"
+        if operation == "start":
+            has_work = dedicated or (recorded and manager.awaits_start)
+        elif never(manager.host, manager.config, operation):
+            has_work = False
         if not has_work:
             found.append(operation)
     return found

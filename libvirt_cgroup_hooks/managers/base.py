@@ -246,7 +246,14 @@ class Manager:
         raise NotImplementedError
 
     def start(self, plan: Plan, domain: Domain) -> None:
-        """Just before QEMU is made; the domain's id is known."""
+        """Just before QEMU is made: what `prepare` could not do yet, or no longer holds."""
+
+    @property
+    def awaits_start(self) -> bool:
+        """Whether `prepare` may leave something to `start` for a VM with a record, where no VM has
+        CPUs for itself alone.
+        """
+        return bool(self.fence.lent)
 
     def place(self, plan: Plan, domain: Domain, running: Domain, vm_threads: list[Thread]) -> None:
         """QEMU runs, with all its threads. RUNNING is DOMAIN as `threads.status` tells it."""
@@ -268,11 +275,16 @@ class Manager:
         new = Record.of(domain)
         new.confines = self.asks_to_confine
         new.dedicated = self.dedicated_to(domain)
+        if domain.id is not None:  # none where it is only planned for
+            self.claim(new, domain)
         if self.remembers or domain.settings or new.hugepages:
             self.records.save(plan, new, stale)
         elif stale:
             self.records.forget(plan, domain.uuid, stale)
         return stale
+
+    def claim(self, record: Record, domain: Domain) -> None:
+        """Names in RECORD what is to be DOMAIN's own before QEMU exists."""
 
     def remains(self, record: Record) -> list[Step]:
         """Removes what is the VM's own."""

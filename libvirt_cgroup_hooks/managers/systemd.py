@@ -195,12 +195,28 @@ class Systemd(Manager):
 
         return properties.put_back(self, path, kind, value)
 
-    # prepare
+    # prepare, start: the id is known, and machined has not been asked yet
 
     def prepare(self, plan: Plan, domain: Domain) -> None:
         self.vm_slice(domain)  # an impossible one is told now
         stale = self.begin_record(plan, domain)
         self._remove_stray_drop_ins(plan, stale.files if stale else [])
+        if domain.id is not None:
+            self._steer(plan, domain)
+
+    def start(self, plan: Plan, domain: Domain) -> None:
+        """Others may have taken CPUs for themselves meanwhile. libvirt takes a cpuset of v1 as it
+        finds it.
+        """
+        self._steer(plan, domain)
+        tree, cpus = self._own_cpusets, self.carried(domain)
+        if tree and cpus:
+            steps = tree.make(self.scope_path(domain), cpus)
+            plan.add_below(tree.hierarchy.directory(self._top(domain)), *steps)
+
+    @property
+    def awaits_start(self) -> bool:
+        return self._own_cpusets is not None
 
     @property
     def reaches_into_vms(self) -> bool:
@@ -235,39 +251,51 @@ class Systemd(Manager):
                     found.append(f"{UNITS}/{name}/{DROP_IN}")
         return found
 
-    # start: the id is known, and machined has not been asked yet
-
-    def start(self, plan: Plan, domain: Domain) -> None:
-        unit, cpus, tree = self.vm_slice(domain), self.carried(domain), self._own_cpusets
-        text = self._drop_in_text(domain)
-        if not text and not cpus:
-            # one of an earlier VM of that id and name would steer this one
-            if domain.id is not None:
-                plan.add(*self._remove_drop_in(self._drop_in(domain)))
-            return
-        record, old = self.records.of(domain)
-        path, scope = self._drop_in(domain), self.scope_path(domain)
-        own, going = None, []
-        if unit:
-            from . import slices
-
-            own = slices.of_vm(self.layout, self.base, domain)
-            names = slices.between(own, unit) if own else []
-            going = [f"{UNITS}/{name}.d/{DROP_IN}" for name in names]
-        top = units.slice_path(own) if own else scope
-        record.files = [path, *going] if text else []
+    def claim(self, record: state.Record, domain: Domain) -> None:
+        """A slice of its own goes with its VM, and so do those between that and its scope."""
+        text, own, cpus = self._drop_in_text(domain), self._own_slice(domain), self.carried(domain)
         record.slices = [own] if own else []
-        record.groups = self._unmanaged(top) if own or cpus else []
-        self.records.save(plan, record, old)
-        if text:
-            plan.add(*self._write_drop_in(path, text))
-            for file in going:
-                plan.add(*self._write_drop_in(file, GOES_WITH_ITS_VM))
-            plan.add(*REFRESH)
-        else:
+        record.files = [self._drop_in(domain), *self._going(domain)] if text else []
+        record.groups = self._unmanaged(self._top(domain)) if own or cpus else []
+
+    def _steer(self, plan: Plan, domain: Domain) -> None:
+        """The drop-in of DOMAIN's scope, after the record that names it."""
+        text, path = self._drop_in_text(domain), self._drop_in(domain)
+        record, old = self.records.of(domain)
+        self.claim(record, domain)
+        if str(record) != str(old) and (old or text or record.groups):
+            self.records.save(plan, record, old)
+        elif plan.operation == "start" and text == (self.host.read_optional(path) or ""):
+            return  # as `prepare` has left it
+        if not text:
             plan.add(*self._remove_drop_in(path))
-        if tree and cpus:
-            plan.add_below(tree.hierarchy.directory(top), *tree.make(scope, cpus))
+            return
+        plan.add(*self._write_drop_in(path, text))
+        for file in self._going(domain):
+            plan.add(*self._write_drop_in(file, GOES_WITH_ITS_VM))
+        plan.add(*REFRESH)
+
+    def _own_slice(self, domain: Domain) -> str | None:
+        """The slice that is DOMAIN's alone, where the layout has one for each VM."""
+        if self.layout.native:
+            return None
+        from . import slices
+
+        return slices.of_vm(self.layout, self.base, domain)
+
+    def _going(self, domain: Domain) -> list[str]:
+        """Drop-ins for the slices from DOMAIN's own to that of its scope."""
+        own, unit = self._own_slice(domain), self.vm_slice(domain)
+        if not own or not unit:
+            return []
+        from . import slices
+
+        return [f"{UNITS}/{name}.d/{DROP_IN}" for name in slices.between(own, unit)]
+
+    def _top(self, domain: Domain) -> str:
+        """The cgroup that is all DOMAIN's own."""
+        own = self._own_slice(domain)
+        return units.slice_path(own) if own else self.scope_path(domain)
 
     def _unmanaged(self, path: str) -> list[str]:
         """Directories of the cgroup PATH that systemd does not make, and so does not remove.

@@ -16,6 +16,7 @@ from ..live.pace import wait_for
 from ..live.reserving import everything
 from .host import (
     CGROUP,
+    SYSTEMD,
     UNITS,
     V2,
     configure,
@@ -28,7 +29,8 @@ from .host import (
     xml,
 )
 
-OPERATIONS = ("prepare", "start", "started", "release", "reconnect")
+AT_START = () if V2 and SYSTEMD else ("start",)  # else the shell alone runs
+OPERATIONS = ("prepare", *AT_START, "started", "release", "reconnect")
 CHOSEN = 5
 MORE = 'vcpu_cpus = "3-5"\nvm_cpu_weight = 50'
 if V2:

@@ -52,22 +52,36 @@ OWN = (
         ("reserved_host_mem = '512 MiB'\n", "", True, False, "v2", EACH),
         ("vm_cpu_weight = 50\n", "", True, False, "v2", EACH),
         (CPUS + SETS, "", True, False, "v2", ("start", "stopped", "release")),
-        (CPUS, OWN, True, True, "v2", ("stopped",)),
-        (CPUS + PLACED, "", True, True, "v2", ("stopped",)),
-        (CPUS + "cgroup_layout = 'root'\n", "", True, True, "v2", ("stopped",)),
-        ("reserved_host_mem = '1 GiB'\nmemory_admission = 1\n", "", True, True, "v2", ("stopped",)),
-        (CPUS + "confine_host = 'running'\n", "", True, True, "v2", ("stopped",)),
-        (CPUS + "confine_host = 'asked'\n", "", True, True, "v2", ("stopped",)),
+        (CPUS, OWN, True, True, "v2", ("start", "stopped")),
+        (CPUS + PLACED, "", True, True, "v2", ("start", "stopped")),
+        (CPUS + "cgroup_layout = 'root'\n", "", True, True, "v2", ("start", "stopped")),
+        (
+            "reserved_host_mem = '1 GiB'\nmemory_admission = 1\n",
+            "",
+            True,
+            True,
+            "v2",
+            ("start", "stopped"),
+        ),
+        (CPUS + "confine_host = 'running'\n", "", True, True, "v2", ("start", "stopped")),
+        (CPUS + "confine_host = 'asked'\n", "", True, True, "v2", ("start", "stopped")),
         (
             "reserved_host_mem = '1 GiB'\nprotect_host_mem = 'low'\n",
             "",
             True,
             True,
             "v2",
-            ("stopped",),
+            ("start", "stopped"),
         ),
-        (CPUS + "host_cpus_for = ['emulator']\n", "", True, True, "v2", ()),
-        (CPUS, "<memoryBacking><hugepages/></memoryBacking>", True, True, "v2", ("stopped",)),
+        (CPUS + "host_cpus_for = ['emulator']\n", "", True, True, "v2", ("start", "stopped")),
+        (
+            CPUS,
+            "<memoryBacking><hugepages/></memoryBacking>",
+            True,
+            True,
+            "v2",
+            ("start", "stopped"),
+        ),
         (CPUS, "", True, True, "v1", ("stopped",)),
         (CPUS, "", False, True, "v2", ("start",)),
         (CPUS + PLACED, "", False, True, "v1", ("start",)),
@@ -117,11 +131,11 @@ def test_a_vm_with_settings_of_its_own_has_python_started_for_all(usual: Kernel)
     steps = str(made).splitlines()
     assert (steps[0], steps[-1]) == (f"remove {idle.PATH}", f"save {idle.PATH}")
     run(usual, made)
-    assert told(usual) == ["stopped"]
+    assert told(usual) == ["start", "stopped"]
     do(usual, "prepare", domain("vm"))
-    assert told(usual) == ["stopped"]
+    assert told(usual) == ["start", "stopped"]
     do(usual, "release", own)
-    assert told(usual) == ["stopped"]
+    assert told(usual) == ["start", "stopped"]
     do(usual, "prepare", domain("vm"))
     assert told(usual) == list(EACH)
 
@@ -140,7 +154,7 @@ def test_a_change_of_the_configuration_is_seen(usual: Kernel) -> None:
     aged(usual, 600)
     assert told(usual) is None
     do(usual, "prepare", domain("vm", id=3))
-    assert told(usual) == ["stopped"]
+    assert told(usual) == ["start", "stopped"]
 
 
 def test_a_change_at_run_time_takes_it_away_first(usual: Kernel) -> None:
