@@ -59,7 +59,7 @@ interpreter's own start. Where a note says "nothing to do", the hook ends in its
 Where nobody owns cgroups, `started` moves the VM, and the first move after a pause waits for the
 kernel (an RCU grace period, longer when CPUs are busy). That wait has a row of its own. It is part
 of the time of every `started` but that of `native`, and not of its CPU time. Where systemd owns
-cgroups, nothing is moved: `start` waits for systemd's answer to one call over the bus, and
+cgroups, nothing is moved: `prepare` waits for systemd's answer to one call over the bus, and
 `release` of `uuid` leaves out stopping the VM's slice.
 """,
     ),
