@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from .. import state
 from ..errors import Error, printable
-from ..host import NEW
 from ..kinds import CPUS, MEMORY, VM_CPUS, in_bytes
-from ..steps import LoadUnit, MakeDirectory, Remove, RemoveEmpty, Replace, Step, Systemctl, Touch
+from ..steps import Step, Systemctl
 from . import units
 from .base import Manager
 
@@ -27,16 +26,7 @@ if TYPE_CHECKING:
     from ..threads import Thread
     from .base import Limits
 
-UNITS = units.DROP_INS
-DROP_IN = units.DROP_IN
-GOES_WITH_ITS_VM = "[Unit]\nStopWhenUnneeded=yes\n"
 MACHINE = "machine.slice"
-# systemd looks for drop-ins in the directories that it remembers, and loading a transient scope
-# does not make it look again (247 to 257: unit_load_fragment returns before
-# unit_file_build_name_map). Loading a unit that is not there does, if the directory has changed
-# since; two changes in one tick of the kernel's clock look like one, so its time is set. libvirt
-# happens to name such a unit, virtqemud.service, where Debian ships none; that is no promise.
-REFRESH = (Touch(UNITS), LoadUnit("libvirt-cgroup-hooks-no-such-unit.service"))
 
 
 class Systemd(Manager):
@@ -227,7 +217,11 @@ class Systemd(Manager):
         """Drop-ins that no VM's record names, and that are not KNOWN: of VMs that ended without a
         release.
         """
-        found = self._drop_ins()
+        if not self.host.names(units.DROP_INS):
+            return
+        from . import dropins
+
+        found = dropins.found(self.host)
         if not found:
             return
         for uuid in state.recorded(self.host):
@@ -236,20 +230,7 @@ class Systemd(Manager):
                 known = [*known, *record.files]
         for path in found:
             if path not in known:
-                plan.add_shared(*self._remove_drop_in(path))
-
-    def _drop_ins(self) -> list[str]:
-        """Ours, for scopes and slices of VMs. An empty directory of a scope, or half a file, is
-        what one that was killed has left.
-        """
-        found: list[str] = []
-        for name in self.host.names(UNITS):
-            is_scopes = name.startswith(units.VM_SCOPE) and name.endswith(".scope.d")
-            if is_scopes or name.endswith(".slice.d"):
-                files = set(self.host.names(f"{UNITS}/{name}"))
-                if (files or is_scopes) and files <= {DROP_IN, DROP_IN + NEW}:
-                    found.append(f"{UNITS}/{name}/{DROP_IN}")
-        return found
+                plan.add_shared(*dropins.remove(self.host, path))
 
     def claim(self, record: state.Record, domain: Domain) -> None:
         """A slice of its own goes with its VM, and so do those between that and its scope."""
@@ -261,19 +242,24 @@ class Systemd(Manager):
     def _steer(self, plan: Plan, domain: Domain) -> None:
         """The drop-in of DOMAIN's scope, after the record that names it."""
         text, path = self._drop_in_text(domain), self._drop_in(domain)
+        there = self.host.read_optional(path) or ""
         record, old = self.records.of(domain)
         self.claim(record, domain)
         if str(record) != str(old) and (old or text or record.groups):
             self.records.save(plan, record, old)
-        elif plan.operation == "start" and text == (self.host.read_optional(path) or ""):
+        elif text == there and plan.operation == "start":
             return  # as `prepare` has left it
-        if not text:
-            plan.add(*self._remove_drop_in(path))
+        if not text and not there:
             return
-        plan.add(*self._write_drop_in(path, text))
+        from . import dropins
+
+        if not text:
+            plan.add(*dropins.remove(self.host, path))
+            return
+        plan.add(*dropins.write(self.host, path, text))
         for file in self._going(domain):
-            plan.add(*self._write_drop_in(file, GOES_WITH_ITS_VM))
-        plan.add(*REFRESH)
+            plan.add(*dropins.write(self.host, file, dropins.GOES_WITH_ITS_VM))
+        plan.add(*dropins.REFRESH)
 
     def _own_slice(self, domain: Domain) -> str | None:
         """The slice that is DOMAIN's alone, where the layout has one for each VM."""
@@ -290,7 +276,7 @@ class Systemd(Manager):
             return []
         from . import slices
 
-        return [f"{UNITS}/{name}.d/{DROP_IN}" for name in slices.between(own, unit)]
+        return [units.drop_in(name) for name in slices.between(own, unit)]
 
     def _top(self, domain: Domain) -> str:
         """The cgroup that is all DOMAIN's own."""
@@ -325,10 +311,6 @@ class Systemd(Manager):
     def _drop_in(self, domain: Domain) -> str:
         return units.drop_in(self._scope(domain))
 
-    def _write_drop_in(self, path: str, text: str) -> list[Step]:
-        old = self.host.read_optional(path)
-        return [MakeDirectory(path.rpartition("/")[0]), Replace(path, text, old, mode=0o644)]
-
     def _drop_in_text(self, domain: Domain) -> str:
         """What systemd is told of DOMAIN's scope; nothing where libvirt and the VM parent say all.
 
@@ -339,20 +321,6 @@ class Systemd(Manager):
         lines = [f"Slice={unit}\n"] if unit else []
         lines += [f"AllowedCPUs={cpus}\n"] if cpus else []
         return "".join(["[Scope]\n", *lines]) if lines else ""
-
-    def _remove_drop_in(self, path: str) -> list[Step]:
-        """The drop-in PATH, what was half written beside it, and its directory, if that is empty
-        then.
-        """
-        directory = path.rpartition("/")[0]
-        if not self.host.exists(directory):
-            return []
-        steps: list[Step] = []
-        for file in (path, path + NEW):
-            text = self.host.read_optional(file)
-            if text is not None:
-                steps.append(Remove(file, text, mode=0o644))
-        return [*steps, RemoveEmpty(directory)]
 
     # started, reconnect: systemd has put the VM somewhere
 
@@ -400,10 +368,15 @@ class Systemd(Manager):
             return
         text = self._drop_in_text(domain)
         if text != old:
+            from . import dropins
+
             record, known = self.records.of(domain)
             record.files = list(dict.fromkeys([*record.files, file]))
             self.records.save(plan, record, known)
-            plan.add(*(self._write_drop_in(file, text) if text else self._remove_drop_in(file)))
+            if text:
+                plan.add(*dropins.write(self.host, file, text))
+            else:
+                plan.add(*dropins.remove(self.host, file))
         if cpus or "AllowedCPUs=" in (old or ""):
             plan.add(*self.set(path, {CPUS: cpus or self.present()}))
 
@@ -414,20 +387,24 @@ class Systemd(Manager):
 
     def remains(self, record: state.Record) -> list[Step]:
         steps = super().remains(record)
-        for path in record.files:
-            steps += self._remove_drop_in(path)
+        if record.files:
+            from . import dropins
+
+            for path in record.files:
+                steps += dropins.remove(self.host, path)
         for unit in record.slices:
             steps.append(Systemctl(["stop", "--no-block", unit]))
         return steps
 
     def opened(self, running: list[Domain]) -> list[Step]:
-        from . import properties
+        from . import dropins, properties
 
         scopes = [self._scope(domain) for domain in running if domain.id is not None]
         own = self._own_cpusets
         steps = self._opened_in([own], running) if own else []
-        for name in self.host.names(UNITS):
-            unit, path = name.removesuffix(".d"), f"{UNITS}/{name}/{DROP_IN}"
+        for name in self.host.names(units.DROP_INS):
+            unit = name.removesuffix(".d")
+            path = units.drop_in(unit)
             text = self.host.read_optional(path)
             goes_yet = unit.endswith(".slice") and running
             if text is None or goes_yet:
@@ -435,7 +412,7 @@ class Systemd(Manager):
             if unit in scopes and "AllowedCPUs=" in text:
                 cpus: Limits = {CPUS: self.present()}
                 steps.append(properties.set_property(self, unit, cpus, cpus))
-            steps += self._remove_drop_in(path)
+            steps += dropins.remove(self.host, path)
         return steps
 
     # where things are

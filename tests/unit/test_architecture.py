@@ -301,7 +301,7 @@ def test_budget_of_modules(
         if host == "v2":
             more.add("managers.properties")
     if machined and operation in ("prepare", "start"):
-        more = {*more, "managers.slices"}
+        more = {*more, "managers.dropins", "managers.slices"}
     assert ours(loaded_at(operation, host, tmp_path, machined)) == {*expected, *more}
 
 

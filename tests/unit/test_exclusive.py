@@ -8,7 +8,7 @@ import pytest
 
 from libvirt_cgroup_hooks import state
 from libvirt_cgroup_hooks.domain import Domain
-from libvirt_cgroup_hooks.managers.systemd import UNITS
+from libvirt_cgroup_hooks.managers.units import DROP_INS as UNITS
 from libvirt_cgroup_hooks.plan import Plan
 from libvirt_cgroup_hooks.steps import MakeDirectory, Systemctl, Write
 

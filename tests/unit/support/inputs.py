@@ -31,7 +31,7 @@ from libvirt_cgroup_hooks.errors import Error, printable
 from libvirt_cgroup_hooks.host import Host
 from libvirt_cgroup_hooks.kinds import KINDS
 from libvirt_cgroup_hooks.managers import unitfiles
-from libvirt_cgroup_hooks.managers.systemd import GOES_WITH_ITS_VM
+from libvirt_cgroup_hooks.managers.dropins import GOES_WITH_ITS_VM
 from libvirt_cgroup_hooks.plan import Plan
 from libvirt_cgroup_hooks.steps import Replace
 
