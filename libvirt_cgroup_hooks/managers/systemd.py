@@ -193,6 +193,11 @@ class Systemd(Manager):
         self._remove_stray_drop_ins(plan, stale.files if stale else [])
         if domain.id is not None:
             self._steer(plan, domain)
+        elif self._drop_in_text(domain):  # only `virt-cgroup plan` can come here
+            plan.warnings.append(
+                f"VM {printable(domain.name)} has no id yet, so the drop-in for its scope is left "
+                "out: start the VM to see it"
+            )
 
     def start(self, plan: Plan, domain: Domain) -> None:
         """Others may have taken CPUs for themselves meanwhile. libvirt takes a cpuset of v1 as it

@@ -226,7 +226,7 @@ def test_what_a_reload_will_lift_is_told(v2: Machined, name: str) -> None:
     file = f"/etc/systemd/system.control/vms.slice.d/{name}"
     v2.put(file, "[Slice]\nAllowedCPUs=0-3\n")
     v2.slice("vms.slice", "0-3")
-    made = plan(v2, "prepare", vm())
+    made = plan(v2, "prepare", vm(number=3))
     run(v2, made)
     assert made.warnings == [
         f"/vms.slice: {file} sets AllowedCPUs=CPUs 0-3, which replaces the limit CPUs 1-3 at "
@@ -238,7 +238,7 @@ def test_what_a_reload_will_lift_is_told(v2: Machined, name: str) -> None:
 def test_a_property_is_put_back_when_a_later_step_fails(v2: Machined) -> None:
     v2.slice("vms.slice", "1", str(UNIFIED_LIMIT))
     before = v2.snapshot()
-    made = plan(v2, "prepare", vm())
+    made = plan(v2, "prepare", vm(number=3))
     made.add(Write(f"{CG}/none/cpuset.cpus", "1"))
     with pytest.raises(Error, match="none"):
         run(v2, made)
@@ -249,7 +249,7 @@ def test_a_property_is_put_back_when_a_later_step_fails(v2: Machined) -> None:
 
 def test_also_one_that_was_not_limited(v2: Machined) -> None:
     v2.slice("vms.slice")
-    made = plan(v2, "prepare", vm())
+    made = plan(v2, "prepare", vm(number=3))
     made.add(Write(f"{CG}/none/cpuset.cpus", "1"))
     with pytest.raises(Error, match="none"):
         run(v2, made)
