@@ -25,6 +25,14 @@ DRIVER = "qemu"
 NAME_MAX = 255  # bytes, the kernel's limit for one directory name
 # Files of every cgroup directory, which a child cannot be named after.
 KERNEL_FILES = ("tasks", "notify_on_release", "release_agent")
+SUGGESTED, SUGGESTED_PARENT = '"/vms/$NAME"', "/vms"
+
+
+def apart(path: str) -> str:
+    """What keeps VMs apart from what else is in their cgroup PATH, for a remedy."""
+    if f"{path}/".startswith(f"{SUGGESTED_PARENT}/") or path.startswith(f"{SUGGESTED_PARENT}."):
+        return "stop it, or have it run in another cgroup (Slice= of a unit)"
+    return f"choose another layout, such as cgroup_layout = {SUGGESTED}"
 
 
 class Layout:

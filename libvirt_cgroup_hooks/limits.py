@@ -241,7 +241,7 @@ def replaced_at_reload(decided: tuple[str, Value], kind: Kind, value: Value) -> 
     return Error(
         f"{file} sets {kind.unit_property}={kind.shown(theirs)}, which replaces the limit "
         f"{kind.shown(value)} at the next daemon-reload",
-        f"remove that line from {file}",
+        f"remove that line from {file}, then run systemctl daemon-reload",
     )
 
 

@@ -11,6 +11,7 @@ from . import idle, managers, state
 from .errors import Error, Refusal, printable, size
 from .host import page_size
 from .kinds import CPU_WEIGHT, CPUS, HOST_CPUS, MEMORY
+from .layout import SUGGESTED, apart
 from .plan import Plan
 
 TYPE_CHECKING = False
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 ENFORCE = ("prepare", "start", "started", "reconnect")
 CLEAN_UP = ("stopped", "release")
-SUGGESTED = '"/vms/$NAME"'
 
 
 def concerns(host: Host, config: Config, operation: str) -> bool:
@@ -290,7 +290,7 @@ def secure(
     from . import conformance
 
     for path, others in conformance.others_in(manager, new).items():
-        remedy = f"choose another layout, such as cgroup_layout = {SUGGESTED}"
+        remedy = apart(path)
         if path not in manager.parent_paths().values():
             remedy = "give VMs a partition below /machine: virt-cgroup domain NAME --no-partition"
         raise Error(

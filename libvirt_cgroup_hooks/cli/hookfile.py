@@ -45,6 +45,9 @@ HEAD = "#!/bin/sh\n# libvirt-cgroup-hooks: keeps CPUs "
 MARKS = (HEAD.partition("\n")[2], "from libvirt_cgroup_hooks.hook import main")
 PYTHON = "/usr/bin/python3"  # in the file as it is shipped
 TEST = "[ -x "  # begins the line that names it
+# The process ids of the daemons that virt-cgroup sent SIGHUP when it was written, one a line. It is
+# not in /run/libvirt-cgroup-hooks: where that is, the hook has work to do.
+RELOADED = "/run/libvirt-cgroup-hooks-reloaded"
 
 
 def ours(text: str) -> bool:

@@ -15,6 +15,7 @@ from libvirt_cgroup_hooks.cli.checks.subject import Subject
 from libvirt_cgroup_hooks.cli.commands import status
 from libvirt_cgroup_hooks.cli.map import model
 from libvirt_cgroup_hooks.config import Config
+from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.leave import leave
@@ -339,3 +340,11 @@ def test_the_picture_says_what_the_host_may_use(host: Machined) -> None:
     assert ("Host may use", "0") in model.facts(model.read(host, host.config(), {}))
     host.configure(CONF)
     assert "Host may use" not in dict(model.facts(model.read(host, host.config(), {})))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "mask"),
+    [("0-1", "3"), ("31", "80000000"), ("32", "1,00000000"), ("0,68", "10,00000000,00000001")],
+)
+def test_a_mask_of_cpus_is_one_that_the_kernel_takes(cpus: str, mask: str) -> None:
+    assert others.as_mask(CpuSet.parse(cpus)) == mask

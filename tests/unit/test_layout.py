@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from libvirt_cgroup_hooks.errors import Error
-from libvirt_cgroup_hooks.layout import PRESETS, Layout, escaped
+from libvirt_cgroup_hooks.layout import PRESETS, Layout, apart, escaped
 
 from .support.hosts import UUID, domain
 
@@ -219,3 +219,18 @@ def test_an_id_that_is_not_known_yet() -> None:
 def test_the_vm_is_below_its_parent_whatever_that_is_called(component: str) -> None:
     layout = Layout(f"/{component}/$NAME")
     assert layout.vm_path(domain(), "/").startswith(f"{layout.parent_path('/')}/")
+
+
+@pytest.mark.parametrize(
+    ("path", "suggests"),
+    [
+        ("/machine.slice", True),
+        ("/vmsx.slice", True),
+        ("/machine", True),
+        ("/vms", False),
+        ("/vms.slice", False),
+        ("/vms.slice/vms-prod.slice", False),
+    ],
+)
+def test_no_layout_is_suggested_where_vms_have_it(path: str, suggests: bool) -> None:
+    assert ("/vms/$NAME" in apart(path)) == suggests

@@ -55,7 +55,10 @@ def pinned(subject: Subject) -> Iterator[Problem]:
                 f"vCPUs {CpuSet(vcpus)} of VM {printable(vm.name)} have no pins, and all CPUs of "
                 f"VMs ({cpus}) are isolated (isolcpus)"
             )
-            pin = f"virsh vcpupin {vm.handle} {vcpus[0]} {next(iter(cpus))} --live --config"
+            options = "--live"
+            if subject.host.exists(f"{DEFINED}/{vm.name}.xml"):  # a transient VM has none
+                options += " --config"
+            pin = f"virsh vcpupin {vm.handle} {vcpus[0]} {next(iter(cpus))} {options}"
             yield Problem("vms-unpinned", text, f"pin each: {pin}")
 
 

@@ -140,23 +140,24 @@ CODES = {
         "another cgroup has exclusive use of CPUs of VMs",
         "VMs have fewer CPUs: a cpuset partition (cgroup v2), or an exclusive cpuset (v1), has "
         "taken them.",
-        "Take them back (echo member >DIRECTORY/cpuset.cpus.partition), or add them to "
-        "reserved_host_cpus.",
+        "Take them back (echo member >DIRECTORY/cpuset.cpus.partition; of cgroup v1, echo 0 "
+        ">DIRECTORY/cpuset.cpu_exclusive), or add them to reserved_host_cpus.",
     ),
     "cpus-all-taken": Code(
         FAIL,
         "another cgroup has exclusive use of all CPUs of VMs",
         "The kernel lets VMs run on what is left: the CPUs that the host keeps.",
-        "Take some back (echo member >DIRECTORY/cpuset.cpus.partition), or reserve other CPUs for "
-        "the host.",
+        "Take some back (echo member >DIRECTORY/cpuset.cpus.partition; of cgroup v1, echo 0 "
+        ">DIRECTORY/cpuset.cpu_exclusive), or reserve other CPUs for the host.",
     ),
     "others-limited": Code(
         WARN,
         "something that is no VM is in the VM parent",
         "Containers of podman and systemd-nspawn, for example, are in machine.slice too: the "
         "limits of the VMs apply to them, and what they use is lost to VMs.",
-        'Set cgroup_layout = "/vms/$NAME", which gives VMs a parent of their own, and stop and '
-        "start the VMs.",
+        'Set cgroup_layout = "/vms/$NAME", which gives VMs a parent of their own, run virt-cgroup '
+        "apply --all, and stop and start a VM that is in another slice. Take what is in /vms "
+        "itself out of it.",
     ),
     # the host's own work
     "host-unconfined": Code(
@@ -353,15 +354,15 @@ CODES = {
         FAIL,
         "the hook does not find its package",
         "It does nothing then, so that VMs start all the same; nothing is enforced.",
-        "Install the package, and configobj, for the Python that the hook runs; or run "
-        "virt-cgroup hook install with another.",
+        "Run virt-cgroup hook install, which has the Python that runs virt-cgroup run the hook; or "
+        "install the package, and configobj, for the other.",
     ),
     "hook-not-seen": Code(
         WARN,
         "libvirt may not know the hook yet",
         "The daemon looks whether there is any hook when it starts and at SIGHUP, and remembers "
         "that.",
-        "Run systemctl reload libvirtd (or virtqemud), or send it SIGHUP. VMs are not affected.",
+        "Run virt-cgroup hook reload, which sends it SIGHUP. VMs are not affected.",
     ),
     "daemon-stopped": Code(
         NOTE,
@@ -394,9 +395,10 @@ CODES = {
         "Recipes for isolating CPUs run systemctl set-property or cset, or write cpuset.cpus, when "
         "a VM starts or ends. Whoever comes last wins, and what is put back at the end opens the "
         "limit.",
-        'Remove these lines: reserved_host_cpus, with confine_host = "running", does the same, and '
-        "gives back what was there before. Then run "
-        f"{APPLY}.",
+        'Take these lines out: reserved_host_cpus, with confine_host = "running", does the same, '
+        "and gives back what was there before. A shell takes no if, and no branch of a case, "
+        "without a command: put : in their place, and see that sh -n accepts the script, since VMs "
+        f"do not start if a hook fails. Then run {APPLY}.",
     ),
     "hook-leftover-runs": Code(
         WARN,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from ...errors import Error, printable
 from ...host import Host, Refused
 from ...managers import BOOTED
 from ...steps import SYSTEMCTL
-from ..hookfile import elsewhere, ours, places, python_of
+from ..hookfile import RELOADED, elsewhere, ours, places, python_of
 from .subject import Problem, Subject
 
 IMPORTS = """
@@ -126,7 +127,7 @@ def installed(subject: Subject) -> Iterator[Problem]:
         yield Problem(
             "hook-twice",
             f"{script.path} is the same hook again, and libvirt runs both",
-            f"remove {script.path}",
+            f"rm {shlex.quote(script.path)}",
         )
 
 
@@ -141,7 +142,7 @@ def executable(subject: Subject) -> Iterator[Problem]:
             yield Problem(
                 "hook-not-executable",
                 f"{script.path} is not executable, so libvirt ignores it",
-                f"chmod 755 {script.path}",
+                f"chmod 755 {shlex.quote(script.path)}",
             )
 
 
@@ -160,11 +161,13 @@ def directory(subject: Subject) -> Iterator[Problem]:
         yield Problem(
             "hooks-no-directory",
             f"{path} is not a directory, so every hook fails",
-            f"remove {path}",
+            f"rm {shlex.quote(path)}",
         )
     elif mode & 0o005 != 0o005:
         yield Problem(
-            "hooks-unreadable", f"daemons of other users cannot read {path}", f"chmod 755 {path}"
+            "hooks-unreadable",
+            f"daemons of other users cannot read {path}",
+            f"chmod 755 {shlex.quote(path)}",
         )
 
 
@@ -177,7 +180,11 @@ def program(subject: Subject) -> Iterator[Problem]:
     except Error as error:
         reason = error.hint or error.message
         text = f"{printable(python)} runs the hook and lacks what it needs ({reason})"
-        yield Problem("hook-broken", text, "install the package and configobj for that Python")
+        yield Problem(
+            "hook-broken",
+            text,
+            "run virt-cgroup hook install, or install the package and configobj for that Python",
+        )
 
 
 def seen(subject: Subject) -> Iterator[Problem]:
@@ -194,20 +201,23 @@ def seen(subject: Subject) -> Iterator[Problem]:
             "it looks for hooks when it starts",
         )
     elif changed > _looked(subject):
-        booted = subject.host.exists(BOOTED)
         text = f"{path} was changed after {name} (process {subject.pid}) last looked for hooks"
         yield Problem(
             "hook-not-seen",
             f"{text}, so it may not know the hook",
-            f"systemctl reload {name}" if booted else f"kill -HUP {subject.pid}",
+            "run virt-cgroup hook reload",
         )
 
 
 def _looked(subject: Subject) -> float:
-    """When the daemon started, or systemd reloaded it; other SIGHUPs leave no trace."""
+    """When the daemon started, or systemd or virt-cgroup reloaded it; no other SIGHUP leaves a
+    trace.
+    """
     host, pid = subject.host, subject.pid
     fields = host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     started = _booted(host) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    if pid in (host.read_optional(RELOADED) or "").split():
+        started = max(started, host.written_at(RELOADED) or 0)
     cgroups = placements(host.read_optional(f"/proc/{pid}/cgroup") or "")
     unit = cgroups.get(systemd_key(host.read_optional), "").rpartition("/")[2]
     if not host.real or not unit.endswith(".service") or not host.exists(BOOTED):
@@ -239,14 +249,15 @@ def others(subject: Subject) -> Iterator[Problem]:
 
 def leftovers(subject: Subject) -> Iterator[Problem]:
     for script in scripts(subject.host):
+        path = shlex.quote(script.path)
         if script.leftover and script.executable:
             text = f"libvirt runs {script.path} for every VM, whatever its name"
-            yield Problem("hook-leftover-runs", text, f"remove it, or chmod a-x {script.path}")
+            yield Problem("hook-leftover-runs", text, f"rm {path}, or chmod a-x {path}")
         elif script.leftover:
             yield Problem(
                 "hook-leftover",
-                f"{script.path} is left over",
-                "it is not executable, so libvirt ignores it",
+                f"{script.path} is left over; it is not executable, so libvirt ignores it",
+                f"rm {path}",
             )
 
 
@@ -283,4 +294,5 @@ def apparmor(subject: Subject) -> Iterator[Problem]:
                     f"AppArmor does not let libvirt run {script.target}, to which "
                     f"{script.path} links"
                 )
-                yield Problem("apparmor-denies", text, "install the file itself")
+                remedy = f"rm {shlex.quote(script.path)}, then run virt-cgroup hook install"
+                yield Problem("apparmor-denies", text, remedy)

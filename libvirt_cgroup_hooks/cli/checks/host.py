@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from ...errors import Error, printable, size
 from ...host import page_size
 from ...kernel.tree import Tree
 from ...kinds import CPUS, HOST_CPUS, LOW, MEMORY, PRESSURE, Kind, as_cpus, in_bytes
+from ...layout import apart
 from ...managers.base import Manager
 from ...plan import Plan
 from ...state import Remembered
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 APPLY = "run virt-cgroup apply --parent"
 NO_VM = "the next VM that starts sets it, or virt-cgroup apply --parent"
-RESERVE = "take them back from it, or reserve them"
 PROBE = b"<domain type='qemu' id='1'><name>probe</name></domain>"
 GENERATIONS = "/sys/kernel/mm/lru_gen/enabled"
 SHOWN = 5  # cgroups, processes or interrupts in a message
@@ -48,7 +49,8 @@ def configuration(subject: Subject) -> Iterator[Problem]:
         yield Problem(
             "nothing-configured",
             "nothing is configured, so the hook does nothing",
-            "virt-cgroup recommend proposes what to reserve, and virt-cgroup reserve does it",
+            "run virt-cgroup reserve --cpus auto --memory auto --live --config, or with what "
+            "virt-cgroup recommend proposes",
         )
 
 
@@ -103,7 +105,7 @@ def fence_in_effect(subject: Subject) -> Iterator[Problem]:
             yield Problem(
                 "parent-missing",
                 f"{directory} does not exist yet",
-                "it is made, with its limits, when the first VM starts",
+                "the first VM that starts makes it, or virt-cgroup apply --parent",
             )
             continue
         wanted = {
@@ -199,13 +201,14 @@ def protected(subject: Subject) -> Iterator[Problem]:
         if one is kind:
             yield from _row(subject, manager, kind, path, value, "protection-missing")
     yield from _weakly_protected(host, kind)
-    if not passes_protection_down(host.read_optional):
+    tree = manager.tree_of(kind)
+    if tree and not passes_protection_down(host.read_optional):
+        mount = tree.hierarchy.mount
         yield Problem(
             "protection-not-recursive",
             f"cgroup2 is mounted without {RECURSIVE}: {kind.v2} of a slice protects nothing of "
             "the services in it",
-            f"run mount -o remount,{RECURSIVE} with the mount point of cgroup2, and have it "
-            "mounted so at boot",
+            f"run mount -o remount,{RECURSIVE} {mount}, and have it mounted so at boot",
         )
 
 
@@ -224,15 +227,16 @@ def _weakly_protected(host: Host, kind: Kind) -> Iterator[Problem]:
 def beside_vms(subject: Subject) -> Iterator[Problem]:
     """Containers, such as those of podman and systemd-nspawn, are in machine.slice, too."""
     manager = subject.manager()
+    parents = manager.parent_paths()
     others: list[str] = []
-    for tree, path in manager.parent_paths().items():
+    for tree, path in parents.items():
         others += conformance.beside_vms(manager, tree, path)
     if others:
         names = ", ".join(map(printable, list(dict.fromkeys(others))[:SHOWN]))
         yield Problem(
             "others-limited",
             f"the limits of the VMs also apply to {names}",
-            'cgroup_layout = "/vms/$NAME" gives VMs a parent of their own',
+            apart(next(iter(parents.values()))),
         )
 
 
@@ -253,13 +257,13 @@ def _cpus(
         yield Problem(
             "cpus-all-taken",
             f"{directory} may use CPUs {actual}, which are reserved, and not {wanted}: {others}",
-            RESERVE,
+            _take_back(tree, taken),
         )
     elif others and actual <= wanted:
         yield Problem(
             "cpus-taken",
             f"{directory} may use CPUs {actual} only, and not {wanted - actual}: {others}",
-            RESERVE,
+            _take_back(tree, taken),
         )
     elif actual - wanted:
         yield _drift(
@@ -273,6 +277,14 @@ def _cpus(
             text,
             APPLY if (wanted - actual) & above else "the cgroup above it has no more",
         )
+
+
+def _take_back(tree: Tree, taken: dict[str, CpuSet]) -> str:
+    what = "0 >{}/cpuset.cpu_exclusive"
+    if tree.hierarchy.version == 2:
+        what = "member >{}/cpuset.cpus.partition"
+    commands = [f"echo {what.format(shlex.quote(path))}" for path in taken]
+    return f"take them back ({'; '.join(commands)}), or reserve them"
 
 
 def _memory(subject: Subject, directory: str, actual: int | None, wanted: int) -> Iterator[Problem]:
@@ -344,7 +356,10 @@ def special_cpus(subject: Subject) -> Iterator[Problem]:
             "the host does not use them"
         )
         free = topology.online - topology.isolated - reserved
-        remedy = f"reserve some of {free} instead" if free else "isolate fewer CPUs"
+        remedy = "isolate fewer CPUs"
+        if free:  # which --cpus COUNT takes first
+            command = f"virt-cgroup reserve --cpus {len(reserved)} --live --config"
+            remedy = f"run {command}, to reserve others ({free})"
         yield Problem("reserved-isolated", text, remedy)
     yield from _isolated(manager, topology)
 

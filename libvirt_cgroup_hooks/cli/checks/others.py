@@ -17,6 +17,7 @@ SHOWN = 5  # cgroups, processes or interrupts in a message
 INTERRUPTS = "/proc/irq"
 IRQBALANCE = ("/etc/default/irqbalance", "/etc/sysconfig/irqbalance")
 WORKQUEUES = "/sys/devices/virtual/workqueue/cpumask"
+MASK_DIGITS = 8
 
 
 def not_confined(subject: Subject) -> Iterator[Problem]:
@@ -46,7 +47,7 @@ def not_confined(subject: Subject) -> Iterator[Problem]:
         yield Problem("root-processes", text, "start them in a cgroup of their own")
     yield from _interrupts(host, manager.fence.cpus)
     yield from _irqbalance(host, manager.fence.cpus)
-    yield from _workqueues(host, manager.fence.cpus)
+    yield from _workqueues(host, manager.fence.cpus, manager.kept)
     yield from _kernel_threads(host, manager.fence.cpus)
 
 
@@ -85,18 +86,27 @@ def _irqbalance(host: Host, cpus: CpuSet) -> Iterator[Problem]:
         yield Problem("irqbalance", text, remedy)
 
 
-def _workqueues(host: Host, cpus: CpuSet) -> Iterator[Problem]:
+def _workqueues(host: Host, cpus: CpuSet, kept: CpuSet) -> Iterator[Problem]:
     """Work of the kernel that is bound to no CPU."""
     used = _mask(host.read_optional(WORKQUEUES) or "") & cpus
     if used:
         text = f"the kernel's unbound workqueues may run on CPUs of VMs ({used})"
-        yield Problem("workqueues", text, f"write a mask of the host's CPUs to {WORKQUEUES}")
+        remedy = f"echo {as_mask(kept)} >{WORKQUEUES}, at every boot"
+        yield Problem("workqueues", text, remedy)
 
 
 def _mask(text: str) -> CpuSet:
     """The CPUs of a mask in hexadecimal digits, with commas. Raises ValueError."""
     digits = text.strip().replace(",", "")
     return CpuSet(n for n in range(4 * len(digits)) if int(digits, 16) >> n & 1)
+
+
+def as_mask(cpus: CpuSet) -> str:
+    """As the kernel takes it: 32 CPUs between commas (bitmap_parse)."""
+    digits = f"{sum(1 << cpu for cpu in cpus):x}"
+    first = len(digits) % MASK_DIGITS or MASK_DIGITS
+    rest = [digits[at : at + MASK_DIGITS] for at in range(first, len(digits), MASK_DIGITS)]
+    return ",".join([digits[:first], *rest])
 
 
 def _kernel_threads(host: Host, cpus: CpuSet) -> Iterator[Problem]:

@@ -22,6 +22,8 @@ from .subject import Problem, Subject
 FILES, DEPTH = 500, 5  # that are looked at; helpers keep a folder for each VM and moment
 BYTES, COLUMNS = 64 * 1024, 1000  # of a file, and of a line
 SHOWN = 10
+# A shell takes no "then" without a command
+REMEDY = "take that line out (a shell needs : in its place), then run virt-cgroup apply --parent"
 WORD = re.compile(r"[\w.@:\\-]+")
 CSET = re.compile(r"(?:^|[\s;&|(/'\"])cset\s+(?:set|shield|proc)\b")
 WRITES = re.compile(r"(?:>\s*\S*|\btee\s.*|\bcgset\s.*)cpuset\.cpus(?![\w.])")
@@ -36,7 +38,7 @@ def left(subject: Subject) -> Iterator[Problem]:
     ]
     for path, number, what in found[:SHOWN]:
         text = f"{path}:{number} {what}, and so does the hook of this package"
-        yield Problem("hook-recipe", text, "remove that line")
+        yield Problem("hook-recipe", text, REMEDY)
     if len(found) > SHOWN:
         yield Problem("hook-recipe", f"{len(found) - SHOWN} more lines do so")
 

@@ -18,11 +18,21 @@ from ...errors import Error, printable
 from ...host import NEW, Host, Refused
 from ...leave import leave
 from ..command import add as add_command
-from ..hookfile import HOOK, HOOK_D, PYTHON, elsewhere, ours, places, python_of, shipped_file
+from ..hookfile import (
+    HOOK,
+    HOOK_D,
+    PYTHON,
+    RELOADED,
+    elsewhere,
+    ours,
+    places,
+    python_of,
+    shipped_file,
+)
 from ..output import print_json, print_pairs
 
 SHIPPED = ("share/libvirt-cgroup-hooks/qemu", "hooks/qemu")  # installed, and in the source tree
-ACTIONS = ("install", "remove", "status")
+ACTIONS = ("install", "reload", "remove", "status")
 NEEDS = "import libvirt_cgroup_hooks.hook, configobj"
 
 
@@ -40,6 +50,7 @@ def add(commands: Any) -> None:
         f"           {HOOK_D}\n"
         "           (if libvirt was built to read hooks elsewhere, there);\n"
         "           then sends libvirtd SIGHUP so that it finds the hook\n"
+        "  reload   sends libvirtd SIGHUP, nothing else\n"
         "  remove   also lifts the limits and removes what is kept in /run;\n"
         "           VMs keep running where they are\n"
         "  status   where it is, and which Python runs it"
@@ -58,6 +69,8 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         )
     if arguments.action == "remove":
         done = remove(host)
+    elif arguments.action == "reload":
+        done = _reload(host)
     else:
         python = interpreter()
         check(host, python)
@@ -148,15 +161,18 @@ def _saved(host: Host, path: str, new: str) -> list[str]:
 
 def _reload(host: Host) -> list[str]:
     """libvirtd looks for hooks when it starts and at SIGHUP. One that starts and has not asked for
-    SIGHUP would die.
+    SIGHUP would die. A SIGHUP leaves no trace, so validate goes by the note that is left here.
     """
-    done = []
+    done, told = [], []
     for path in installation.PID_FILES:
         pid = (host.read_optional(path) or "").strip()
         name = installation.daemon_name(host, pid) if pid.isdigit() else None
         if name and _catches_sighup(host, pid):
             os.kill(int(pid), signal.SIGHUP)
             done.append(f"reloaded {name}")
+            told.append(f"{pid}\n")
+    if told:
+        host.replace(RELOADED, "".join(told), 0o644)
     return done or ["libvirtd is not running; it finds the hook when it starts"]
 
 
@@ -175,6 +191,7 @@ def remove(host: Host) -> list[str]:
     for path in _all_places(host):
         done += _removed(host, path)
         host.remove(path + NEW)  # of an install that was killed
+    host.remove(RELOADED)
     if not done:
         done = ["the hook is not installed"]
     return done + leave(host)

@@ -10,7 +10,7 @@ import pytest
 from libvirt_cgroup_hooks import managers
 from libvirt_cgroup_hooks.cli.checks.codes import FAIL, NOTE, PASS, WARN
 from libvirt_cgroup_hooks.cli.checks.hook import LEFTOVERS
-from libvirt_cgroup_hooks.cli.hookfile import DIRECTORY, HOOK, HOOK_D, ours
+from libvirt_cgroup_hooks.cli.hookfile import DIRECTORY, HOOK, HOOK_D, RELOADED, ours
 from libvirt_cgroup_hooks.state import LIMITS_FORMAT, SHARED
 
 from ..support.hosts import PID, Kernel
@@ -153,7 +153,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             CONFIGURATION,
             NOTE,
             "nothing is configured",
-            "virt-cgroup recommend proposes what to reserve",
+            "run virt-cgroup reserve --cpus auto --memory auto --live --config",
         ),
         (
             lambda h: h.put(f"{managers.BOOTED}/x", ""),
@@ -235,7 +235,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             FENCE,
             WARN,
             f"{CG}/vms may use CPUs 1 only, and not 2-3: {CG}/mine has exclusive use of 2-3",
-            "take them back from it, or reserve them",
+            f"take them back (echo member >{CG}/mine/cpuset.cpus.partition), or reserve them",
         ),
         (
             each(lambda h: effective(h, "0"), lambda h: partition(h, "1-3")),
@@ -243,7 +243,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             FAIL,
             f"{CG}/vms may use CPUs 0, which are reserved, and not 1-3: "
             f"{CG}/mine has exclusive use of 1-3",
-            "take them back from it, or reserve them",
+            f"take them back (echo member >{CG}/mine/cpuset.cpus.partition), or reserve them",
         ),
         (
             each(lambda h: effective(h, "0-3"), lambda h: partition(h, "2-3")),
@@ -338,7 +338,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             CPUS,
             WARN,
             "CPUs 0 of reserved_host_cpus are isolated",
-            "reserve some of ",
+            "run virt-cgroup reserve --cpus 1 --live --config, to reserve others (1-3)",
         ),
         (
             lambda h: h.put(f"{CPU}/isolated", "3"),
@@ -400,7 +400,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             "the hook is /var/lib/libvirt/hooks/qemu, and libvirt looks in /etc/libvirt/hooks/qemu",
             "run virt-cgroup hook install",
         ),
-        (both, THE_HOOK, WARN, f"{HOOK_D} is the same hook again", f"remove {HOOK_D}"),
+        (both, THE_HOOK, WARN, f"{HOOK_D} is the same hook again", f"rm {HOOK_D}"),
         (
             lambda h: install(h, mode=0o644),
             EXECUTABLE,
@@ -413,14 +413,14 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             SEEN,
             WARN,
             f"{HOOK} was changed after libvirtd (process {DAEMON}) last looked for hooks",
-            f"kill -HUP {DAEMON}",
+            "run virt-cgroup hook reload",
         ),
         (
             each(no_hook, lambda h: install(h, HOOK_D, changed=STARTED + 1)),
             SEEN,
             WARN,
             f"{HOOK_D} was changed after",
-            f"kill -HUP {DAEMON}",
+            "run virt-cgroup hook reload",
         ),
         (
             each(
@@ -431,7 +431,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             SEEN,
             WARN,
             f"{HOOK} was changed after virtqemud",
-            "systemctl reload virtqemud",
+            "run virt-cgroup hook reload",
         ),
         (
             lambda h: h.remove("/run/libvirtd.pid"),
@@ -459,7 +459,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             READABLE,
             FAIL,
             f"{DIRECTORY} is not a directory",
-            f"remove {DIRECTORY}",
+            f"rm {DIRECTORY}",
         ),
         (
             lambda h: install(h, f"{DIRECTORY}/10-x", FOREIGN),
@@ -480,14 +480,14 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             LEFT,
             WARN,
             f"libvirt runs {HOOK_D}.dpkg-dist for every VM",
-            "remove it",
+            "rm ",
         ),
         (
             lambda h: install(h, f"{HOOK_D}.rpmnew", mode=0o644),
             LEFT,
             NOTE,
             f"{HOOK_D}.rpmnew is left over",
-            "it is not exec",
+            "rm ",
         ),
         (
             selinux,
@@ -515,7 +515,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             APPARMOR,
             FAIL,
             f"AppArmor does not let libvirt run /usr/lib/hooks/qemu, to which {HOOK} links",
-            "install the file itself",
+            f"rm {HOOK}, then run virt-cgroup hook install",
         ),
         (
             lambda h: apparmor(h, None),
@@ -674,3 +674,23 @@ def test_what_helps_where_vms_may_come_to_use_more(
     host.configure(conf)
     remedies = [told for result, _, told in found(host)[MEMORY] if result == WARN]
     assert remedies == ([] if remedy is None else [remedy])
+
+
+# a daemon that virt-cgroup has sent SIGHUP
+
+
+@pytest.mark.parametrize(
+    ("pid", "at", "result"), [(DAEMON, 2, PASS), (DAEMON, 0, WARN), (DAEMON + 1, 2, WARN)]
+)
+def test_a_reload_by_virt_cgroup_counts(tmp_path: Path, pid: int, at: int, result: str) -> None:
+    host = well(tmp_path)
+    install(host, changed=STARTED + 1)
+    host.put(RELOADED, f"{pid}\n")
+    os.utime(host.root + RELOADED, (STARTED + at, STARTED + at))
+    assert found(host)[SEEN][0][0] == result
+
+
+def test_a_command_in_a_remedy_is_one_for_a_shell(tmp_path: Path) -> None:
+    host = well(tmp_path)
+    install(host, f"{DIRECTORY}/a b.rpmsave", mode=0o644)
+    assert not_passed(host)[LEFT][0][2] == f"rm '{DIRECTORY}/a b.rpmsave'"

@@ -417,7 +417,7 @@ def test_status(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     assert f'"path": "{HOOK_D}"' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("action", ["install", "remove"])
+@pytest.mark.parametrize("action", ["install", "reload", "remove"])
 def test_a_copy_of_a_host_is_only_looked_at(
     host: Host, action: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,7 +105,7 @@ def test_before_the_first_vm_the_parent_is_not_there(tmp_path: Path) -> None:
     note = (
         NOTE,
         f"{CG}/vms does not exist yet",
-        "it is made, with its limits, when the first VM starts",
+        "the first VM that starts makes it, or virt-cgroup apply --parent",
     )
     assert not_passed(host) == {FENCE: [note]}
 
@@ -243,7 +243,10 @@ def test_a_package_that_the_hook_does_not_find(running: Running) -> None:
     assert found(running)[PROGRAM] == [(PASS, "", "")]
     running.python = "No module named 'configobj'"
     result, message, remedy = found(running)[PROGRAM][0]
-    assert (result, remedy) == (FAIL, "install the package and configobj for that Python")
+    assert result == FAIL
+    assert remedy == (
+        "run virt-cgroup hook install, or install the package and configobj for that Python"
+    )
     assert message == (
         "/usr/bin/python3 runs the hook and lacks what it needs (No module named 'configobj')"
     )

@@ -230,7 +230,7 @@ def test_what_a_reload_will_lift_is_told(v2: Machined, name: str) -> None:
     run(v2, made)
     assert made.warnings == [
         f"/vms.slice: {file} sets AllowedCPUs=CPUs 0-3, which replaces the limit CPUs 1-3 at "
-        f"the next daemon-reload: remove that line from {file}"
+        f"the next daemon-reload: remove that line from {file}, then run systemctl daemon-reload"
     ]
     assert v2.get(f"{CG}/vms.slice/cpuset.cpus") == "1-3"
 
@@ -484,7 +484,7 @@ def test_what_systemd_will_do_at_the_next_reload_is_told(
     for one in problems:
         assert one.message.startswith(f"{file} sets ")
         assert str(told) in one.message
-        assert one.remedy == f"remove that line from {file}"
+        assert one.remedy == f"remove that line from {file}, then run systemctl daemon-reload"
 
 
 @pytest.mark.parametrize(
