@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_cgroup_hooks.cli.checks.recipes import REMEDY
+
 from ..live.harness import CONFIG, virsh
 from .host import (
     HOOK,
@@ -100,7 +102,10 @@ def drop_in(folder: str, name: str, text: str) -> Path:
 def test_a_drop_in_that_wins_at_the_next_reload(fence: None, folder: str) -> None:
     file = drop_in(folder, "90-x.conf", "AllowedCPUs=0-7\nMemoryMax=infinity")
     result, message, remedy = told()["limit-replaced"]
-    assert (result, remedy) == ("FAIL", f"remove that line from {file}")
+    assert (result, remedy) == (
+        "FAIL",
+        f"remove that line from {file}, then run systemctl daemon-reload",
+    )
     assert message.startswith(f"{file} sets ")
     run("systemctl", "daemon-reload")
     assert promised() == ["0-7", "infinity"]  # as validate said
@@ -147,7 +152,7 @@ def test_a_recipe_in_a_hook() -> None:
     recipe.chmod(0o755)
     try:
         result, message, remedy = told()["hook-recipe"]
-        assert (result, remedy) == ("WARN", "remove that line")
+        assert (result, remedy) == ("WARN", REMEDY)
         assert message.startswith(f"{recipe}:3 sets AllowedCPUs of /system.slice, ")
         run(str(recipe), "web", "started", "begin", "-")  # what it would do, told as it is
         assert "host-unconfined" in told()

@@ -1,5 +1,5 @@
-"""virt-cgroup validate beside a real libvirtd: all is well, and then one thing after the other is
-not.
+"""virt-cgroup validate beside a real libvirtd: all is well, and then something is not. What it
+says to do is carried out in test_remedies.py.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from pathlib import Path
 import pytest
 
 from .harness import (
-    ALL_CPUS,
     CONFIG,
-    LAST_CPU,
+    LAYOUT,
     VM_CPUS,
     Configure,
     Daemon,
-    cgroup_directory,
     start_vm,
     virsh,
 )
@@ -93,34 +91,6 @@ def test_before_the_first_vm(daemon: Daemon, configure: Configure) -> None:
     }
 
 
-def test_the_hook_is_removed(web: None) -> None:
-    HOOK.unlink()
-    found = not_passed()
-    assert list(found) == ["for the hook"]
-    assert found["for the hook"][0] == "FAIL"
-
-
-def test_the_hook_is_not_executable(web: None) -> None:
-    HOOK.chmod(0o644)
-    assert not_passed() == {
-        "if the hook is executable": (
-            "FAIL",
-            f"{HOOK} is not executable, so libvirt ignores it: chmod 755 {HOOK}",
-        )
-    }
-
-
-def test_the_hook_is_newer_than_the_daemon(web: None, daemon: Daemon) -> None:
-    time.sleep(0.05)
-    HOOK.write_bytes(HOOK.read_bytes())
-    found = not_passed()
-    assert list(found) == ["if the daemon knows the hook"]
-    assert found["if the daemon knows the hook"][0] == "WARN"
-    time.sleep(0.05)
-    daemon.restart()
-    assert not_passed() == {}
-
-
 def test_a_hook_that_is_put_beside_a_daemon_that_has_none_is_not_called(
     daemon: Daemon, configure: Configure
 ) -> None:
@@ -156,50 +126,6 @@ def test_a_second_hook_needs_no_reload(daemon: Daemon, configure: Configure) -> 
     assert {title: result for title, (result, _) in not_passed().items()} == {
         "for hooks of other programs": "NOTE"
     }
-
-
-def test_a_leftover(web: None) -> None:
-    DIRECTORY.mkdir()
-    leftover = DIRECTORY / "50-cgroup-hooks.dpkg-dist"
-    leftover.write_text("#!/bin/sh\nexit 0\n")
-    leftover.chmod(0o755)
-    assert {title: result for title, (result, _) in not_passed().items()} == {
-        "for leftovers in qemu.d": "WARN"
-    }
-
-
-def test_somebody_else_writes_the_fence(web: None) -> None:
-    file = cgroup_directory("cpuset", PARENT) / "cpuset.cpus"
-    assert file.read_text().strip() == VM_CPUS
-    file.write_text(ALL_CPUS)
-    result, text = not_passed()["the limits of the VM parent"]
-    assert result == "FAIL"
-    assert text.endswith("including reserved CPUs 0: run virt-cgroup apply --parent")
-    subprocess.run(
-        [*COMMAND, "apply", "--parent"],
-        check=True,
-        capture_output=True,
-        timeout=patient(),
-    )
-    assert not_passed() == {}
-
-
-def test_somebody_else_lifts_the_memory_limit(web: None) -> None:
-    directory = cgroup_directory("memory", PARENT)
-    v2 = (directory / "memory.max").exists()
-    (directory / ("memory.max" if v2 else "memory.limit_in_bytes")).write_text(
-        "max" if v2 else "-1"
-    )
-    result, text = not_passed()["the limits of the VM parent"]
-    assert result == "FAIL"
-    assert "has no memory limit" in text
-    subprocess.run(
-        [*COMMAND, "apply", "--parent"],
-        check=True,
-        capture_output=True,
-        timeout=patient(),
-    )
-    assert not_passed() == {}
 
 
 def test_qemu_that_nobody_fences(web: None) -> None:
@@ -247,11 +173,17 @@ def test_a_file_before_it_is_in_place(web: None, tmp_path: Path) -> None:
     assert not_passed() == {}
 
 
-def test_a_file_that_takes_the_cpu_of_a_pin(web: None, tmp_path: Path) -> None:
-    virsh("vcpupin", "web", "0", LAST_CPU, "--live")
+def test_a_file_that_takes_the_cpu_of_a_pin(configure: Configure, tmp_path: Path) -> None:
+    """Pinned to others, as the remedy says, the VM is in nobody's way."""
+    configure(LAYOUT)
+    start_vm("web")
+    virsh("vcpupin", "web", "0", "0", "--live")
     proposed = tmp_path / "cgroup-hooks.conf"
-    proposed.write_text(CONFIG.read_text().replace('"0"', f'"{LAST_CPU}"'))
+    proposed.write_text(FENCED)
     done = validate("-q", "--config", str(proposed))
     assert done.returncode == 1
-    assert f"web (vcpu0 to {LAST_CPU} (reserved: {LAST_CPU}))" in done.stdout
+    assert "web (vcpu0 to 0 (reserved: 0))" in done.stdout
+    assert f"pin them within {VM_CPUS} (virsh vcpupin, " in done.stdout
     assert "[pins-in-the-way]" in done.stdout
+    virsh("vcpupin", "web", "0", VM_CPUS, "--live")
+    assert validate("--config", str(proposed)).returncode == 0
