@@ -97,7 +97,9 @@ class Change:
         old, new = self._text()
         if self.config:
             # what does not hold is not written
-            snapshot.compiled(self.host, new, {}, self.warnings)
+            configured = self._compiled(old, new)
+        if self.config and not self.live:
+            self._warn_of_pins(self._choose(configured))
         if self.live:
             live = snapshot.Live(self.host)
             live.changes = self._changes(new, live.changes)
@@ -112,6 +114,23 @@ class Change:
             path = self.host.resolved(PATH)
             plan.add(Replace(path, new, old, self.host.mode(path) or 0o644))
         return plan
+
+    def _compiled(self, old: str | None, new: str) -> Config:
+        """Raises Error; where the file was wrong before, with the line that it has in OLD."""
+        try:
+            return snapshot.compiled(self.host, new, {}, self.warnings)
+        except Error:
+            if old is not None:
+                snapshot.compiled(self.host, old, {}, [])
+            raise
+
+    def _warn_of_pins(self, manager: Manager) -> None:
+        pinned = newly_pinned(manager, threads.running(self.host, {}))
+        if pinned and not self.force:
+            self.warnings.append(
+                f"running VMs are pinned to CPUs that this takes: {'; '.join(pinned)}; they cannot "
+                f"start again until you {repin(manager)}"
+            )
 
     def _text(self) -> tuple[str | None, str]:
         """The configuration file as it is, and as it will be."""

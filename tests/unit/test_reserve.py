@@ -195,6 +195,25 @@ def test_pins_outside(tmp_path: Path, kind: str) -> None:
     assert states(host) == before
 
 
+def test_pins_outside_that_only_the_file_will_ask_for(tmp_path: Path, kind: str) -> None:
+    """Nothing happens to the VM before somebody applies the file, so it is told and not refused."""
+    host = reserving.running(tmp_path, kind, inner=PINNED)
+    made = change(host, "config", cpus="0-1")
+    made.run()
+    assert made.warnings == [
+        "running VMs are pinned to CPUs that this takes: vm (vcpu1 to 1 (reserved: 1)); they "
+        "cannot start again until you pin them within 2-3 (virsh vcpupin, emulatorpin, iothreadpin)"
+    ]
+    assert 'reserved_host_cpus = "0-1"' in conf(host)
+
+
+def test_a_mistake_in_the_file_is_told_with_its_line(host: Kernel) -> None:
+    """That of the file as it is, not as it would be with the change."""
+    host.configure('vm_swap_maximum = 0\nreserved_host_cpus = "0"\n')
+    with pytest.raises(Error, match=r"^/etc/libvirt/cgroup-hooks\.conf:1: vm_swap_maximum"):
+        change(host, "config", cpus="0-1", mem="1 GiB").run()
+
+
 def test_what_was_taken_by_force_is_not_asked_for_again(tmp_path: Path, kind: str) -> None:
     host = reserving.running(tmp_path, kind, inner=PINNED)
     Change(host, {"reserved_host_cpus": "0-1"}, live=True, config=False, force=True).run()

@@ -49,11 +49,12 @@ class Subject:
             )
 
     def _configuration(self) -> Config:
-        """From the file, whatever the snapshot says: that has no warnings."""
-        text, path = self.proposed or (self.host.read_optional(PATH), PATH)
-        if text is None or inert(text):
+        """That in force, but not from the snapshot, which has no warnings."""
+        text, path = self.proposed or (self.host.read_optional(PATH) or "", PATH)
+        changes = {} if self.proposed else snapshot.Live(self.host).changes
+        if inert(text) and not changes:
             return Config({})
-        return snapshot.compiled(self.host, text, {}, self.warnings, path)
+        return snapshot.compiled(self.host, text, changes, self.warnings, path)
 
     def manager(self) -> Manager:
         """A new one, since each serves one plan. Raises Error where nothing can be enforced."""

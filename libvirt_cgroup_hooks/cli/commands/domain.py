@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
         "domain",
         run,
         "show or change the settings of one VM",
-        "virt-cgroup domain web --set vcpu_cpus=4-7 --set 'layout=/vms/$NAME' --config",
+        "virt-cgroup domain web --set vcpu_cpus=4-7 --set emulator_cpus=2-3 --config",
         root=False,
     )
     parser.add_argument("domain", metavar="DOMAIN", help="the VM's name, id or UUID")

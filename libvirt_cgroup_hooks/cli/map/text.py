@@ -86,7 +86,8 @@ class _Picture:
             if self.block_width(self.found.nodes) > left - NAME_LEAST:
                 self.core_gap, self.cpu_gap = " ", ""
         widest = max(map(self.node_width, self.found.nodes))
-        longest = max(NAME_LEAST, *map(width, self.names), 0)
+        told = [label for label, _, _ in host_rows(self.found)]
+        longest = max([NAME_LEAST, *map(width, [*self.names, *told])])
         self.name_width = min(longest, left - widest if left - widest >= NAME_LEAST else NAME_CUT)
         self.room = left - self.name_width
 

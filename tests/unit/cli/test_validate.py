@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from libvirt_cgroup_hooks import state
+from libvirt_cgroup_hooks import snapshot, state
 from libvirt_cgroup_hooks.cli import checks, main
 from libvirt_cgroup_hooks.cli.checks import TABLE, confining, dedicating, proposed, protecting
 from libvirt_cgroup_hooks.cli.checks.codes import CODES, FAIL, NOTE, PASS, WARN, explained
@@ -96,6 +96,18 @@ def test_a_mistake_in_the_file_makes_no_limit_unwanted(tmp_path: Path) -> None:
     assert TITLES["unwanted_limits"] in not_passed(host)
     host.configure("reserved_host_cpus = 0-0\n")
     assert TITLES["unwanted_limits"] not in found(host)
+
+
+def test_what_reserve_has_changed_live_is_what_is_checked(tmp_path: Path) -> None:
+    host = well(tmp_path)
+    host.configure(CONF.replace("'0'", "'0-1'"))
+    assert FENCE in not_passed(host)
+    live = snapshot.Live(host)
+    live.changes = {"reserved_host_cpus": ("0-1", "0")}
+    state.prepare_directory(host)
+    for step in live.save():
+        step.run(host)
+    assert FENCE not in not_passed(host)
 
 
 def test_before_the_first_vm_the_parent_is_not_there(tmp_path: Path) -> None:
