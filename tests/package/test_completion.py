@@ -76,7 +76,7 @@ def test_every_option_of_a_command(shell: Shell, name: str) -> None:
         ("domain web --unset ", set(OF_VM)),
         ("domain web --set layout=legacy --unset ", set(OF_VM)),
         ("domain --set layout=legacy -c qemu:///system ", {*RUNNING, *STOPPED}),
-        ("hook ", {"install", "remove", "status"}),
+        ("hook ", {"install", "reload", "remove", "status"}),
         ("plan sta", {"start", "started"}),
         ("reserve --cpus ", {"auto", "none"}),
         ("reserve --memory ", {"auto", "none"}),
