@@ -261,8 +261,8 @@ def not_dedicated(manager: Manager, domain: Domain) -> list[Difference]:
     has = dedicated(manager).get(domain.uuid, CpuSet())
     if has == asked:
         return []
-    text = f"it has CPUs {has or 'none'} for itself, not {asked or 'none'} (dedicated)"
-    return [Difference(DEDICATED, text)]
+    mine, wanted = (f"CPUs {cpus}" if cpus else "no CPUs" for cpus in (has, asked))
+    return [Difference(DEDICATED, f"it has {mine} for itself, not {wanted} (dedicated)")]
 
 
 # memory

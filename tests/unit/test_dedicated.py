@@ -438,4 +438,4 @@ def test_what_is_shown(tmp_path: Path) -> None:
     file = "/run/libvirt/qemu/web.xml"
     host.put(file, host.get(file).replace("cpuset='3'", "cpuset='2'"))
     told = [one.message for one in checks.dedicated(Subject(host))]
-    assert told[0] == "VM web: it has CPUs 3 for itself, not 2 (dedicated)"
+    assert told[0] == "VM web: it has CPUs 3 for itself, not CPUs 2 (dedicated)"
