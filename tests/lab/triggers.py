@@ -64,10 +64,13 @@ def shown(unit: str) -> list[str]:
 
 
 def in_time(what: str, wanted: object, found: Callable[[], object]) -> None:
-    """FOUND comes to return WANTED."""
+    """FOUND comes to return WANTED. On a host with nothing else to do that takes IN_TIME at most;
+    how long it took here is printed, and is no verdict: the host may have become slower since its
+    slowness was measured.
+    """
     begin = time.monotonic()
     try:
-        wait_for(lambda: found() == wanted, what, IN_TIME)
+        wait_for(lambda: found() == wanted, what)
     except AssertionError:
         pytest.fail(f"{what}: {found()} and not {wanted} after {time.monotonic() - begin:.1f} s")
     print(f"{what}: {time.monotonic() - begin:.2f} s")
