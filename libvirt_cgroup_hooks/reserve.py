@@ -98,8 +98,8 @@ class Change:
         if self.config:
             # what does not hold is not written
             configured = self._compiled(old, new)
-        if self.config and not self.live:
-            self._warn_of_pins(self._choose(configured))
+            if not self.live and not self.force:
+                self._warn_of_pins(configured)
         if self.live:
             live = snapshot.Live(self.host)
             live.changes = self._changes(new, live.changes)
@@ -124,9 +124,14 @@ class Change:
                 snapshot.compiled(self.host, old, {}, [])
             raise
 
-    def _warn_of_pins(self, manager: Manager) -> None:
-        pinned = newly_pinned(manager, threads.running(self.host, {}))
-        if pinned and not self.force:
+    def _warn_of_pins(self, configured: Config) -> None:
+        """Where no VM runs, nothing is asked of the host: it may be an image that is being made."""
+        running = threads.running(self.host, {})
+        if not running:
+            return
+        manager = self._choose(configured)
+        pinned = newly_pinned(manager, running)
+        if pinned:
             self.warnings.append(
                 f"running VMs are pinned to CPUs that this takes: {'; '.join(pinned)}; they cannot "
                 f"start again until you {repin(manager)}"
