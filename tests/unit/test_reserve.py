@@ -209,8 +209,10 @@ def test_pins_outside_that_only_the_file_will_ask_for(tmp_path: Path, kind: str)
 
 def test_a_mistake_in_the_file_is_told_with_its_line(host: Kernel) -> None:
     """That of the file as it is, not as it would be with the change."""
-    host.configure('vm_swap_maximum = 0\nreserved_host_cpus = "0"\n')
-    with pytest.raises(Error, match=r"^/etc/libvirt/cgroup-hooks\.conf:1: vm_swap_maximum"):
+    text = settings.sample() + "vm_swap_maximum = 0\n"
+    host.configure(text)
+    line = len(text.splitlines())
+    with pytest.raises(Error, match=rf"^/etc/libvirt/cgroup-hooks\.conf:{line}: vm_swap_maximum"):
         change(host, "config", cpus="0-1", mem="1 GiB").run()
 
 
