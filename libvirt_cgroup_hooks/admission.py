@@ -77,7 +77,7 @@ def _conflicts(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> list[tupl
     reserved = {group: taken for group, taken in reserved.items() if group not in borrowed}
     loose = [group for group in domain.unpinned() if class_of(group) not in cpus.lent_to]
     if missing:
-        told = ", ".join(_told(pins, missing, "this host has no CPU"))
+        told = ", ".join(_told(pins, missing, "missing:"))
         hint = _within(domain, missing, cpus.fence)
         found.append((f"{subject} CPUs that do not exist: {told}", hint))
     if reserved:

@@ -116,7 +116,9 @@ def parse(text: str, path: str = PATH, changes: Changes | None = None) -> Parsed
     conf = configobj.ConfigObj(parsed.given, configspec=spec, interpolation=False)
     conf.validate(Validator({setting.key: _checked(setting, parsed) for setting in settings.TABLE}))
     for _, key in configobj.get_extra_values(conf):
-        raise parsed.error(key, "there is no such setting", "the settings are " + ", ".join(keys))
+        raise parsed.error(
+            key, "there is no such setting", settings.meant(key, "the settings", keys)
+        )
     parsed.values = {key: conf[key] for key in keys if key in conf}
     parsed.override(changes or {})
     _check_together(parsed)
@@ -143,7 +145,7 @@ def resolve(parsed: Parsed, topology: Topology, page_size: int) -> Config:
         missing = CpuSet.parse(values.get(key, "")) - topology.present
         if missing:
             raise parsed.error(
-                key, f"this host has no CPU {missing}", f"its CPUs are {topology.present}"
+                key, f"this host has no {missing.named()}", f"its CPUs are {topology.present}"
             )
     try:
         left = cpus_left(config.reserved_host_cpus, topology.online)

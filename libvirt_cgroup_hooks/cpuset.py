@@ -57,6 +57,10 @@ class CpuSet:
             cpus = cpus[last + 1 :]
         return ",".join(parts)
 
+    def named(self) -> str:
+        """Within a sentence: "CPU 8", or "CPUs 8-9"."""
+        return f"{'CPU' if len(self) == 1 else 'CPUs'} {self}"
+
     def __repr__(self) -> str:
         return f"CpuSet({str(self)!r})"
 

@@ -55,7 +55,7 @@ def _check(config: Config, key: str, value: str, present: CpuSet | None) -> None
         return
     cpus = CpuSet.parse(value)
     if present is not None and not cpus <= present:
-        raise Error(f"this host has no CPU {cpus - present} (its CPUs are {present})")
+        raise Error(f"this host has no {(cpus - present).named()} (its CPUs are {present})")
     if config.all_reserved(key.removesuffix("_cpus"), cpus):
         raise Error(
             f"all of these CPUs are reserved (reserved_host_cpus {config.reserved_host_cpus})"

@@ -14,6 +14,7 @@ from .configfile import parse
 from .errors import Error, printable, size
 from .host import page_size
 from .kernel.lowering import lowers
+from .layout import apart
 from .lending import held_pins
 from .plan import Plan, run_settled
 from .steps import Replace
@@ -194,7 +195,8 @@ class Change:
                     raise Error(
                         f"cannot lower the VMs' memory limit to {size(limit)}: "
                         f"{size(used)} is in use{_largest(manager, running)}",
-                        f"{_remedy(running)}, reserve less, or use --wait to reclaim memory first",
+                        f"{_remedy(manager, running)}, reserve less, or use --wait to reclaim "
+                        "memory first",
                     )
             may_take = sum(domain.host_memory(page_size()) for domain in running)
             exceeded = may_exceed(may_take, fence.memory)
@@ -235,7 +237,7 @@ class Change:
                     f"after {wait:g} seconds the VMs still use {size(used)}; "
                     f"the new limit is {size(limit)}"
                     f"{_largest(manager, running)}",
-                    f"no limit was changed; {_remedy(running)}, or wait longer",
+                    f"no limit was changed; {_remedy(manager, running)}, or wait longer",
                 )
             if progress:
                 progress(used, limit)
@@ -299,10 +301,10 @@ def repin(manager: Manager) -> str:
     return f"pin them within {manager.fence.cpus} (virsh vcpupin, emulatorpin, iothreadpin)"
 
 
-def _remedy(running: list[Domain]) -> str:
+def _remedy(manager: Manager, running: list[Domain]) -> str:
     if running:
         return "stop or shrink VMs"
-    return 'stop what uses it, keep VMs apart from it with cgroup_layout = "/vms/$NAME"'
+    return apart(next(iter(manager.parent_paths().values())))
 
 
 def _largest(manager: Manager, running: list[Domain]) -> str:

@@ -13,7 +13,7 @@ from .lending import CLASSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from .virconf import Value
 
@@ -113,9 +113,7 @@ def swap(value: Value) -> str:
 def _amount(value: Value, remedy: str) -> tuple[int, str]:
     """Of memory: number and unit, which is one of UNITS or "%". Raises Error with REMEDY."""
     if isinstance(value, int) or (isinstance(value, str) and value.strip().isdigit()):
-        raise Error(
-            "an amount of memory needs a unit", f'write "{value} GiB", "{value} MiB" or "{value}%"'
-        )
+        raise Error("an amount of memory needs a unit", f'write "{value} MiB" or "{value} GiB"')
     amount = text(value).strip()
     number = amount.rstrip("%BKMGTi").strip()
     unit = amount[len(number) :].strip() if amount.startswith(number) else ""
@@ -359,9 +357,17 @@ def read_of_vm(key: str, value: str) -> tuple[str, str]:
     Raises Error.
     """
     if key not in OF_VM:
-        raise Error("there is no such setting", "the settings of a VM are " + ", ".join(OF_VM))
+        raise Error("there is no such setting", meant(key, "the settings of a VM", OF_VM))
     read = WORDS.get(key) or named(OF_VM[key]).read
     return OF_VM[key], read(value)
+
+
+def meant(key: str, what: str, keys: Iterable[str]) -> str:
+    """The remedy for a KEY that is none of KEYS, which are WHAT."""
+    from difflib import get_close_matches
+
+    alike = get_close_matches(key.lower(), keys, n=1)
+    return f"did you mean {alike[0]}?" if alike else f"{what} are {', '.join(keys)}"
 
 
 def named(key: str) -> Setting:

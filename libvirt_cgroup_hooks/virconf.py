@@ -25,6 +25,7 @@ SPACE = " \t\r\n"
 EOL = "\r\n"
 MAX_NESTING = 32
 LIMIT = 1 << 20  # characters
+LONGEST_WORD = 30
 
 
 class Statement:
@@ -92,6 +93,11 @@ def _inserted(text: str, key: str, setting: str, statements: list[Statement]) ->
     return text + ("" if text.endswith("\n") or not text else newline) + setting + newline
 
 
+def is_word(text: str) -> bool:
+    """Whether TEXT is short and may have been meant as a string."""
+    return 0 < len(text.strip()) <= LONGEST_WORD and not set(text) & set("=;\"'[]")
+
+
 class _Parser:
     def __init__(self, text: str, path: str) -> None:
         self.text = text
@@ -136,10 +142,9 @@ class _Parser:
 
     def _remedy(self, before: Statement) -> str:
         """0-1 without quotes is a number, and then what nobody expects."""
-        line = self.text[before.start :].splitlines()[0]
-        value = line.partition("=")[2].partition("#")[0].strip()
-        if isinstance(before.value, int) and " " not in value:
-            return f'put it in quotes: "{printable(value[:30])}"'
+        value = self.rest_of_line(before.start).partition("=")[2]
+        if isinstance(before.value, int) and is_word(value):
+            return f'put it in quotes: "{printable(value.strip())}"'
         return 'write one setting per line, or ";" between two'
 
     def name(self) -> str:
@@ -163,9 +168,11 @@ class _Parser:
             return self.string(first)
         if first and (first in "+-" or (first.isascii() and first.isdigit())):
             return self.integer()
-        raise self.error(
-            f"expected a value, found {self.shown()}", 'write a number, a "string" or a [ "list" ]'
-        )
+        rest = self.rest_of_line(self.at)
+        remedy = 'write a number, a "string" or a [ "list" ]'
+        if not depth and is_word(rest):
+            remedy = f'put it in quotes: "{printable(rest.strip())}"'
+        raise self.error(f"expected a value, found {self.shown()}", remedy)
 
     def integer(self) -> int:
         start = self.at
@@ -233,6 +240,10 @@ class _Parser:
         if not rest:
             return "the end of the file"
         return f'"{printable(rest[0])}"' if rest[0] else "the end of the line"
+
+    def rest_of_line(self, at: int) -> str:
+        """What is there from AT on, without a comment."""
+        return (self.text[at:].splitlines() or [""])[0].partition("#")[0]
 
     def line(self) -> int:
         at, line = self.counted if self.counted[0] <= self.at else (0, 1)

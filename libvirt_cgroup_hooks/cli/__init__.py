@@ -12,12 +12,17 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import Error, printable
 from ..host import Host
+from ..settings import UNITS
 from .command import add_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0; 1 with "error: ..." on standard error; 2 for a wrong command line."""
-    arguments = parser().parse_args(argv)
+    made = parser()
+    arguments, rest = made.parse_known_args(argv)
+    if rest:
+        quoted = "; put a size with a space in quotes: '4 GiB'" if rest[0] in UNITS else ""
+        made.error(f"unrecognized arguments: {printable(' '.join(rest))}{quoted}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a VM's name may have what the terminal's charset has not
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -89,6 +89,22 @@ apply --all. Check it with virt-cgroup validate -q. Invalid settings are rejecte
 the file, line and fix. With a mistake in this file no VM starts, unless on_error = "warn" is set;
 running VMs are not affected."""
 
+OF_VM_ABOUT = """\
+A VM may have settings of its own, in the metadata of its XML, which win over those of this file:
+virt-cgroup domain NAME --set KEY=VALUE --config. They are read wherever this file exists. A VM is
+not started with settings that cannot be."""
+OF_VM = (
+    ("emulator_cpus, vcpu_cpus, iothread_cpus", "As above, for this VM."),
+    ("layout", "As cgroup_layout above."),
+    ("confine_host", 'yes, or no (the default): counts where confine_host is "asked" above.'),
+    (
+        "dedicated",
+        "yes: the CPUs that the VM's vCPUs are pinned to are no other VM's while it runs. All its "
+        "vCPUs have to be pinned, and to whole cores; threads allows parts of cores. no is the "
+        "default.",
+    ),
+)
+
 
 def program(parser: argparse.ArgumentParser, date: str, version: str) -> str:
     page = _Page("VIRT-CGROUP", 8, date, version)
@@ -127,6 +143,8 @@ def configuration(table: Iterable[Setting], date: str, version: str) -> str:
         page.tagged(rf"\fB{_escaped(setting.key)}\fR = {_escaped(setting.example)}")
         page.prose(setting.prose)
         page.paragraph(f"Default: {setting.default or 'not set'}.")
+    page.section("Settings of one VM", OF_VM_ABOUT)
+    page.items(OF_VM)
     page.section("See also", r"\fBvirt\-cgroup\fR(8), \fBvirsh\fR(1), \fBcgroups\fR(7)", raw=True)
     return page.text()
 

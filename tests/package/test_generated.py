@@ -48,6 +48,8 @@ def test_the_page_has_every_setting(generated: Path) -> None:
     for setting in settings.TABLE:
         assert f"{setting.key} = {setting.example}" in text
     assert "Default: refuse." in text
+    of_one_vm = text.partition("SETTINGS OF ONE VM")[2]
+    assert all(key in of_one_vm for key in settings.OF_VM)
 
 
 # augeas

@@ -25,10 +25,16 @@ KEYS = (
     [
         (
             "reserved_cpus = '0'",
-            f'reserved_cpus = "0": there is no such setting: the settings are {KEYS}',
+            'reserved_cpus = "0": there is no such setting: did you mean reserved_host_cpus?',
         ),
-        ("RESERVED_HOST_CPUS = '0'", 'RESERVED_HOST_CPUS = "0": there is no such setting'),
-        ("a = [1, 'b']", "a = [1, 'b']: there is no such setting"),
+        (
+            "RESERVED_HOST_CPUS = '0'",
+            'RESERVED_HOST_CPUS = "0": there is no such setting: did you mean reserved_host_cpus?',
+        ),
+        (
+            "a = [1, 'b']",
+            f"a = [1, 'b']: there is no such setting: the settings are {KEYS}",
+        ),
         ("default = 1", "default = 1: there is no such setting"),
         (
             "hook_timeout = '10'",
@@ -50,8 +56,7 @@ KEYS = (
         ),
         (
             "reserved_host_mem = 4",
-            "reserved_host_mem = 4: an amount of memory needs a unit: "
-            'write "4 GiB", "4 MiB" or "4%"',
+            'reserved_host_mem = 4: an amount of memory needs a unit: write "4 MiB" or "4 GiB"',
         ),
         ("reserved_host_mem = '4'", 'reserved_host_mem = "4": an amount of memory needs a unit'),
         ("on_error = 'stop'", 'on_error = "stop": the value has to be "refuse" or "warn"'),
@@ -164,11 +169,11 @@ def test_cpus_of_the_host(host: str, setting: str, cpus: str) -> None:
         (
             "smt",
             "reserved_host_cpus = '6-9'",
-            '"6-9": this host has no CPU 8-9: its CPUs are 0-7',
+            '"6-9": this host has no CPUs 8-9: its CPUs are 0-7',
         ),
         ("smt", "emulator_cpus = '8'", '"8": this host has no CPU 8: its CPUs are 0-7'),
         ("smt", "vcpu_cpus = '0,100'", '"0,100": this host has no CPU 100'),
-        ("smt", "iothread_cpus = '4000-8000'", '"4000-8000": this host has no CPU 4000-8000'),
+        ("smt", "iothread_cpus = '4000-8000'", '"4000-8000": this host has no CPUs 4000-8000'),
         (
             "smt",
             "reserved_host_cpus = '0-7'",
@@ -328,7 +333,7 @@ def test_settings_of_a_vm_alone_are_something_to_enforce() -> None:
         (
             "",
             {"vcpu_cpus": "7-9"},
-            'vcpu_cpus = "7-9" in its metadata: this host has no CPU 8-9 (its CPUs are 0-7)',
+            'vcpu_cpus = "7-9" in its metadata: this host has no CPUs 8-9 (its CPUs are 0-7)',
         ),
         (
             "",

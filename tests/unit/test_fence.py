@@ -256,13 +256,13 @@ EIGHT = Cpus(CpuSet.parse("2-7"), CpuSet.parse("2-7"), CpuSet.parse("0-1"), {}, 
     [
         (
             "<vcpupin vcpu='0' cpuset='24'/><vcpupin vcpu='1' cpuset='25'/>",
-            "CPUs that do not exist: vcpu0 to 24 (this host has no CPU 24), "
-            "vcpu1 to 25 (this host has no CPU 25): pin it within 2-7 "
+            "CPUs that do not exist: vcpu0 to 24 (missing: 24), "
+            "vcpu1 to 25 (missing: 25): pin it within 2-7 "
             "(virsh vcpupin db 0 2-7 --config)",
         ),
         (
             "<iothreadpin iothread='1' cpuset='2,8-9'/>",
-            "CPUs that do not exist: iothread1 to 2,8-9 (this host has no CPU 8-9): "
+            "CPUs that do not exist: iothread1 to 2,8-9 (missing: 8-9): "
             "pin it within 2-7 (virsh iothreadpin db 1 2-7 --config)",
         ),
         (

@@ -99,12 +99,12 @@ ONE_OF = 'the value has to be "refuse" or "warn"'
         (
             "reserved_host_mem",
             4,
-            'an amount of memory needs a unit: write "4 GiB", "4 MiB" or "4%"',
+            'an amount of memory needs a unit: write "4 MiB" or "4 GiB"',
         ),
         (
             "reserved_host_mem",
             "4",
-            'an amount of memory needs a unit: write "4 GiB", "4 MiB" or "4%"',
+            'an amount of memory needs a unit: write "4 MiB" or "4 GiB"',
         ),
         ("reserved_host_mem", "4096 ", "an amount of memory needs a unit"),
         ("reserved_host_mem", ["4 GiB"], "the value has to be a string: put it in quotes"),

@@ -211,7 +211,8 @@ CODES = {
         NOTE,
         "threads of the kernel may run on CPUs of VMs",
         "VMs wait while one runs on a CPU of theirs. No cpuset reaches them.",
-        "Pin them with taskset --pid, or boot with isolcpus= or nohz_full= for the CPUs of VMs.",
+        "Pin each of them (taskset --cpu-list --pid CPUS PID), or boot with isolcpus= or "
+        "nohz_full= for the CPUs of VMs.",
     ),
     # the host's memory
     "protection-missing": Code(

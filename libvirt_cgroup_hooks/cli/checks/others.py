@@ -48,7 +48,7 @@ def not_confined(subject: Subject) -> Iterator[Problem]:
     yield from _interrupts(host, manager.fence.cpus)
     yield from _irqbalance(host, manager.fence.cpus)
     yield from _workqueues(host, manager.fence.cpus, manager.kept)
-    yield from _kernel_threads(host, manager.fence.cpus)
+    yield from _kernel_threads(host, manager.fence.cpus, manager.kept)
 
 
 def _interrupts(host: Host, cpus: CpuSet) -> Iterator[Problem]:
@@ -109,7 +109,7 @@ def as_mask(cpus: CpuSet) -> str:
     return ",".join([digits[:first], *rest])
 
 
-def _kernel_threads(host: Host, cpus: CpuSet) -> Iterator[Problem]:
+def _kernel_threads(host: Host, cpus: CpuSet, kept: CpuSet) -> Iterator[Problem]:
     """Those that are bound to no CPU: a thread that serves one CPU has no other."""
     found: list[str] = []
     for pid in _processes(host):
@@ -120,7 +120,10 @@ def _kernel_threads(host: Host, cpus: CpuSet) -> Iterator[Problem]:
     if found:
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         text = f"kernel threads {', '.join(found[:SHOWN])}{more} may run on CPUs of VMs"
-        remedy = "pin them with taskset --pid, or boot with isolcpus= or nohz_full= for those CPUs"
+        remedy = (
+            f"pin each of them (taskset --cpu-list --pid {kept} PID), or boot with isolcpus= or "
+            "nohz_full= for those CPUs"
+        )
         yield Problem("kernel-threads", text, remedy)
 
 

@@ -40,13 +40,15 @@ def add(commands: Any) -> None:
         "operation", metavar="OPERATION", choices=OPERATIONS, help=", ".join(OPERATIONS)
     )
     parser.add_argument(
-        "file", metavar="DOMAIN-XML-FILE", help="the VM's XML; - for standard input"
+        "file",
+        metavar="DOMAIN-XML-FILE",
+        help="the VM's XML, as virsh dumpxml prints it; - for standard input",
     )
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:
     warnings: list[str] = []
-    domain = parse(given(arguments.file, LIMIT, "a file with the VM's XML"))
+    domain = parse(given(arguments.file, LIMIT, "a file with the VM's XML (virsh dumpxml)"))
     config = snapshot.load(host, warnings)
     plan = Plan(arguments.operation)
     if operations.concerns(host, config, arguments.operation) or domain.settings:

@@ -217,6 +217,9 @@ def _tell(arguments: argparse.Namespace, host: Host, change: Change, plan: Plan)
         writes = sum(step.writes_cgroup for step in plan.steps)
         print(f"{len(plan.steps)} steps, {writes} of them writes to cgroups\n")
     _print(arguments, host, report)
+    count = change.wanted.get(KEYS["cpus"])
+    if isinstance(count, int):
+        print(f"\n{count} is a count of CPUs; for CPU {count} alone write --cpus {count}-{count}")
     if forced:
         print("\nPinned to reserved CPUs:")
         print_table(

@@ -44,11 +44,21 @@ def add(commands: Any) -> None:
         "--explain",
         nargs="?",
         const=LIST,
+        type=code,
         choices=[*CODES, LIST],
         metavar="CODE",
         help="say what CODE, the word in brackets after a problem, means and what to do; "
         "without CODE: list the codes",
     )
+
+
+def code(text: str) -> str:
+    """One of `CODES`, or LIST."""
+    if text not in (*CODES, LIST):
+        raise argparse.ArgumentTypeError(
+            f'there is no code "{printable(text)}"; virt-cgroup validate --explain lists them'
+        )
+    return text
 
 
 def run(arguments: argparse.Namespace, host: Host) -> int:

@@ -49,6 +49,10 @@ def machined(tmp_path: Path) -> Machined:
         ([], "the following arguments are required: COMMAND"),
         (["nothing"], "invalid choice: 'nothing'"),
         (["host", "more"], "unrecognized arguments: more"),
+        (
+            ["reserve", "--memory", "4", "GiB"],
+            "unrecognized arguments: GiB; put a size with a space in quotes: '4 GiB'",
+        ),
         (["--root"], "expected one argument"),
         (["plan", "prepare"], "the following arguments are required: DOMAIN-XML-FILE"),
         (["plan", "boot", PLAIN], "invalid choice: 'boot'"),
@@ -350,7 +354,7 @@ def test_a_domain_that_cannot_be_read(
         err
         == "error: cannot read "
         + file.replace("\n", "\\n")
-        + f": {message}: give a file with the VM's XML\n"
+        + f": {message}: give a file with the VM's XML (virsh dumpxml)\n"
     )
 
 
@@ -416,7 +420,10 @@ def test_what_cannot_be_enforced(command: Command, host: Kernel) -> None:
     [
         (["host"], "no cgroup controllers are mounted: mount cgroup2 on /sys/fs/cgroup"),
         (["status"], ""),
-        (["plan", "prepare", "/"], "cannot read /: Is a directory: give a file with the VM's XML"),
+        (
+            ["plan", "prepare", "/"],
+            "cannot read /: Is a directory: give a file with the VM's XML (virsh dumpxml)",
+        ),
     ],
 )
 def test_a_root_with_nothing_in_it(

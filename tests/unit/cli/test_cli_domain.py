@@ -83,7 +83,7 @@ def test_a_copy_of_a_host_has_no_libvirt(capsys: pytest.CaptureFixture[str]) -> 
         ),
         (
             "--set vcpus=1",
-            f'cannot set vcpus to "1": there is no such setting: the settings of a VM are {KEYS}',
+            'cannot set vcpus to "1": there is no such setting: did you mean vcpu_cpus?',
         ),
         (
             "--set cgroup_layout=flat",

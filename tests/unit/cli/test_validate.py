@@ -485,8 +485,7 @@ def test_a_code_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
         main(["validate", "--explain", "colour"])
     assert end.value.code == 2
     told = capsys.readouterr().err
-    assert "colour" in told
-    assert all(name in told for name in CODES)
+    assert 'there is no code "colour"; virt-cgroup validate --explain lists them' in told
 
 
 @pytest.mark.parametrize("name", CODES)
