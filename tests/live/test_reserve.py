@@ -115,6 +115,13 @@ def test_both_at_once_and_the_file(configure: Configure, tmp_path: Path) -> None
     assert_conform("web", "next")
 
 
+def test_a_count_is_told(configure: Configure) -> None:
+    configure(LAYOUT)
+    told = "1 is a count of CPUs; for CPU 1 alone write --cpus 1-1"
+    assert told in virt_cgroup("reserve", "--cpus", "1", "--config").stdout
+    assert told not in virt_cgroup("reserve", "--cpus", "1-1", "--config").stdout
+
+
 def test_config_alone_leaves_what_runs(configure: Configure) -> None:
     configure(FENCED)
     start_vm("web")
