@@ -10,7 +10,7 @@ and tell syslog.
 from __future__ import annotations
 
 import gc
-import os
+import posix
 import sys
 
 gc.disable()  # a run ends before anything needs to be collected; looking for it took 4 % of it
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     """The exit status. Raises nothing."""
     name, operation = [*argv[1:], "", ""][:2]
     host = Host()
-    if operation not in OPERATIONS or os.geteuid() != 0:  # qemu:///session runs the same file
+    if operation not in OPERATIONS or posix.geteuid() != 0:  # qemu:///session runs the same file
         return 0
     if not host.exists(PATH) and not host.exists(state.DIRECTORY):
         return 0
@@ -173,7 +173,7 @@ class _Run:
         """What could not be done is tried again at the VM's next operation."""
         status = self.status_of(error)
         if status:
-            os.write(2, printable(f"libvirt-cgroup-hooks: {error}").encode() + b"\n")
+            posix.write(2, printable(f"libvirt-cgroup-hooks: {error}").encode() + b"\n")
         else:
             self.warnings.append(str(error))
         self.host.forget(idle.PATH)
@@ -202,7 +202,7 @@ class _Run:
             self.host.end_child()
             self.failed(error)
             _log(f"{self}: {error}")
-        os._exit(self.status_of(error))  # at the third alarm even that took too long
+        posix._exit(self.status_of(error))  # at the third alarm even that took too long
 
 
 class _Exclusive(Exception):
@@ -214,7 +214,7 @@ def _standard_input(limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while size <= limit:
-        part = os.read(0, 1 << 20)
+        part = posix.read(0, 1 << 20)
         if not part:
             break
         parts.append(part)

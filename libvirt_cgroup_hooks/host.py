@@ -5,7 +5,7 @@ there is one.
 
 from __future__ import annotations
 
-import os
+import posix  # the os module without its paths and mappings: those take a ninth of a run
 import time
 
 from .cpuset import CpuSet
@@ -33,7 +33,7 @@ class Refused(Error):
     """The kernel refused: `errno` says how."""
 
     def __init__(self, attempt: str, error: OSError) -> None:
-        denied = error.errno in DENIED and os.geteuid() != 0
+        denied = error.errno in DENIED and posix.geteuid() != 0
         super().__init__(f"cannot {attempt}: {error.strerror}", "run as root" if denied else "")
         self.denied = denied
         self.errno = error.errno
@@ -71,27 +71,27 @@ class Host:
             raise
 
     def read_bytes(self, path: str) -> bytes:
-        descriptor = os.open(self.root + path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = posix.open(self.root + path, posix.O_RDONLY | posix.O_CLOEXEC)
         try:
             return _all(descriptor)
         finally:
-            os.close(descriptor)
+            posix.close(descriptor)
 
     def write(self, path: str, value: str) -> None:
         """Writes VALUE in a single call, as cgroup files want it. Raises Refused."""
         try:
-            descriptor = os.open(self.root + path, os.O_WRONLY | os.O_CLOEXEC)
+            descriptor = posix.open(self.root + path, posix.O_WRONLY | posix.O_CLOEXEC)
             try:
-                os.write(descriptor, value.encode())
+                posix.write(descriptor, value.encode())
             finally:
-                os.close(descriptor)
+                posix.close(descriptor)
         except OSError as error:
             raise Refused(f'write "{printable(value)}" to {printable(path)}', error) from None
 
     def make_directory(self, path: str, mode: int = 0o755) -> None:
         """It may be there already. Raises Refused."""
         try:
-            os.mkdir(self.root + path, mode)
+            posix.mkdir(self.root + path, mode)
         except FileExistsError:
             pass
         except OSError as error:
@@ -100,7 +100,7 @@ class Host:
     def remove_directory(self, path: str) -> None:
         """It may be gone already. Raises Refused."""
         try:
-            os.rmdir(self.root + path)
+            posix.rmdir(self.root + path)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -109,7 +109,7 @@ class Host:
     def directories(self, path: str) -> list[str]:
         """Names of the directories in PATH, sorted; none where there is no PATH."""
         try:
-            with os.scandir(self.root + path) as entries:
+            with posix.scandir(self.root + path) as entries:
                 return sorted(
                     entry.name for entry in entries if entry.is_dir(follow_symlinks=False)
                 )
@@ -119,12 +119,16 @@ class Host:
     def names(self, path: str) -> list[str]:
         """Names of the entries of PATH, sorted; none where there is no PATH."""
         try:
-            return sorted(os.listdir(self.root + path))
+            return sorted(posix.listdir(self.root + path))
         except OSError:
             return []
 
     def exists(self, path: str) -> bool:
-        return os.path.exists(self.root + path)
+        try:
+            posix.stat(self.root + path)
+        except (OSError, ValueError):  # a NUL, which no path has
+            return False
+        return True
 
     def written_at(self, path: str) -> float | None:
         """When the file was written, in seconds of the epoch; None where there is none."""
@@ -134,7 +138,7 @@ class Host:
     def moment(self, path: str) -> int | None:
         """As `written_at`, in nanoseconds."""
         try:
-            return os.stat(self.root + path).st_mtime_ns
+            return posix.stat(self.root + path).st_mtime_ns
         except OSError:
             return None
 
@@ -150,7 +154,7 @@ class Host:
     def fingerprint(self, path: str) -> str:
         """Changes whenever the file does; "" where there is none."""
         try:
-            status = os.stat(self.root + path)
+            status = posix.stat(self.root + path)
         except OSError:
             return ""
         return f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_size} {status.st_ino}"
@@ -165,17 +169,17 @@ class Host:
         temporary = self.root + path + NEW
         try:
             _unlink(temporary)
-            descriptor = os.open(
-                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            descriptor = posix.open(
+                temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600
             )
             try:
                 _write_all(descriptor, text.encode("utf-8", "surrogateescape"))
                 # whatever the umask; and half a program is never executable
-                os.fchmod(descriptor, mode)
-                os.fsync(descriptor)
+                posix.fchmod(descriptor, mode)
+                posix.fsync(descriptor)
             finally:
-                os.close(descriptor)
-            os.rename(temporary, self.root + path)
+                posix.close(descriptor)
+            posix.rename(temporary, self.root + path)
         except OSError as error:
             _unlink(temporary)
             raise Refused(f"write {printable(path)}", error) from None
@@ -183,7 +187,7 @@ class Host:
     def remove(self, path: str) -> None:
         """It may be gone already. Raises Refused."""
         try:
-            os.unlink(self.root + path)
+            posix.unlink(self.root + path)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -196,7 +200,7 @@ class Host:
     def touch(self, path: str, moment: int) -> None:
         """Sets the time of the last change, in nanoseconds. Raises Refused."""
         try:
-            os.utime(self.root + path, ns=(moment, moment))
+            posix.utime(self.root + path, ns=(moment, moment))
         except OSError as error:
             raise Refused(f"touch {printable(path)}", error) from None
 
@@ -208,12 +212,14 @@ class Host:
 
     def resolved(self, path: str) -> str:
         """PATH with symbolic links followed, so that replacing it replaces what they lead to."""
+        import os
+
         return os.path.realpath(self.root + path)[len(self.root) :]
 
     def mode(self, path: str) -> int | None:
         """The permission bits; None where there is no such file."""
         try:
-            return os.stat(self.root + path).st_mode & 0o7777
+            return posix.stat(self.root + path).st_mode & 0o7777
         except FileNotFoundError:
             return None
 
@@ -221,7 +227,7 @@ class Host:
         """Run a program to its end and return what it printed. Raises Error where it fails; leaves
         no child behind.
         """
-        pipe = list(os.pipe())
+        pipe = list(posix.pipe())
         try:
             self._spawn(command, pipe)
             text = _all(pipe[0]).decode("utf-8", "replace").strip()
@@ -231,7 +237,7 @@ class Host:
         finally:
             self.end_child()  # there is one only if the deadline came first
             for descriptor in pipe:
-                os.close(descriptor)
+                posix.close(descriptor)
         if status:
             attempt = printable(" ".join(command))
             raise Error(
@@ -245,24 +251,24 @@ class Host:
     def _spawn(self, command: list[str], pipe: list[int]) -> None:
         """The program gets the second end of PIPE, which is then no longer ours."""
         actions = [
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            *((os.POSIX_SPAWN_DUP2, pipe[1], n) for n in (1, 2)),
+            (posix.POSIX_SPAWN_OPEN, 0, "/dev/null", posix.O_RDONLY, 0),
+            *((posix.POSIX_SPAWN_DUP2, pipe[1], n) for n in (1, 2)),
         ]
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
         try:
             environment = {"PATH": PATH, "LC_ALL": "C"}
-            self._child = os.posix_spawn(
+            self._child = posix.posix_spawn(
                 _program(command[0]), command, environment, file_actions=actions, setsigmask=()
             )
-            os.close(pipe.pop())
+            posix.close(pipe.pop())
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
 
     def _reap(self) -> int:
-        os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)
+        posix.waitid(posix.P_PID, self._child, posix.WEXITED | posix.WNOWAIT)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
         try:
-            status = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+            status = posix.waitstatus_to_exitcode(posix.waitpid(self._child, 0)[1])
             self._child = 0
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
@@ -272,9 +278,9 @@ class Host:
         """Kills the program that `run` is waiting for, if any."""
         child, self._child = self._child, 0
         try:
-            if child and os.waitpid(child, os.WNOHANG) == (0, 0):
-                os.kill(child, 9)
-                os.waitpid(child, 0)
+            if child and posix.waitpid(child, posix.WNOHANG) == (0, 0):
+                posix.kill(child, 9)
+                posix.waitpid(child, 0)
         except ChildProcessError:
             # it has ended and was waited for when the deadline came: the id may be another's by now
             pass
@@ -295,7 +301,7 @@ class Host:
         if not self.real:
             return None
         try:
-            return CpuSet(os.sched_getaffinity(thread))
+            return CpuSet(posix.sched_getaffinity(thread))
         except ProcessLookupError:
             return None
 
@@ -306,7 +312,7 @@ class Host:
         if not self.real:
             raise Error(f"cannot set the CPUs of thread {thread}", "this is a copy of a host")
         try:
-            os.sched_setaffinity(thread, cpus)
+            posix.sched_setaffinity(thread, cpus)
         except ProcessLookupError:
             pass
         except OSError as error:
@@ -333,23 +339,25 @@ class Lock:
             fcntl.flock(turn, fcntl.LOCK_EX)
             self.descriptor = self._open(self.path)
             fcntl.flock(self.descriptor, fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX)
-            os.close(turn)
+            posix.close(turn)
         except OSError as error:
             raise Refused(f"lock {printable(self.path)}", error) from None
 
     def _open(self, path: str) -> int:
-        return os.open(
-            self.root + path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        return posix.open(
+            self.root + path,
+            posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC,
+            0o600,
         )
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)
+        posix.close(self.descriptor)
 
 
 def _all(descriptor: int) -> bytes:
     parts: list[bytes] = []
     while True:
-        part = os.read(descriptor, 65536)
+        part = posix.read(descriptor, 65536)
         if not part:
             return b"".join(parts)
         parts.append(part)
@@ -360,22 +368,22 @@ def _program(name: str) -> str:
     if "/" in name:
         return name
     paths = [f"{directory}/{name}" for directory in PATH.split(":")]
-    return next((path for path in paths if os.access(path, os.X_OK)), name)
+    return next((path for path in paths if posix.access(path, posix.X_OK)), name)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
     """A file system that becomes full takes a part, and only then refuses the rest."""
     while data:
-        data = data[os.write(descriptor, data) :]
+        data = data[posix.write(descriptor, data) :]
 
 
 def _unlink(path: str) -> None:
     try:
-        os.unlink(path)
+        posix.unlink(path)
     except OSError:  # it is not there; or what follows says why
         return
 
 
 def page_size() -> int:
     """Bytes in a page of the running kernel."""
-    return os.sysconf("SC_PAGE_SIZE")
+    return posix.sysconf("SC_PAGE_SIZE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,7 +69,8 @@ def nothing_real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     def no_affinity(*arguments: object) -> None:
         pytest.fail(f"a unit test sets the affinity of a real thread: {arguments}")
 
-    monkeypatch.setattr(os, "sched_setaffinity", no_affinity)
+    for module in (os, posix):
+        monkeypatch.setattr(module, "sched_setaffinity", no_affinity)
     BAN.programs = request.node.get_closest_marker("runs_programs") is not None
     BAN.active = True
     yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import posix
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def test_missing_arguments(argv: list[str]) -> None:
 
 @pytest.mark.parametrize("operation", hook.OPERATIONS)
 def test_an_ordinary_user_is_left_alone(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(posix, "geteuid", lambda: 1000)
     assert hook.main(["qemu", "vm", operation, "begin", "-"]) == 0
 
 
@@ -190,7 +191,7 @@ def test_what_takes_too_long_to_tell_is_told_once(monkeypatch: pytest.MonkeyPatc
         raise SystemExit(status)
 
     monkeypatch.setattr(made, "failed", slow)
-    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(posix, "_exit", end)
     with pytest.raises(Error, match="timed out"):
         made.alarm()
     with pytest.raises(SystemExit) as ended:

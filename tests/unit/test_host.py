@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import signal
 import threading
 from pathlib import Path
@@ -141,11 +142,11 @@ def test_replace_that_fails_leaves_the_old_file_alone(
         room[0] -= len(taken)
         return write(descriptor, taken)
 
-    monkeypatch.setattr(os, "write", until_full)
+    monkeypatch.setattr(posix, "write", until_full)
     with pytest.raises(Refused, match=r"^cannot write /a/file: No space left on device$"):
         host.replace("/a/file", "newer")
     assert (host.read("/a/file"), host.names("/a")) == ("old", ["file"])
-    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:1]))
+    monkeypatch.setattr(posix, "write", lambda descriptor, data: write(descriptor, data[:1]))
     host.replace("/a/file", "newest")
     assert host.read("/a/file") == "newest"
 

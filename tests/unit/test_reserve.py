@@ -241,7 +241,7 @@ def test_pins_outside_by_force(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"cpus": "0-9"}, 'reserved_host_cpus = "0-9": this host has no CPU 4-9'),
+        ({"cpus": "0-9"}, 'reserved_host_cpus = "0-9": this host has no CPUs 4-9'),
         ({"cpus": "0-3"}, 'reserved_host_cpus = "0-3": reserving CPUs 0-3 leaves none for VMs'),
         ({"cpus": 5}, "reserved_host_cpus = "),
         ({"mem": "900 GiB"}, "reserved_host_mem "),
