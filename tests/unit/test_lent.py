@@ -276,7 +276,7 @@ def test_what_is_shown(
     report = status._report(host, managers.choose(host, host.config()), threads.running(host, {}))
     assert report["fence"]["lent"] == {"cpus": "0", "to": ["emulator", "iothread"]}
     status._print(report, with_threads=False)
-    assert "(configured 1-3 for each VM, and 0 for emulator and iothread threads)" in (
+    assert "(in force 1-3 for each VM, and 0 for emulator and iothread threads)" in (
         capsys.readouterr().out
     )
     found = model.read(host, host.config(), {})

@@ -198,7 +198,7 @@ def _host(host: dict[str, Any], kept: str) -> list[tuple[str, str]]:
     if host["confined"]:
         since = host["since"]
         when = f" since {datetime.fromtimestamp(since):%Y-%m-%d %H:%M:%S}" if since else ""
-        wanted = f"configured {kept}{when}"
+        wanted = f"in force {kept}{when}"
     return [("Host CPUs", f"{found} ({wanted}, confine_host {host['confine_host']})")]
 
 
@@ -210,8 +210,8 @@ def _dedicated(owners: list[dict[str, str]]) -> list[tuple[str, str]]:
 def _cpus(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     lent = fence["lent"]
     if not fence["cpus"] and not lent["cpus"]:
-        return f"{parent['cpus'] or 'all'} (no limit configured)"
-    told = f"{parent['cpus'] or '-'} (configured {fence['cpus'] or 'no limit'}"
+        return f"{parent['cpus'] or 'all'} (no limit in force)"
+    told = f"{parent['cpus'] or '-'} (in force {fence['cpus'] or 'no limit'}"
     if lent["cpus"]:
         told += f" for each VM, and {lent['cpus']} for {' and '.join(lent['to'])} threads"
     return f"{told})"
@@ -220,9 +220,8 @@ def _cpus(parent: dict[str, Any], fence: dict[str, Any]) -> str:
 def _swap(parent: dict[str, Any], fence: dict[str, Any]) -> list[tuple[str, str]]:
     if parent["swap_limit"] is None and fence["swap_limit"] is None:
         return []
-    limit, wanted = (_size(one["swap_limit"], "no limit") for one in (parent, fence))
-    used = _size(parent["swap_current"], "-")
-    return [("VM swap", f"{limit} (configured {wanted}), {used} in use")]
+    limit, used = _size(parent["swap_limit"], "no limit"), _size(parent["swap_current"], "-")
+    return [("VM swap", f"{limit} ({_in_force(fence['swap_limit'])}), {used} in use")]
 
 
 def _protection(protection: dict[str, Any]) -> list[tuple[str, str]]:
@@ -236,15 +235,20 @@ def _protection(protection: dict[str, Any]) -> list[tuple[str, str]]:
 def _cpu_weight(weight: dict[str, int | None]) -> list[tuple[str, str]]:
     if weight["configured"] is None and weight["in_effect"] is None:
         return []
-    there, configured = (weight[key] or WEIGHT for key in ("in_effect", "configured"))
-    return [("VM CPU weight", f"{there} (configured {configured})")]
+    there, wanted = (weight[key] or WEIGHT for key in ("in_effect", "configured"))
+    return [("VM CPU weight", f"{there} (in force {wanted})")]
 
 
 def _memory(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     limit = _size(parent["memory_limit"], "no limit")
-    told = f"{limit} (configured {_size(fence['memory_limit'], 'none')})"
+    told = f"{limit} ({_in_force(fence['memory_limit'])})"
     used = parent["memory_current"]
     return told if used is None else f"{told}, {size(used)} in use"
+
+
+def _in_force(limit: int | None) -> str:
+    """Of a LIMIT in bytes."""
+    return "none in force" if limit is None else f"in force {size(limit)}"
 
 
 def _at_the_limit(parent: dict[str, Any]) -> list[tuple[str, str]]:
