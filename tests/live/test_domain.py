@@ -112,7 +112,9 @@ def test_live_and_config() -> None:
     virsh("start", "web")
     result = command("web", "--set", "vcpu_cpus=0")  # "current" is the running VM
     assert (result.stdout, result.returncode) == ("Metadata modified\n", 0)
-    assert result.stderr.startswith("note: virt-cgroup apply web applies this now")
+    assert result.stderr == (
+        "note: only the metadata has changed; to apply it now: virt-cgroup apply web\n"
+    )
     assert (metadata("live"), metadata("config")) == (
         "<settings><vcpu_cpus>0</vcpu_cpus></settings>",
         "",
@@ -220,6 +222,36 @@ def test_what_would_keep_the_vm_from_starting_is_set_by_force_only(
 
 
 @pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "layout=/other/$NAME",
+            'VM web has layout = "/other/$NAME" in its metadata, but reserved_host_mem only limits '
+            "VMs below /vms: ",
+        ),
+        (
+            "dedicated=yes",
+            "VM web is to have its CPUs for itself (dedicated), and vcpu0 is not pinned to any: ",
+        ),
+    ],
+)
+def test_what_the_hook_would_refuse_is_refused(
+    configure: Configure, setting: str, message: str
+) -> None:
+    """With the words of the hook, which says so where somebody has set it by force."""
+    define()
+    configure('reserved_host_mem = "1 GiB"\ncgroup_layout = "/vms/$NAME"\n')
+    told = refused("web", "--set", setting)
+    assert told.startswith(f"VM web could not start with this: {message}")
+    assert told.endswith("; --force sets it anyway")
+    assert metadata("config") == ""
+    result = command("web", "--set", setting, "--force")
+    assert (result.returncode, result.stdout) == (0, "Metadata modified\n")
+    assert result.stderr.startswith(f"warning: {message}")
+    assert message in virsh("start", "web", check=False).stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
@@ -234,12 +266,12 @@ def test_what_would_keep_the_vm_from_starting_is_set_by_force_only(
         ),
         (
             "web --live",
-            "cannot read the metadata of VM web: Requested operation is not valid: "
-            "domain is not running",
+            "cannot use --live for VM web: domain is not running: "
+            "use --config, which is for its next start",
         ),
         (
             "web --set vcpu_cpus=1 --live --config",
-            "cannot read the metadata of VM web: Requested operation is not valid",
+            "cannot use --live for VM web: domain is not running: ",
         ),
         ("web -c qemu:///nonsense", "cannot connect to libvirt at qemu:///nonsense: "),
         ("web --connect nonsense:///", "cannot connect to libvirt at nonsense:///: "),
@@ -253,12 +285,10 @@ def test_what_libvirt_refuses(arguments: str, message: str) -> None:
 
 def test_a_transient_vm() -> None:
     start_vm("web")
-    assert refused("web", "--set", "vcpu_cpus=0", "--config").startswith(
-        "cannot read the metadata of VM web: "
-    )
-    assert refused("web", "--partition", "/machine/a").startswith(
-        "VM web is transient and has no persistent XML"
-    )
+    for change in (["--set", "vcpu_cpus=0", "--config"], ["--partition", "/machine/a"]):
+        assert refused("web", *change) == (
+            "VM web is transient and has no persistent XML: define it first: virsh define"
+        )
 
 
 def test_which_libvirt_is_asked() -> None:

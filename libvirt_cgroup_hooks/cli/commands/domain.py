@@ -8,11 +8,11 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
-from ... import snapshot
+from ... import managers, operations, snapshot
 from ...config import PATH, Config
 from ...domain import Domain
-from ...domainxml import SETTINGS_URI
-from ...errors import Error, printable
+from ...domainxml import SETTINGS_URI, parse
+from ...errors import Error, Refusal, printable
 from ...host import Host
 from ...own_settings import for_domain, laid_over
 from ...settings import OF_VM, read_of_vm
@@ -56,7 +56,11 @@ def add(commands: Any) -> None:
     which.add_argument(
         "--no-partition", action="store_true", help="remove <partition> from the persistent XML"
     )
-    parser.add_argument("--live", action="store_true", help="change the running VM")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="change the metadata of the running VM; virt-cgroup apply DOMAIN then applies it",
+    )
     parser.add_argument(
         "--config", action="store_true", help="change the persistent XML, for the next start"
     )
@@ -83,18 +87,20 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
     with connection(arguments.connect, read_only=not changes) as opened:
         vm = find_domain(opened, arguments.domain)
         domain = _domain(vm)
-        areas = _areas(arguments, vm)
+        areas = _areas(arguments, vm, domain)
         found = {area: _read(vm, domain, flag) for area, flag in areas.items()}
         local = not urlsplit(opened.getURI()).hostname
+        refused: dict[str, Error] = {}
         if changes:
+            before = found
             found = {
                 area: changed(domain, settings, changes, area) for area, settings in found.items()
             }
-            if local and not arguments.force:
-                check(host, changes)
+            if local:
+                refused = _refused(host, vm, domain, changes, (before, found), arguments.force)
             _write(vm, domain, {area: (flag, found[area]) for area, flag in areas.items()})
-    _warn(host if local else None, domain, found)
-    _print(arguments, domain, found, bool(changes))
+    _warn(host if local else None, domain, found, refused)
+    _print(arguments, domain, found, changes)
     return 0
 
 
@@ -172,22 +178,90 @@ def check(host: Host, changes: dict[str, str | None]) -> None:
         )
 
 
+def _refused(
+    host: Host,
+    vm: Any,
+    domain: Domain,
+    changes: dict[str, str | None],
+    settings: tuple[dict[str, Settings], dict[str, Settings]],
+    force: bool,
+) -> dict[str, Error]:
+    """By area, why the VM could not start on HOST once CHANGES are made; SETTINGS by area are those
+    before and after. Raises Error for that without FORCE.
+    """
+    if not force:
+        check(host, changes)
+    before, after = settings
+    found: dict[str, Error] = {}
+    for area in after:
+        error = refusal(host, _xml(vm, domain, area), before[area], after[area])
+        if error and not force:
+            raise Error(
+                f"VM {domain.name} could not start with this: {error.message}",
+                f"{error.hint}; --force sets it anyway",
+            )
+        if error:
+            found[area] = error
+    return found
+
+
+def refusal(host: Host, xml: str, before: Settings, after: Settings) -> Error | None:
+    """Why the hook would refuse the start of the VM that XML describes, on HOST, with the settings
+    AFTER; None where it would not, or for the same reason with those of BEFORE.
+    """
+    error = _refusal(host, xml, after)
+    if error is None or str(error) == str(_refusal(host, xml, before)):
+        return None
+    return error
+
+
+def _refusal(host: Host, xml: str, settings: Settings) -> Error | None:
+    try:
+        config = snapshot.load(host, [])
+    except Error:  # a mistake in the file, of which _warn tells
+        return None
+    domain = parse(xml.encode("utf-8", "surrogateescape"))
+    domain.settings = settings
+    try:
+        operations.plan(host, config, "prepare", domain, managers.daemon(host))
+    except Error as error:
+        refuses = config.on_error == "refuse" and not error.denied
+        return error if refuses or isinstance(error, Refusal) else None
+    return None
+
+
+def _xml(vm: Any, domain: Domain, area: str) -> str:
+    flag = binding().VIR_DOMAIN_XML_INACTIVE if area == "config" else 0
+    return str(asked(f"read the XML of VM {domain.name}", vm.XMLDesc, flag))
+
+
 def _domain(vm: Any) -> Domain:
     domain = Domain()
     domain.name, domain.uuid = vm.name(), vm.UUIDString()
     return domain
 
 
-def _areas(arguments: argparse.Namespace, vm: Any) -> dict[str, int]:
+def _areas(arguments: argparse.Namespace, vm: Any, domain: Domain) -> dict[str, int]:
     """The names and flags of what is asked for; as in libvirt, "current" is what the VM's state
-    makes it.
+    makes it. Raises Error for what the VM has not.
     """
     flags = {"live": binding().VIR_DOMAIN_AFFECT_LIVE, "config": binding().VIR_DOMAIN_AFFECT_CONFIG}
     wanted = [area for area in flags if getattr(arguments, area)]
-    return {
-        area: flags[area]
-        for area in wanted or ["live" if asked("ask for the VM's state", vm.isActive) else "config"]
-    }
+    is_active = asked(f"ask for the state of VM {domain.name}", vm.isActive)
+    if "live" in wanted and not is_active:
+        raise Error(
+            f"cannot use --live for VM {domain.name}: domain is not running",
+            "use --config, which is for its next start",
+        )
+    if "config" in wanted and not asked(f"ask for VM {domain.name}", vm.isPersistent):
+        raise _is_transient(domain)
+    return {area: flags[area] for area in wanted or ["live" if is_active else "config"]}
+
+
+def _is_transient(domain: Domain) -> Error:
+    return Error(
+        f"VM {domain.name} is transient and has no persistent XML", "define it first: virsh define"
+    )
 
 
 def _read(vm: Any, domain: Domain, flag: int) -> Settings:
@@ -225,8 +299,12 @@ def _write(vm: Any, domain: Domain, wanted: dict[str, tuple[int, Settings]]) -> 
         )
 
 
-def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None:
-    """Tells what would keep the VM from starting; HOST is None where that is another."""
+def _warn(
+    host: Host | None, domain: Domain, found: dict[str, Settings], refused: dict[str, Error]
+) -> None:
+    """Tells what would keep the VM from starting, REFUSED as well; HOST is None where that is
+    another.
+    """
     warnings: list[str] = []
     for area, settings in found.items():
         domain.settings = settings
@@ -235,6 +313,7 @@ def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None
                 present = Topology.read(host.read_optional).present
                 config = snapshot.load(host, warnings)
                 for_domain(config, domain, present, area)
+                warnings += [str(refused[area])] if area in refused else []
                 if settings.get("confine_host") == "yes" and config.confine_host == "no":
                     warnings.append(NOT_ASKED)
             else:
@@ -245,21 +324,23 @@ def _warn(host: Host | None, domain: Domain, found: dict[str, Settings]) -> None
 
 
 def _print(
-    arguments: argparse.Namespace, domain: Domain, found: dict[str, Settings], written: bool
+    arguments: argparse.Namespace,
+    domain: Domain,
+    found: dict[str, Settings],
+    changes: dict[str, str | None],
 ) -> None:
     if arguments.json:
         print_json({"name": domain.name, "uuid": domain.uuid, "settings": found})
-    elif written:
+    elif changes:
         print("Metadata modified")
     else:
         (settings,) = found.values()
         print_pairs([(key, settings.get(key, "-")) for key in dict.fromkeys([*OF_VM, *settings])])
-    if written and "live" in found:
-        print(
-            f"note: virt-cgroup apply {domain.handle} applies this now; "
-            "with machined, a new layout takes effect at the next start",
-            file=sys.stderr,
-        )
+    if changes and "live" in found:
+        note = f"only the metadata has changed; to apply it now: virt-cgroup apply {domain.handle}"
+        if "layout" in changes:
+            note += "; with machined, a layout takes effect when the VM starts (--config)"
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _change_partition(arguments: argparse.Namespace) -> int:
@@ -269,10 +350,7 @@ def _change_partition(arguments: argparse.Namespace) -> int:
         vm = find_domain(opened, arguments.domain)
         domain = _domain(vm)
         if not asked(f"ask for VM {domain.name}", vm.isPersistent):
-            raise Error(
-                f"VM {domain.name} is transient and has no persistent XML",
-                "define it first: virsh define",
-            )
+            raise _is_transient(domain)
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         old = asked(f"read the XML of VM {domain.name}", vm.XMLDesc, flags)
         new = partition.edit(old, path)

@@ -8,7 +8,7 @@ import pytest
 
 from libvirt_cgroup_hooks import settings
 from libvirt_cgroup_hooks.cli import main, metadata, partition
-from libvirt_cgroup_hooks.cli.commands.domain import changed, check
+from libvirt_cgroup_hooks.cli.commands.domain import changed, check, refusal
 from libvirt_cgroup_hooks.domainxml import SETTINGS_URI, parse
 from libvirt_cgroup_hooks.errors import Error
 from libvirt_cgroup_hooks.layout import PRESETS
@@ -316,6 +316,40 @@ def test_what_would_keep_the_vm_from_starting(
     with pytest.raises(Error) as error:
         check(host, changes)
     assert str(error.value).startswith(message)
+
+
+LAYOUT = "cgroup_layout = '/vms/$NAME'\n"
+XML = "<domain type='qemu'><name>vm</name><vcpu>2</vcpu>{}</domain>"
+PINS = "<cputune><vcpupin vcpu='0' cpuset='{}'/><vcpupin vcpu='1' cpuset='2'/></cputune>"
+DEDICATED = {"dedicated": "threads"}
+OUTSIDE = {"layout": "/other/$NAME"}
+UNPINNED = "VM vm is to have its CPUs for itself (dedicated), and vcpu0 is not pinned to any: "
+
+
+@pytest.mark.parametrize(
+    ("inner", "before", "after", "message"),
+    [
+        ("", {}, OUTSIDE, 'VM vm has layout = "/other/$NAME" in its metadata, but reserved_host'),
+        ("", {}, {"layout": "/vms/prod/$NAME"}, ""),
+        ("", OUTSIDE, {**OUTSIDE, "vcpu_cpus": "1"}, ""),  # no fault of this change
+        ("", {}, DEDICATED, UNPINNED),
+        ("", {**DEDICATED, "vcpu_cpus": "1-2"}, DEDICATED, UNPINNED),
+        ("", DEDICATED, {**DEDICATED, "vcpu_cpus": "1-2"}, ""),
+        ("", {}, {**DEDICATED, "vcpu_cpus": "0-1"}, "VM vm cannot have CPUs 0-1 for itself"),
+        (PINS.format(1), {}, DEDICATED, ""),
+        (PINS.format(0), {}, {"emulator_cpus": "2"}, ""),  # its pins are not
+        (PINS.format(0), {}, OUTSIDE, 'VM vm has layout = "/other/$NAME"'),
+    ],
+)
+def test_what_the_hook_would_refuse(
+    tmp_path: Path, inner: str, before: dict[str, str], after: dict[str, str], message: str
+) -> None:
+    host = reserving.made(tmp_path, "cgroupfs-v2", RESERVED + LAYOUT)
+    written = list(host.written)
+    error = refusal(host, XML.format(inner), before, after)
+    assert str(error or "").startswith(message)
+    assert bool(error) == bool(message)
+    assert host.written == written
 
 
 # the partition
