@@ -77,17 +77,17 @@ def _conflicts(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> list[tupl
     reserved = {group: taken for group, taken in reserved.items() if group not in borrowed}
     loose = [group for group in domain.unpinned() if class_of(group) not in cpus.lent_to]
     if missing:
-        told = ", ".join(_told(pins, missing, "missing:"))
+        listed = ", ".join(told(pins, missing, "missing:"))
         hint = _within(domain, missing, cpus.fence)
-        found.append((f"{subject} CPUs that do not exist: {told}", hint))
+        found.append((f"{subject} CPUs that do not exist: {listed}", hint))
     if reserved:
-        told = ", ".join(_told(pins, reserved, "reserved:"))
+        listed = ", ".join(told(pins, reserved, "reserved:"))
         hint = f"{_within(domain, reserved, cpus.fence)}, or reserve other CPUs"
         classes = sorted({*map(class_of, reserved), *map(class_of, domain.unpinned())})
         if set(classes) <= set(CLASSES):
             allowed = ", ".join(f'"{name}"' for name in sorted({*classes, *cpus.lent_to}))
             hint += f", or allow it with host_cpus_for = [{allowed}]"
-        found.append((f"{subject} reserved CPUs: {told}", hint))
+        found.append((f"{subject} reserved CPUs: {listed}", hint))
     elif borrowed and loose:
         text = (
             f"VM {printable(domain.name)} has {borrowed[0]} pinned to reserved CPUs, which needs "
@@ -105,19 +105,23 @@ def _check_online(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> None:
         if away and (cpus.all_online or away == pin):
             offline[group] = away
     if offline:
-        told = ", ".join(_told(pins, offline, "offline:"))
+        listed = ", ".join(told(pins, offline, "offline:"))
         raise Refusal(
-            f"VM {printable(domain.name)} is pinned to CPUs that are offline: {told}",
+            f"VM {printable(domain.name)} is pinned to CPUs that are offline: {listed}",
             f"bring them online, or pin it within {cpus.fence}",
         )
 
 
 def _within(domain: Domain, groups: dict[str, CpuSet], cpus: CpuSet) -> str:
     """What to do, with the command for the first of GROUPS."""
-    group = next(iter(groups))
+    return f"pin it within {cpus} ({pin_command(domain, next(iter(groups)), cpus, '--config')})"
+
+
+def pin_command(domain: Domain, group: str, cpus: CpuSet | None, options: str) -> str:
+    """That which pins the thread GROUP of DOMAIN to CPUS."""
     kind = group.rstrip("0123456789")
     number = f" {group[len(kind) :]}" if kind != "emulator" else ""
-    return f"pin it within {cpus} (virsh {kind}pin {domain.handle}{number} {cpus} --config)"
+    return f"virsh {kind}pin {domain.handle}{number} {cpus} {options}"
 
 
 def check_memory(domain: Domain, needed: int, others: int, limit: int) -> None:
@@ -146,13 +150,7 @@ def may_exceed(may_take: int, limit: int) -> str | None:
 def pins_outside(pins: dict[str, CpuSet], cpus: CpuSet) -> list[str]:
     """The first of PINS, by thread group, to CPUs outside CPUS: "vcpu0 to 0-1 (reserved: 0)"."""
     outside = {group: pin - cpus for group, pin in pins.items() if not pin <= cpus}
-    return _told(pins, outside, "reserved:")
-
-
-def pins_to(pins: dict[str, CpuSet], cpus: CpuSet) -> list[str]:
-    """The first of PINS, by thread group, to some of CPUS, which are to be reserved."""
-    taken = {group: pin & cpus for group, pin in pins.items() if pin & cpus}
-    return _told(pins, taken, "reserved:")
+    return told(pins, outside, "reserved:")
 
 
 def _check_taken(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> None:
@@ -170,14 +168,14 @@ def _check_taken(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> None:
             )
 
 
-def _told(pins: dict[str, CpuSet], cpus: dict[str, CpuSet], what: str) -> list[str]:
+def told(pins: dict[str, CpuSet], cpus: dict[str, CpuSet], what: str) -> list[str]:
     """One item a group of CPUS: its pin, and the CPUs of it of which WHAT is said."""
-    told: list[str] = []
+    found: list[str] = []
     for group in list(cpus)[:SHOWN]:
-        told.append(f"{group} to {_short(pins[group])} ({what} {_short(cpus[group])})")
+        found.append(f"{group} to {_short(pins[group])} ({what} {_short(cpus[group])})")
     if len(cpus) > SHOWN:
-        told.append(f"and {len(cpus) - SHOWN} more")
-    return told
+        found.append(f"and {len(cpus) - SHOWN} more")
+    return found
 
 
 def _short(cpus: CpuSet) -> str:

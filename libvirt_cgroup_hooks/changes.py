@@ -5,7 +5,14 @@ from __future__ import annotations
 
 from . import conformance, idle, limits, threads
 from .errors import Refusal
-from .operations import check_controllers, count, count_running, forget_left_behind, secure
+from .operations import (
+    check_controllers,
+    count,
+    count_running,
+    forget_left_behind,
+    secure,
+    tell_of_losses,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,6 +62,7 @@ def refit(
         vm_threads = threads.threads(manager.host, domain) if has_its_own else []
         if vm_threads:
             own.place(plan, domain, domain, vm_threads)
+            tell_of_losses(plan, manager, domain)
     idle.withdraw(plan, manager)
 
 
@@ -67,11 +75,14 @@ def _tell_of_pins(plan: Plan, manager: Manager, domains: list[Domain]) -> None:
 
 
 def _managers_of(plan: Plan, manager: Manager, running: list[Domain]) -> dict[Domain, Manager]:
-    """By VM. One of RUNNING whose own settings cannot be is left as it is, and told."""
+    """By VM. One of RUNNING whose own settings cannot be is left out, and told."""
     found: dict[Domain, Manager] = {}
     for domain in running:
         try:
             found[domain] = manager.for_domain(domain)
         except Refusal as error:
-            plan.warnings.append(f"left as it is: {error}")
+            left = "is left as it is"
+            if manager.fence.cpus is not None and not manager.carries:
+                left = f"runs within CPUs {manager.fence.cpus}, without its own settings"
+            plan.warnings.append(f"{error.message}; until that is changed, it {left}: {error.hint}")
     return found

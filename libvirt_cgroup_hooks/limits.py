@@ -194,12 +194,7 @@ def reconcile(
     goes last, since lowering a limit puts back the pressure that it has found.
     """
     obsolete = [row for row in remembered.before if row not in table and row not in untouched]
-    for (kind, path), value in table.items():
-        if (kind, path) not in remembered.before:
-            there = manager.before(kind, path)
-            # ours, of a time that is forgotten
-            remembered.before[kind, path] = None if there == value else there
-        table[kind, path] = _narrowed(manager, kind, path, value, remembered.before[kind, path])
+    _narrow(manager, remembered, table)
     plan.add_shared(*remembered.save(), *before)
     # what makes the cgroup of a VM that starts gives it its CPUs
     table = {row: table[row] for row in table if not row[0].of_vm or manager.exists(*row)}
@@ -225,10 +220,28 @@ def reconcile(
     if present != table:
         for path, values in _in_order(table, present):
             plan.add_shared(*manager.set(path, values))
+    if before or present != table:
+        plan.warnings += _taken_from_vms(manager, table)
     _put_back(plan, manager, remembered, pressure)
     for row in obsolete:
         del remembered.before[row]
     plan.add_shared(*remembered.save())
+
+
+def _taken_from_vms(manager: Manager, table: Table) -> list[str]:
+    """What is told of running VMs that ask for CPUs where those above them fall to TABLE."""
+    told: list[str] = []
+    for (kind, path), value in table.items():
+        tree = manager.tree_of(kind)
+        if kind is not CPUS or tree is None or kind.rises(manager.before(kind, path), value):
+            continue
+        for domain in manager.running():
+            from . import claims, threads
+
+            places = threads.process_cgroups(manager.host, domain.pid or 0) or {}
+            if f"{places.get(tree.hierarchy.key, '')}/".startswith(f"{path}/"):
+                told += claims.tell(manager, domain)
+    return list(dict.fromkeys(told))
 
 
 def replaced_at_reload(decided: tuple[str, Value], kind: Kind, value: Value) -> Error | None:
@@ -252,6 +265,16 @@ def stays(manager: Manager, kind: Kind, before: Value) -> bool:
     """
     tree = manager.tree_of(kind)
     return before is not None and not (kind.of_cpus and tree and not tree.clips)
+
+
+def _narrow(manager: Manager, remembered: Remembered, table: Table) -> None:
+    """TABLE is within what was there before, which is REMEMBERED."""
+    for (kind, path), value in table.items():
+        if (kind, path) not in remembered.before:
+            there = manager.before(kind, path)
+            # ours, of a time that is forgotten
+            remembered.before[kind, path] = None if there == value else there
+        table[kind, path] = _narrowed(manager, kind, path, value, remembered.before[kind, path])
 
 
 def _narrowed(manager: Manager, kind: Kind, path: str, ours: Value, before: Value) -> Value:

@@ -124,6 +124,8 @@ def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False)
     limits.enforce(plan, manager, [domain])
     if running and vm_threads:
         own.place(plan, domain, running, vm_threads)
+        if plan.operation == "reconnect":  # `prepare` tells of one that starts
+            tell_of_losses(plan, manager, running)
     elif imagine:
         plan.warnings.append(
             f"VM {printable(domain.name)} is not running, so there is no process to place"
@@ -159,6 +161,15 @@ def release(plan: Plan, manager: Manager, domain: Domain) -> None:
         from . import limits
 
         limits.end(plan, manager, last)
+
+
+def tell_of_losses(plan: Plan, manager: Manager, domain: Domain) -> None:
+    """What is told of DOMAIN, which runs, if the steps of PLAN take CPUs that it asks for."""
+    if plan.steps and manager.fence.cpus is not None and (domain.pins() or domain.settings):
+        from . import claims
+
+        told = claims.tell(manager, domain)
+        plan.warnings += [text for text in told if text not in plan.warnings]
 
 
 def _add_hugepages(manager: Manager, domain: Domain) -> None:

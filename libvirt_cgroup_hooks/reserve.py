@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 
 from . import changes, conformance, limits, managers, settings, snapshot, state, threads, virconf
-from .admission import may_exceed, pins_outside, pins_to
+from .admission import may_exceed, pins_outside
+from .claims import Loss, losses
 from .config import PATH, Config
 from .configfile import parse
 from .errors import Error, printable, size
@@ -134,8 +135,8 @@ class Change:
         pinned = newly_pinned(manager, running)
         if pinned:
             self.warnings.append(
-                f"running VMs are pinned to CPUs that this takes: {'; '.join(pinned)}; they cannot "
-                f"start again until you {repin(manager)}"
+                f"running VMs are pinned to CPUs that this takes: {told(pinned)}; they cannot "
+                f"start again until you {repin(manager, pinned)}"
             )
 
     def _text(self) -> tuple[str | None, str]:
@@ -184,8 +185,8 @@ class Change:
         pinned = [] if self.force else newly_pinned(manager, running)
         if pinned:
             raise Error(
-                f"cannot take CPUs from VMs that are pinned to them: {'; '.join(pinned)}",
-                f"{repin(manager)}, stop them, or use --force",
+                f"cannot take CPUs from VMs that are pinned to them: {told(pinned)}",
+                f"{repin(manager, pinned)}, stop them, or use --force",
             )
         limit = fence.memory_limit
         if limit is not None and fence.memory is not None:
@@ -269,7 +270,7 @@ def canonical(key: str, value: Value) -> str:
     return settings.named(key).read(value)
 
 
-def newly_pinned(manager: Manager, running: list[Domain]) -> list[str]:
+def newly_pinned(manager: Manager, running: list[Domain]) -> list[Loss]:
     """Which of RUNNING are pinned, and how, to CPUs that MANAGER's configuration takes from VMs.
 
     What was taken before, by force perhaps, is not asked for again.
@@ -277,13 +278,7 @@ def newly_pinned(manager: Manager, running: list[Domain]) -> list[str]:
     cpus = manager.fence.cpus
     if cpus is None:
         return []
-    taken = _before(manager.host) - manager.pinnable(cpus)
-    pinned: list[str] = []
-    for domain in running:
-        pins = pins_to(held_pins(manager.config, manager.fence, domain), taken)
-        if pins:
-            pinned.append(f"{printable(domain.name)} ({', '.join(pins)})")
-    return pinned
+    return losses(manager, running, _before(manager.host) - manager.pinnable(cpus))
 
 
 def _before(host: Host) -> CpuSet:
@@ -296,9 +291,14 @@ def _before(host: Host) -> CpuSet:
     return manager.present() - manager.kept
 
 
-def repin(manager: Manager) -> str:
-    """The remedy for `newly_pinned`."""
-    return f"pin them within {manager.fence.cpus} (virsh vcpupin, emulatorpin, iothreadpin)"
+def told(pinned: list[Loss]) -> str:
+    """PINNED for people: "web (vcpu0 to 0-1 (reserved: 0)); db (emulator to 0 (reserved: 0))"."""
+    return "; ".join(map(str, pinned))
+
+
+def repin(manager: Manager, pinned: list[Loss]) -> str:
+    """The remedy for `newly_pinned`, with a command for the first of PINNED."""
+    return pinned[0].remedy(manager, "them")
 
 
 def _remedy(manager: Manager, running: list[Domain]) -> str:

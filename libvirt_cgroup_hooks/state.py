@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Row = tuple[Kind, str]  # a kind of limit, and the path of the cgroup that carries it
 
 STATUS = "/run/libvirt/qemu"  # libvirt's own: the status XML of each running VM
+DEFINED = "/etc/libvirt/qemu"  # and the persistent XML of each VM that has one
 DIRECTORY = "/run/libvirt-cgroup-hooks"
 VMS = f"{DIRECTORY}/vms"
 SHARED = f"{DIRECTORY}/shared"

@@ -113,6 +113,11 @@ def one_escapes() -> None:
     (cgroup_directory("cpuset") / "tasks").write_text(str(running_vm("web").vcpus[0]))
 
 
+def takes_a_pin() -> None:
+    configure(FENCED)
+    virt_cgroup("apply", "--all")
+
+
 def sets(key: str, value: str) -> Callable[[], object]:
     """A setting of the VM's own, while it runs."""
     xml = f"<settings><{key}>{value}</{key}></settings>"
@@ -186,6 +191,12 @@ CASES = [
     ),
     # VMs
     Case("vm-unknown", sets("vcpu_cpus", "4-")),
+    Case(
+        "vm-pinned-to-reserved",
+        takes_a_pin,
+        LAYOUT,
+        domain_xml("web", vcpupin={0: ALL_CPUS}),
+    ),
     Case("vm-escaped", one_escapes),
     Case("vm-misplaced", lambda: configure(FENCED.replace("$DRIVER-", "other-"))),
     Case(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from .dedicating import settings
 from .guests import toucher
 from .harness import (
     ALL_CPUS,
@@ -155,6 +156,42 @@ def test_pin_made_by_virsh_counts(configure: Configure) -> None:
     start_vm("web")
     virsh("vcpupin", "web", "0", LAST_CPU, "--live")
     assert f"web (vcpu0 to {LAST_CPU}" in refused("--cpus", RESERVE_LAST)
+
+
+def test_apply_tells_which_pins_it_takes(configure: Configure) -> None:
+    configure(LAYOUT)
+    vm = start_vm("web", xml=domain_xml("web", vcpupin={0: ALL_CPUS}))
+    configure(FENCED)
+    told = (
+        f"warning: VM web loses CPUs that it is pinned to: vcpu0 to {ALL_CPUS} (reserved: 0); "
+        f"pin it within {VM_CPUS} (virsh vcpupin web 0 {VM_CPUS} --live)\n"
+    )
+    assert virt_cgroup("apply", "--all", "--dry-run").stderr == told
+    assert allowed("web") == {ALL_CPUS}
+    assert virt_cgroup("apply", "--parent").stderr == told
+    assert allowed("web") == {VM_CPUS}
+    assert virt_cgroup("apply", "--all").stderr == ""
+    virsh("vcpupin", "web", "0", VM_CPUS, "--live")
+    assert virt_cgroup("apply", "--all").stderr == ""
+    assert vm.alive()
+
+
+def test_thread_sets_of_a_vm(configure: Configure) -> None:
+    configure(LAYOUT)
+    start_vm("web", xml=domain_xml("web", vcpus=2, extra=settings(vcpu_cpus=LAST_CPU)))
+    message = refused("--cpus", RESERVE_LAST, "--live")
+    command = f"virt-cgroup domain web --set vcpu_cpus={WITHOUT_LAST} --live"
+    assert f"web (vcpu_cpus to {LAST_CPU} (reserved: {LAST_CPU}))" in message
+    assert f"({command})" in message
+    done = virt_cgroup("reserve", "--cpus", RESERVE_LAST, "--live", "--force")
+    assert (
+        f"until that is changed, it runs within CPUs {WITHOUT_LAST}, without its own settings"
+        in done.stderr
+    )
+    assert allowed("web") == {WITHOUT_LAST}
+    virt_cgroup(*command.split()[1:])
+    assert virt_cgroup("apply", "web").stderr == ""
+    assert_conform("web")
 
 
 def test_memory_in_use(configure: Configure, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_a_file_that_takes_the_cpu_of_a_pin(configure: Configure, tmp_path: Path
     done = validate("-q", "--config", str(proposed))
     assert done.returncode == 1
     assert "web (vcpu0 to 0 (reserved: 0))" in done.stdout
-    assert f"pin them within {VM_CPUS} (virsh vcpupin, " in done.stdout
+    assert f"pin them within {VM_CPUS} (virsh vcpupin web 0 {VM_CPUS} --live), " in done.stdout
     assert "[pins-in-the-way]" in done.stdout
     virsh("vcpupin", "web", "0", VM_CPUS, "--live")
     assert validate("--config", str(proposed)).returncode == 0

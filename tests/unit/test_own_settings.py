@@ -57,7 +57,8 @@ def test_what_is_wrong_with_one_vm_stops_no_change(tmp_path: Path, kind: str, ba
     change = Change(host, {"reserved_host_cpus": "0-1"}, live=True, config=False)
     change.run()
     assert host.get(reserving.file(host, "cpuset.cpus")) == "2-3"
-    told = [text for text in change.warnings if text.startswith("left as it is: VM vm has ")]
+    told = [text for text in change.warnings if text.startswith("VM vm has ")]
+    assert "until that is changed, it runs within CPUs 2-3, without its own settings: " in told[0]
     assert "--unset" in told[0]
     assert "--live" in told[0]
 

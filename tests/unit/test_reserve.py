@@ -190,7 +190,7 @@ def test_pins_outside(tmp_path: Path, kind: str) -> None:
         change(host, "live config", cpus="0-1").run()
     assert str(error.value) == (
         "cannot take CPUs from VMs that are pinned to them: vm (vcpu1 to 1 (reserved: 1)): "
-        "pin them within 2-3 (virsh vcpupin, emulatorpin, iothreadpin), stop them, or use --force"
+        "pin them within 2-3 (virsh vcpupin vm 1 2-3 --live), stop them, or use --force"
     )
     assert states(host) == before
 
@@ -202,7 +202,7 @@ def test_pins_outside_that_only_the_file_will_ask_for(tmp_path: Path, kind: str)
     made.run()
     assert made.warnings == [
         "running VMs are pinned to CPUs that this takes: vm (vcpu1 to 1 (reserved: 1)); they "
-        "cannot start again until you pin them within 2-3 (virsh vcpupin, emulatorpin, iothreadpin)"
+        "cannot start again until you pin them within 2-3 (virsh vcpupin vm 1 2-3 --live)"
     ]
     assert 'reserved_host_cpus = "0-1"' in conf(host)
 

@@ -99,6 +99,7 @@ TABLE = (
     Check("HOOK", "for AppArmor", hook.apparmor),
     Check("VM", "for QEMU that is not limited", vm.outside, configured),
     Check("VM", "that running VMs are not in the way", vm.in_the_way, proposed, ahead=True),
+    Check("VM", "that VMs can start again with their pins", vm.pinned_to_reserved, configured),
     Check("VM", "that VMs match the configuration", vm.conforming, configured),
     Check("VM", "that dedicated CPUs are one VM's alone", vm.dedicated, dedicating),
     Check("VM", "that VMs are pinned to isolated CPUs", advice.pinned, configured),

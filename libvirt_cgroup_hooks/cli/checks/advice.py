@@ -13,10 +13,10 @@ from ...domainxml import parse
 from ...errors import Error, printable, size
 from ...host import Host, page_size
 from ...memory import GIB
+from ...state import DEFINED
 from ...topology import Topology
 from .subject import Problem, Subject
 
-DEFINED = "/etc/libvirt/qemu"
 POOLS = "/sys/kernel/mm/hugepages"
 DEVICES = "/sys/bus/pci/devices"
 WORTH_TELLING = GIB  # hugepages that are more than VMs ask for

@@ -461,6 +461,14 @@ CODES = {
         "Pin them to other CPUs (virsh vcpupin, emulatorpin, iothreadpin), or stop them. "
         "virt-cgroup reserve --force takes the CPUs all the same.",
     ),
+    "vm-pinned-to-reserved": Code(
+        WARN,
+        "a running VM is pinned to CPUs that are reserved",
+        "Its threads run on what is left of those CPUs, or on others, and not where they are "
+        'pinned. It does not start again, unless pin_conflict is "warn".',
+        "Do what the message says: pin the VM to CPUs of VMs, both as it runs and for its next "
+        "start.",
+    ),
     "vm-escaped": Code(
         FAIL,
         "threads of a VM may run on CPUs that are not theirs",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ... import apart, conformance, reserve, threads
+from ...claims import losses
 from ...conformance import Difference
 from ...cpuset import CpuSet
 from ...dedicated import told
@@ -89,8 +90,16 @@ def in_the_way(subject: Subject) -> Iterator[Problem]:
     manager = subject.manager()
     pinned = reserve.newly_pinned(manager, threads.running(subject.host, {}))
     if pinned:
-        text = f"it takes CPUs from VMs that are pinned to them: {'; '.join(pinned)}"
-        yield Problem("pins-in-the-way", text, f"{reserve.repin(manager)}, or stop them")
+        text = f"it takes CPUs from VMs that are pinned to them: {reserve.told(pinned)}"
+        yield Problem("pins-in-the-way", text, f"{reserve.repin(manager, pinned)}, or stop them")
+
+
+def pinned_to_reserved(subject: Subject) -> Iterator[Problem]:
+    """VMs that run elsewhere than they are pinned to."""
+    manager = subject.manager()
+    for loss in losses(manager, threads.running(subject.host, {}), manager.kept):
+        text = f"VM {printable(loss.domain.name)} is pinned to reserved CPUs: {loss.pins}"
+        yield Problem("vm-pinned-to-reserved", text, loss.remedy(manager))
 
 
 def conforming(subject: Subject) -> Iterator[Problem]:

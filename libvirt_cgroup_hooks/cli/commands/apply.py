@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
             if arguments.all and not threads.has_process(host, domain):  # it has ended meanwhile
                 continue
             errors[domain.name] = error
-    print_warnings(warnings)
+    print_warnings(dict.fromkeys(warnings))  # each plan may find the same
     if arguments.json:
         print_json(steps)
     else:

@@ -49,9 +49,9 @@ def host(tmp_path: Path) -> Busy:
     return host
 
 
-def run(host: Busy, *, quiet: bool = True) -> int:
-    arguments = Namespace(all=True, parent=False, domains=[], json=False, quiet=quiet)
-    return apply.run(Namespace(dry_run=False, proposed=None, **vars(arguments)), host)
+def run(host: Busy, *, quiet: bool = True, every: bool = True, dry: bool = False) -> int:
+    arguments = Namespace(all=every, parent=not every, domains=[], json=False, quiet=quiet)
+    return apply.run(Namespace(dry_run=dry, proposed=None, **vars(arguments)), host)
 
 
 def cpus(host: Busy, group: str) -> str:
@@ -141,3 +141,24 @@ def test_a_pin_that_was_overwritten_comes_back(host: Busy) -> None:
     host.put(f"{GROUPS}/vcpu1/cpuset.cpus", "2-3")
     assert run(host) == 0
     assert cpus(host, "vcpu1") == "1"
+
+
+@pytest.mark.parametrize("every", [True, False], ids=["--all", "--parent"])
+def test_cpus_that_a_pinned_vm_loses_are_told_once(
+    host: Busy, capsys: pytest.CaptureFixture[str], every: bool
+) -> None:
+    """The same by a dry run, which takes nothing."""
+    status = f"/proc/{PID}/task/{PID + 11}/status"
+    host.put(status, "Cpus_allowed_list:\t1")
+    host.configure(CPUS.replace("'0'", "'0-1'"))
+    told = (
+        "warning: VM vm loses CPUs that it is pinned to: vcpu1 to 1 (reserved: 1); "
+        "pin it within 2-3 (virsh vcpupin vm 1 2-3 --live)\n"
+    )
+    assert run(host, every=every, dry=True) == 0
+    assert capsys.readouterr().err == told
+    assert run(host, every=every) == 0
+    assert capsys.readouterr().err == told
+    host.put(status, "Cpus_allowed_list:\t2-3")
+    assert run(host, every=every) == 0
+    assert capsys.readouterr().err == ""

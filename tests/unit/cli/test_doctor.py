@@ -130,6 +130,13 @@ def device(node: str) -> Break:
             "pin each: virsh vcpupin vm 0 1 --live --config",
         ),
         (
+            "v2",
+            [vm(PINNED.replace("'2'", "'0,2'"))],
+            "vm-pinned-to-reserved",
+            "VM vm is pinned to reserved CPUs: vcpu0 to 0,2 (reserved: 0)",
+            "pin it within 1-3 (virsh vcpupin vm 0 1-3 --live)",
+        ),
+        (
             "numa",
             [vm(DEVICE), device("1")],
             "device-far",
@@ -174,6 +181,7 @@ def test_what_could_be_better_is_told(
         ),
         ("v2", [put(f"{CPU}/isolated", "1-2")], "vms-unpinned"),
         ("v2", [put(f"{CPU}/isolated", "1-3"), vm(PINNED)], "vms-unpinned"),
+        ("v2", [vm(PINNED)], "vm-pinned-to-reserved"),
         ("numa", [vm(DEVICE), device("0")], "device-far"),
         ("numa", [vm(DEVICE), device("-1")], "device-far"),
         ("numa", [vm(DEVICE)], "device-far"),

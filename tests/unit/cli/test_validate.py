@@ -445,7 +445,7 @@ def test_a_file_that_running_vms_contradict(command: Command, tmp_path: Path, ki
     told = lines[-1]  # on cgroup v1 the next start would be refused, too
     assert status == 1
     assert "it takes CPUs from VMs that are pinned to them: vm (vcpu0 to 1 (reserved: 1))" in told
-    assert told.endswith("iothreadpin), or stop them) [pins-in-the-way]")
+    assert told.endswith("(virsh vcpupin vm 0 2-3 --live), or stop them) [pins-in-the-way]")
 
 
 def test_a_file_that_leaves_vms_less_than_they_use(command: Command, host: Kernel) -> None:
