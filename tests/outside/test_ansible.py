@@ -293,7 +293,7 @@ def test_another_reservation_while_vms_run(site: Site) -> None:
     [
         ({"on_error": "ask"}, (), "value of cgroup_hooks_on_error must be one of: refuse, warn"),
         ({"reserved_cpus": "0"}, (), "There is no variable cgroup_hooks_reserved_cpus; there are"),
-        ({"reserved_host_cpus": "0-99"}, (), "this host has no CPU 8-99: its CPUs are 0-7"),
+        ({"reserved_host_cpus": "0-99"}, (), "this host has no CPUs 8-99: its CPUs are 0-7"),
         ({"reserved_host_mem": "9 TiB"}, ("--check",), "leaves no memory for VMs"),
     ],
 )
