@@ -192,7 +192,8 @@ def admit(manager: Manager, own: Manager, domain: Domain) -> None:
     """
     if own.config.dedicated == "no":
         others = owners(manager, but=domain.uuid)
-        dedicated.check_beside(domain, own.config, others, own.carried(domain) or CpuSet())
+        if others:  # else the record is what an earlier run of it has left
+            dedicated.check_beside(domain, own.config, others, own.carried(domain) or CpuSet())
         return
     if manager.tree_of(VM_CPUS) is None:
         raise Refusal(

@@ -84,6 +84,15 @@ def refusal(host: Kernel, inner: str, name: str = "web", number: int = 9) -> str
 
 
 @every_host
+def test_what_an_earlier_run_has_left_is_in_nobodys_way(tmp_path: Path, kind: str) -> None:
+    """The hook was killed at the VM's release, and then the setting was taken back."""
+    host = host_of(tmp_path, kind)
+    One(host, "web", YES + pinned(3), 4).start()
+    again = One(host, "web", PLAIN, 4)
+    assert plan(host, "prepare", again.subject).warnings == []
+
+
+@every_host
 def test_two_owners(tmp_path: Path, kind: str) -> None:
     """Each keeps off the other's, emulator and all; both come back one after the other."""
     host = host_of(tmp_path, kind)
