@@ -74,13 +74,40 @@ def has_process(host: Host, domain: Domain) -> bool:
 
     Where no daemon runs, the file outlives the VM, and the kernel gives the number to others.
     libvirt has QEMU called `-name guest=NAME,...` (qemuBuildNameCommandLine), with commas doubled.
+    A process can write over that, and so hide; its cgroup it cannot leave.
     """
     command = host.read_optional(f"/proc/{domain.pid}/cmdline")
     if command is None:  # ended, or in a copy of a host, which has no more of it
         return host.exists(f"/proc/{domain.pid}")
     guest = "guest=" + domain.name.replace(",", ",,") + ","
     arguments = [f"{argument}," for argument in command.split("\0")]
-    return any(one.startswith(guest) and not one.startswith(f"{guest},") for one in arguments)
+    named = any(one.startswith(guest) and not one.startswith(f"{guest},") for one in arguments)
+    return named or _is_in_cgroup(host, domain)
+
+
+def _is_in_cgroup(host: Host, domain: Domain) -> bool:
+    """Whether the process is in a cgroup that has been made for DOMAIN: by libvirt or machined,
+    which name it after the VM's id, or by us.
+    """
+    record = Record.read(host, domain.uuid)
+    ours = record.groups if record else []
+    for path in (process_cgroups(host, domain.pid or 0) or {}).values():
+        components = path.split("/")
+        if any(_is_of_id(name, domain.id) for name in components):
+            return True
+        above = ["/".join(components[:length]) for length in range(2, len(components) + 1)]
+        if any(group.endswith(one) for group in ours for one in above):
+            return True
+    return False
+
+
+def _is_of_id(name: str, number: int | None) -> bool:
+    """Whether NAME is that of the scope, or of libvirt's own cgroup, of the VM with the id NUMBER.
+
+    They are made of qemu-ID-NAME, where the VM's name may come to nothing.
+    """
+    scope, own = rf"machine-qemu\x2d{number}", f"qemu-{number}"
+    return name.startswith((rf"{scope}\x2d", f"{scope}.scope", f"{own}-", f"{own}.libvirt-qemu"))
 
 
 def hugepages(host: Host, all_recorded: bool, every: bool) -> int:
@@ -129,9 +156,9 @@ def _group(comm: str) -> str:
     """libvirt calls its I/O threads iothreadN, and has QEMU name the thread after it
     (debug-threads=on).
     """
-    if comm.startswith("IO iothread") and comm[len("IO iothread") :].strip().isdigit():
-        return comm[len("IO ") :].strip()
-    return "emulator"
+    number = comm[len("IO iothread") :].strip()
+    is_iothread = comm.startswith("IO iothread") and number.isascii() and number.isdigit()
+    return f"iothread{number}" if is_iothread else "emulator"
 
 
 def groups_of(found: list[Thread]) -> list[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import threads
+from libvirt_cgroup_hooks import changes, managers, state, threads
 from libvirt_cgroup_hooks.errors import Error
+from libvirt_cgroup_hooks.plan import Plan
 
 from .support.hosts import Kernel, domain, domain_xml
+from .support.several import PLAIN, One
 
 INNER = "<vcpu>1</vcpu>"
 MAIN = 4200100
@@ -30,6 +34,7 @@ def host(tmp_path: Path) -> Kernel:
         ("IO iothread", "emulator"),
         ("IO mon_iothread", "emulator"),
         ("IO iothreadx", "emulator"),
+        ("IO iothread\N{SUPERSCRIPT TWO}", "emulator"),
         ("CPU 0/KVM", "emulator"),  # which vCPU it is the status XML says
         ("vnc_worker", "emulator"),
         ("a b) (c", "emulator"),
@@ -83,6 +88,36 @@ def test_the_process_of_a_vm(host: Kernel, name: str, command: str, runs: bool) 
     """Where no daemon runs, the status XML outlives the VM, and another gets its process id."""
     host.start_vm(domain(name, INNER), INNER)
     host.put(f"/proc/{MAIN}/cmdline", command)
+    host.put(f"/proc/{MAIN}/cgroup", "0::/system.slice/cron.service\n")
+    assert [vm.name for vm in threads.running(host, {})] == ([name] if runs else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "runs"),
+    [
+        ("web", "/machine/qemu-3-web.libvirt-qemu/emulator", True),
+        ("\N{SNOWMAN}", "/machine/qemu-3.libvirt-qemu/emulator", True),
+        ("web", r"/machine.slice/machine-qemu\x2d3\x2dweb.scope/libvirt/emulator", True),
+        ("\N{SNOWMAN}", r"/machine.slice/machine-qemu\x2d3.scope/libvirt/emulator", True),
+        ("web", "/vms/web/emulator", True),
+        ("web", "/vms/web", True),
+        ("web", r"/machine.slice/machine-qemu\x2d30\x2dweb.scope/libvirt/emulator", False),
+        ("web", "/machine/qemu-30-web.libvirt-qemu", False),
+        ("web", "/vms/web2/emulator", False),
+        ("web", "/vms", False),
+        ("web", "/", False),
+    ],
+)
+def test_a_process_hides_behind_no_other_command(
+    host: Kernel, name: str, place: str, runs: bool
+) -> None:
+    """A guest that has taken over QEMU can write over its command line."""
+    host.start_vm(domain(name, INNER), INNER)
+    record = state.Record(domain().uuid, name)
+    record.groups = ["/sys/fs/cgroup/vms/web"]
+    host.put(f"{state.VMS}/{record.uuid}", str(record))
+    host.put(f"/proc/{MAIN}/cmdline", "/usr/sbin/cron\0-f\0")
+    host.put(f"/proc/{MAIN}/cgroup", f"0::{place}\n")
     assert [vm.name for vm in threads.running(host, {})] == ([name] if runs else [])
 
 
@@ -110,3 +145,18 @@ def test_processes(host: Kernel) -> None:
         "": "/machine/qemu-3-web.libvirt-qemu/emulator"
     }
     assert threads.process_cgroups(host, MAIN + 99) is None
+
+
+def test_a_vm_that_hides_keeps_the_limits(tmp_path: Path) -> None:
+    """It would run on without them, once the last other VM has ended."""
+    host = Kernel(tmp_path / "host", "v2", 'reserved_host_cpus = "0"\n')
+    hiding, other = (One(host, name, PLAIN, n).start() for n, name in ((3, "web"), (4, "db")))
+    host.put(f"/proc/{hiding.pid}/cmdline", "/usr/sbin/cron\0-f\0")
+    old = time.time() - 2 * state.GRACE
+    os.utime(f"{host.root}{state.VMS}/{hiding.subject.uuid}", (old, old))
+    made = Plan("apply")
+    names = {vm.name for vm in threads.running(host, {})}
+    changes.parent(made, managers.choose(host, host.config(), {"": "/"}), names)
+    made.run(host)
+    other.end()
+    assert host.get("/sys/fs/cgroup/machine/cpuset.cpus") == "1-3"
