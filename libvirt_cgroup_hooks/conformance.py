@@ -132,16 +132,23 @@ def _beside(host: Host, directory: str) -> list[str]:
     """The first cgroups at or below DIRECTORY that have processes and are no VM's."""
     from . import threads
 
-    if _is_vms(host, directory):
-        return []
-    if threads.members(host, directory):
-        return [directory]
     found: list[str] = []
-    for name in host.directories(directory):
-        found += _beside(host, f"{directory}/{name}")
-        if len(found) >= SHOWN:
-            break
-    return found[:SHOWN]
+    left = [directory]
+    # no recursion: a container, or a user, may nest cgroups deeper than Python goes
+    while left and len(found) < SHOWN:
+        one = left.pop()
+        if _is_vms(host, one):
+            continue
+        if threads.members(host, one):
+            found.append(one)
+        else:
+            left += reversed(_below(host, one))
+    return found
+
+
+def _below(host: Host, directory: str) -> list[str]:
+    """The cgroups right below DIRECTORY."""
+    return [f"{directory}/{name}" for name in host.directories(directory)]
 
 
 def _is_vms(host: Host, directory: str) -> bool:
@@ -223,9 +230,12 @@ def _forgets_pins(host: Host) -> bool:
 def _members_below(host: Host, directory: str) -> list[int]:
     from . import threads
 
-    found = threads.members(host, directory)
-    for name in host.directories(directory):
-        found += _members_below(host, f"{directory}/{name}")
+    found: list[int] = []
+    left = [directory]
+    while left:
+        one = left.pop()
+        found += threads.members(host, one)
+        left += reversed(_below(host, one))
     return found
 
 

@@ -20,7 +20,8 @@ else:
     import _signal as signal
 
 # The same numbers on every Linux; the errno module would cost the hook an import.
-ABSENT = (2, 3, 19, 20, 95)  # ENOENT, ESRCH, ENODEV, ENOTDIR, EOPNOTSUPP
+# ENOENT, ESRCH, ENODEV, ENOTDIR, ENAMETOOLONG, EOPNOTSUPP
+ABSENT = (2, 3, 19, 20, 36, 95)
 NEW = ".new"  # ends the name of a file that is being written
 # Where programs are; the last is NixOS's
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin"

@@ -286,6 +286,24 @@ def test_processes_that_have_chosen_cpus_of_vms_are_told(
     assert any(expected in problem for problem in problems(host)) == told
 
 
+class Nested(Machined):
+    """A user, and a container, have nested cgroups of their own as deep as the kernel lets them."""
+
+    def directories(self, path: str) -> list[str]:
+        if path.startswith((f"{CG}/user.slice", f"{CG}/machine.slice")):
+            return ["a"] if path.count("/") < 2000 else []
+        return super().directories(path)
+
+
+def test_cgroups_may_be_nested_deeply(tmp_path: Path) -> None:
+    host = Nested(tmp_path, "v2", confined("always"))
+    for name in ("system.slice", "user.slice", "machine.slice"):
+        host.slice(name)
+    process(host, 4300, "system.slice", "2-3")
+    assert any("ovs-vswitchd (4300) to 2-3" in problem for problem in problems(host))
+    assert list(checks.beside_vms(Subject(host))) == []
+
+
 @pytest.mark.parametrize(
     "banned", ['IRQBALANCE_BANNED_CPULIST="2"\n', "#\nIRQBALANCE_BANNED_CPUS=0,00000004\n"]
 )

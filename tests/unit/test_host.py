@@ -205,6 +205,7 @@ def test_what_counts_as_absent() -> None:
         "No such process",
         "No such device",
         "Not a directory",
+        "File name too long",
         "Operation not supported",
     ]
 
