@@ -14,9 +14,11 @@ SETTINGS_URI = "urn:libvirt-cgroup-hooks:domain:1"
 # of XML that has none: libvirt gives it one when it is defined
 NIL_UUID = "00000000-0000-0000-0000-000000000000"
 DEPTH = 256  # libxml2's own limit
-PATH_MAX = 4096  # characters; no path that is read is as long
+PATH_MAX = 512  # characters; no path that is read is as long
 HEXADECIMAL = frozenset("0123456789abcdef-")
 LIMIT = 4 * 1024**2  # bytes: libvirt's own limit for a string on its protocol
+MOST_SETTINGS = 32  # of one VM that are read: there are fewer keys
+LONGEST_KEY = 100  # characters; no key of a setting is as long
 UNITS = {
     "b": 1,
     "bytes": 1,
@@ -43,10 +45,15 @@ CPUTUNE_VALUES = frozenset(
 
 
 def add_setting(settings: dict[str, str], key: str, text: str) -> None:
-    """Notes that KEY says TEXT. One that comes twice gets both texts, on two lines: no value of any
-    setting has two.
+    """Notes that KEY says TEXT. One that comes twice gets two texts, on two lines: no value of any
+    setting has two. What is beyond MOST_SETTINGS is left out: not all can be right then.
     """
-    settings[key] = f"{settings[key]}\n{text.strip()}" if key in settings else text.strip()
+    key = key[:LONGEST_KEY]
+    if key not in settings:
+        if len(settings) < MOST_SETTINGS:
+            settings[key] = text.strip()
+    elif "\n" not in settings[key]:
+        settings[key] = f"{settings[key]}\n{text.strip()}"
 
 
 def parse(xml: bytes) -> Domain:

@@ -23,6 +23,7 @@ OF_THE_HOST = (["system"], ["user"])  # where a systemd host has its services an
 OF_THE_VM = ("$NAME", "$UUID", "$ID")
 DRIVER = "qemu"
 NAME_MAX = 255  # bytes, the kernel's limit for one directory name
+PATH_MAX = 4096  # and for a whole path
 # Files of every cgroup directory, which a child cannot be named after.
 KERNEL_FILES = ("tasks", "notify_on_release", "release_agent")
 SUGGESTED, SUGGESTED_PARENT = '"/vms/$NAME"', "/vms"
@@ -88,7 +89,12 @@ class Layout:
 
 
 def _components(template: str) -> list[str]:
-    shown = printable(template)
+    shown = printable(template[:200])
+    if len(template) > PATH_MAX:
+        raise Error(
+            f'layout "{shown}..." has more than {PATH_MAX} characters',
+            "the kernel allows no longer path",
+        )
     if any(variable not in VARIABLES for variable in _variables(template)):
         raise Error(
             f'layout "{shown}" has an unknown variable', "the variables are " + ", ".join(VARIABLES)

@@ -8,7 +8,7 @@ import pytest
 
 from libvirt_cgroup_hooks.cpuset import CpuSet
 from libvirt_cgroup_hooks.domain import Domain
-from libvirt_cgroup_hooks.domainxml import LIMIT, NIL_UUID, SETTINGS_URI, parse
+from libvirt_cgroup_hooks.domainxml import LIMIT, MOST_SETTINGS, NIL_UUID, SETTINGS_URI, parse
 from libvirt_cgroup_hooks.errors import Error
 
 from .support.hosts import UUID, domain, domain_xml
@@ -493,6 +493,17 @@ def test_settings_in_the_metadata(xml: str, settings: dict[str, str]) -> None:
         "</domstatus>"
     )
     assert parse(status.encode()).settings == {"layout": "flat"}
+
+
+def test_of_very_many_settings_few_are_kept() -> None:
+    """Each hook that looks at all VMs reads them, and tells what is wrong."""
+    keys = "".join(f"<p:k{number}/>" for number in range(1000))
+    alike = "<p:layout>flat</p:layout>" * 1000
+    made = domain(inner=f"<metadata><p:s {OURS}>{alike}{keys}<p:layout/></p:s></metadata>")
+    assert made.settings["layout"] == "flat\nflat"
+    assert len(made.settings) == MOST_SETTINGS
+    made = domain(inner=f"<metadata><p:s {OURS}><p:{'k' * 100_000}/></p:s></metadata>")
+    assert [len(key) for key in made.settings] == [100]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def test_the_first_directory_of_the_vms_own(text: str, top: str) -> None:
         ("/./$NAME", 'layout "/./$NAME" has an empty or impossible component'),
         ("/vms\n/$NAME", r'layout "/vms\n/$NAME" has an empty or impossible component'),
         ("/\x1b[1m/$NAME", r'layout "/\x1b[1m/$NAME" has an empty or impossible component'),
+        ("/a" * 2047 + "/$NAME", f'layout "{"/a" * 100}..." has more than 4096 characters'),
     ],
 )
 def test_bad_templates(text: str, message: str) -> None:
