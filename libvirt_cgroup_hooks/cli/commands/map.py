@@ -64,7 +64,7 @@ def _write(path: str, picture: str) -> None:
         sys.stdout.write(picture)
         return
     try:
-        target = Path(os.path.realpath(path))  # a symbolic link stays one
+        target = _target(path)
         if target.exists() and not target.is_file():
             # a pipe or device, which must not be replaced
             target.write_text(picture, encoding="ascii")
@@ -73,6 +73,19 @@ def _write(path: str, picture: str) -> None:
     except OSError as error:
         hint = "name a file in a directory that you may write to"
         raise Error(f"cannot write {printable(path)}: {error.strerror}", hint) from None
+
+
+def _target(path: str) -> Path:
+    """PATH, or where it leads: a symbolic link stays one. Another user's, in /tmp perhaps, may lead
+    anywhere. Raises OSError.
+    """
+    target = os.path.realpath(path)
+    folder, name = os.path.split(path)
+    # asked afterwards: who swaps the link meanwhile still owns it
+    is_led = target != os.path.join(os.path.realpath(folder), name)
+    if is_led and os.path.lexists(path) and os.lstat(path).st_uid not in (0, os.geteuid()):
+        raise PermissionError(1, "it is another user's symbolic link")
+    return Path(target)
 
 
 def _replace(target: Path, text: str) -> None:

@@ -152,6 +152,23 @@ def test_a_file_is_replaced_and_a_link_to_it_stays(command: Command, tmp_path: P
     assert sorted(os.listdir(tmp_path)) == ["link.svg", "map.svg"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes links of others")
+def test_a_link_of_another_user_is_not_followed(command: Command, tmp_path: Path) -> None:
+    file, link = tmp_path / "map.svg", tmp_path / "link.svg"
+    file.write_text("old")
+    link.symlink_to("map.svg")
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    assert command(BUSY, "--svg", str(link)) == (
+        1,
+        "",
+        f"error: cannot write {link}: it is another user's symbolic link: "
+        "name a file in a directory that you may write to\n",
+    )
+    assert file.read_text() == "old"
+    os.chown(file, 65534, 65534)  # which is no link
+    assert command(BUSY, "--svg", str(file))[0] == 0
+
+
 def test_a_pipe_is_not_replaced(command: Command, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
