@@ -170,11 +170,16 @@ class Domain:
 
     @property
     def handle(self) -> str:
-        """What a command line calls the VM: its name, or its UUID where a shell or virsh would
-        misread the name.
-        """
-        plain = all(
-            part.isascii() and part.isalnum()
-            for part in self.name.replace("-", ".").replace("_", ".").split(".")
-        )
-        return self.name if plain and self.name[:1].isalpha() else self.uuid
+        """As `handle`."""
+        return handle(self.name, self.uuid)
+
+
+def handle(name: str, uuid: str) -> str:
+    """What a command line calls a VM: its name, or its UUID where a shell or virsh would misread
+    the name.
+    """
+    plain = all(
+        part.isascii() and part.isalnum()
+        for part in name.replace("-", ".").replace("_", ".").split(".")
+    )
+    return name if plain and name[:1].isalpha() else uuid

@@ -29,7 +29,7 @@ def print_warnings(warnings: Iterable[str]) -> None:
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     """As `virsh dominfo`."""
     for name, value in pairs:
-        print(f"{name + ':':<16}{printable(value)}")
+        print(f"{printable(name) + ':':<16}{printable(value)}")
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -207,7 +207,9 @@ class V1(Tree):
                 remedy = "stop the VM that it belongs to, or pin it to other CPUs, first"
                 # libvirt leaves the cgroups of a VM that has ended while no daemon ran
                 if self.host.read_optional(f"{path}/cgroup.procs") == "":
-                    remedy = f"no process is in it, so remove it: rmdir {printable(path)}"
+                    from shlex import quote  # the name of a VM may be in it
+
+                    remedy = f"no process is in it, so remove it: rmdir {quote(printable(path))}"
                 raise Error(
                     f"cannot set the CPUs of {printable(directory)} to {wanted}: "
                     f"{printable(path)} is limited to {cpus}",

@@ -6,13 +6,12 @@ kernel, not libvirtd.
 from __future__ import annotations
 
 import argparse
-import shlex
 import time
 from datetime import datetime
 from typing import Any
 
 from ... import apart, conformance, limits, state, threads
-from ...domain import Domain
+from ...domain import Domain, handle
 from ...errors import printable, size
 from ...fence import reserved_memory
 from ...host import Host
@@ -155,9 +154,8 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
             _print_threads(vm)
         elif vm["problems"]:
             more = len(vm["problems"]) - 1
-            told = (
-                f" (and {more} more: virt-cgroup status {shlex.quote(vm['name'])})" if more else ""
-            )
+            command = f"virt-cgroup status {handle(vm['name'], vm['uuid'])}"
+            told = f" (and {more} more: {command})" if more else ""
             print(f"\nproblem: {printable(vm['name'])}: {printable(vm['problems'][0] + told)}")
     for note in dict.fromkeys(note for vm in report["domains"] for note in vm["notes"]):
         print(f"\nnote: {note}")

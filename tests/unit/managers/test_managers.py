@@ -447,3 +447,12 @@ def test_a_child_that_libvirt_has_left_is_to_be_removed(four: Kernel) -> None:
     four.put(f"{left}/cgroup.procs", "")
     with pytest.raises(Error, match=f"no process is in it, so remove it: rmdir {left}"):
         fenced(four, "3")
+
+
+def test_what_is_to_be_typed_is_safe_whatever_a_vm_is_called(four: Kernel) -> None:
+    left = f"{CG}/cpuset/vms/x; reboot"
+    four.put(f"{left}/cpuset.cpus", "3")
+    four.put(f"{left}/cgroup.procs", "")
+    with pytest.raises(Error) as error:
+        fenced(four, "3")
+    assert error.value.hint == f"no process is in it, so remove it: rmdir '{left}'"
