@@ -19,6 +19,7 @@ from ..command import given_configuration
 from ..output import print_json, print_warnings
 
 Planning = Callable[[Config], Plan]
+PARENT = "parent"  # among the names of VMs; one that is called so is told by its UUID
 
 
 def add(commands: Any) -> None:
@@ -66,12 +67,13 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
         domains = [threads.named(domains, name) for name in arguments.domains]
         errors.clear()
     parent = work(host, config, _parent(host, known, together), warnings)
-    steps = {"parent": parent}
+    steps = {PARENT: parent}
     for domain in domains:
+        key = domain.name if domain.name != PARENT else domain.uuid
         try:
             made = work(host, config, _domain(host, domain), warnings)
             # a dry run finds again what the VM parent still needs
-            steps[domain.name] = [step for step in made if step not in parent]
+            steps[key] = [step for step in made if step not in parent]
         except Error as error:
             if arguments.all and not threads.has_process(host, domain):  # it has ended meanwhile
                 continue
@@ -100,7 +102,7 @@ def _is_ours(host: Host, config: Config, domain: Domain) -> bool:
 
 def _show(steps: dict[str, list[str]], quiet: bool) -> None:
     for name, lines in steps.items():
-        title = "VM parent" if name == "parent" else f"VM {printable(name)}"
+        title = "VM parent" if name == PARENT else f"VM {printable(name)}"
         if lines:
             print("\n  ".join([f"{title}:", *lines]))
         elif not quiet:

@@ -12,7 +12,7 @@ import pytest
 from libvirt_cgroup_hooks.cli.commands import apply
 from libvirt_cgroup_hooks.host import Lock
 
-from ..support.hosts import PID
+from ..support.hosts import PID, UUID
 from ..support.machined import SCOPE, Machined
 from ..support.operations import CG, CPUS, do, vm
 
@@ -162,3 +162,13 @@ def test_cpus_that_a_pinned_vm_loses_are_told_once(
     host.put(status, "Cpus_allowed_list:\t2-3")
     assert run(host, every=every) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_vm_that_is_called_parent(host: Busy, capsys: pytest.CaptureFixture[str]) -> None:
+    text = host.get(STATUS).replace("<name>vm</name>", "<name>parent</name>")
+    host.remove(STATUS)
+    host.put(STATUS.replace("vm.xml", "parent.xml"), text)
+    assert run(host, quiet=False) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if line.startswith("VM parent")] == ["VM parent: nothing to do"]
+    assert [line for line in told if line.startswith(f"VM {UUID}:")]
