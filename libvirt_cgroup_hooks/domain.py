@@ -9,6 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .cpuset import CpuSet
 
+UUID_LENGTH = 36  # characters; virsh takes each word as long for a UUID, if there is such a VM
 NO_RAM = ("nvdimm", "virtio-pmem", "sgx-epc")  # models of memory devices
 
 
@@ -176,10 +177,10 @@ class Domain:
 
 def handle(name: str, uuid: str) -> str:
     """What a command line calls a VM: its name, or its UUID where a shell or virsh would misread
-    the name.
+    the name, perhaps as the UUID of another VM.
     """
     plain = all(
         part.isascii() and part.isalnum()
         for part in name.replace("-", ".").replace("_", ".").split(".")
     )
-    return name if plain and name[:1].isalpha() else uuid
+    return name if plain and name[:1].isalpha() and len(name) != UUID_LENGTH else uuid

@@ -126,10 +126,13 @@ def hugepages(host: Host, all_recorded: bool, every: bool) -> int:
 
 
 def named(found: list[Domain], wanted: str) -> Domain:
-    """The one of FOUND with that name, id or UUID. Raises Error."""
-    for domain in found:
-        if wanted in (domain.name, domain.uuid, str(domain.id)):
-            return domain
+    """The one of FOUND with that id, UUID or name, which are tried in this order as in virsh.
+    Raises Error.
+    """
+    for told in (lambda one: str(one.id), lambda one: one.uuid, lambda one: one.name):
+        for domain in found:
+            if told(domain) == wanted:
+                return domain
     raise Error(
         f"no VM '{printable(wanted)}' is running", "give the name, id or UUID that virsh list shows"
     )

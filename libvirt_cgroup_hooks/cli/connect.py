@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from ..domain import UUID_LENGTH
 from ..errors import Error, printable
 
 DEFAULT_URI = "qemu:///system"
-UUID_LENGTH = 36
 
 T = TypeVar("T")
 

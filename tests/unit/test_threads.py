@@ -160,3 +160,17 @@ def test_a_vm_that_hides_keeps_the_limits(tmp_path: Path) -> None:
     made.run(host)
     other.end()
     assert host.get("/sys/fs/cgroup/machine/cpuset.cpus") == "1-3"
+
+
+def test_a_vm_is_found_as_virsh_finds_it() -> None:
+    """Whoever names a VM after another, by its UUID or id, does not get what is meant for that."""
+    first = domain("2", id=1)
+    second = domain("web", id=2, uuid="a" * 8 + domain().uuid[8:])
+    third = domain(second.uuid, id=0, uuid="b" * 8 + domain().uuid[8:])
+    found = [third, first, second]
+    assert [threads.named(found, wanted) for wanted in ("2", second.uuid, "web", third.uuid)] == [
+        second,
+        second,
+        second,
+        third,
+    ]
