@@ -301,14 +301,23 @@ def secure(
     from . import conformance
 
     for path, others in conformance.others_in(manager, new).items():
-        remedy = apart(path)
-        if path not in manager.parent_paths().values():
-            remedy = "give VMs a partition below /machine: virt-cgroup domain NAME --no-partition"
         raise Error(
             f"cannot limit {printable(path)} as a parent of VMs: it holds the host's own work "
             f"({', '.join(map(printable, others))})",
-            remedy,
+            _away_from(manager, path, domains),
         )
+
+
+def _away_from(manager: Manager, path: str, domains: list[Domain]) -> str:
+    """What has one of DOMAINS not start in PATH."""
+    if path in manager.parent_paths().values():
+        return apart(path)
+    for domain in domains:
+        if "layout" in domain.settings and path in manager.for_domain(domain).parents(CPUS, []):
+            command = f"virt-cgroup domain {domain.handle} --unset layout --config"
+            return f"that is the VM's own layout, so remove it: {command}"
+    name = domains[0].handle if len(domains) == 1 else "NAME"
+    return f"give VMs a partition below /machine: virt-cgroup domain {name} --no-partition"
 
 
 def _check_parent(manager: Manager, own: Manager, domain: Domain) -> None:

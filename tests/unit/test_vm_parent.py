@@ -8,6 +8,7 @@ import pytest
 
 from libvirt_cgroup_hooks.cli.checks.host import beside_vms
 from libvirt_cgroup_hooks.cli.checks.subject import Subject
+from libvirt_cgroup_hooks.domainxml import SETTINGS_URI
 from libvirt_cgroup_hooks.errors import MIB, Error
 from libvirt_cgroup_hooks.state import Remembered
 
@@ -74,6 +75,17 @@ def test_a_partition_with_the_hosts_own_work_is_refused(host: Kernel) -> None:
     host.configure(CONF.format("native"))
     with pytest.raises(Error, match=r"holds the host's own work.*--no-partition"):
         do(host, "prepare", vm(inner="<resource><partition>/system</partition></resource>"))
+
+
+def test_a_layout_of_its_own_with_the_hosts_own_work_is_refused(host: Kernel) -> None:
+    runs(host, unit(host, "services"), "cron")
+    host.configure("reserved_host_cpus = '0'\n")
+    own = "<s:layout>/services/$NAME</s:layout>"
+    metadata = f"<metadata><s:settings xmlns:s='{SETTINGS_URI}'>{own}</s:settings></metadata>"
+    with pytest.raises(Error) as error:
+        do(host, "prepare", vm(inner=metadata))
+    remedy = "virt-cgroup domain vm --unset layout --config"
+    assert error.value.hint == f"that is the VM's own layout, so remove it: {remedy}"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "systemd" in kind])
