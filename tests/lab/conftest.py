@@ -8,7 +8,7 @@ import pytest
 
 from ..live.harness import CONFIG, LAB_FACTS, LIVE, STATE, destroy_all_vms, virsh
 from ..live.pace import wait_for
-from . import selinux
+from . import apparmor, selinux
 from .host import HOOK, drop_ins, run
 
 SOURCE = Path(__file__).resolve().parents[2] / "hooks/qemu"
@@ -26,14 +26,17 @@ def lab_host() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_denied(lab_host: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Where SELinux is, by all that is run here."""
-    if not selinux.is_used():
+    """By SELinux or AppArmor, where the host has one of them, in all that is run here."""
+    if selinux.is_used():
+        selinux.load_module(tmp_path_factory.mktemp("selinux"))
+        before = len(selinux.denials())
         yield
-        return
-    selinux.load_module(tmp_path_factory.mktemp("selinux"))
-    before = len(selinux.denials())
-    yield
-    assert set(selinux.denials()[before:]) == set()
+        assert set(selinux.denials()[before:]) == set()
+    elif apparmor.is_used():
+        yield
+        assert apparmor.denials() == []
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)

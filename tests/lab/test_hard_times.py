@@ -45,18 +45,22 @@ def all_conform(*names: str) -> bool:
     return all(vm["conforms"] for vm in domains.values())
 
 
-@pytest.mark.parametrize("count", ['"auto"', "2", "1"])
-def test_a_cpu_goes_under_a_count(count: str) -> None:
-    """The CPUs of a count are chosen among those that are there, and chosen again."""
+@pytest.mark.parametrize(
+    ("count", "gone", "left"),
+    [('"auto"', 7, "1-6"), ("2", 7, "1-3,5-6"), ("1", 7, "1-6"), ("2", 4, "1-3,6-7")],
+)
+def test_a_cpu_goes_under_a_count(count: str, gone: int, left: str) -> None:
+    """The CPUs of a count are chosen among those that are there, and chosen again, whether a VM or
+    the host had the one that goes: a count of two takes 0 and 4, or 0 and 5.
+    """
     configure(f'reserved_host_cpus = {count}\ncgroup_layout = "{LAYOUT}"\n')
     web = start("web")
     before = status()["fence"]["cpus"]
     with nobody_is_killed(web):
-        with without_cpu(7):
+        with without_cpu(gone):
             start("db")
             shown = status()
-            assert "7" not in shown["fence"]["cpus"]
-            assert shown["parent"]["cpus"] == shown["fence"]["cpus"]
+            assert shown["parent"]["cpus"] == shown["fence"]["cpus"] == left
             assert all_conform("web", "db")
         virt_cgroup("apply", "--all")
         shown = status()

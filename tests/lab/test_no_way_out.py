@@ -264,6 +264,18 @@ def test_a_narrower_limit_of_the_administrators_stays() -> None:
 
 
 @pytest.mark.skipif(not V2, reason="systemd has no cpusets on cgroup v1")
+def test_narrower_cpus_of_the_administrators_stay() -> None:
+    with limited("AllowedCPUs=1,4-5"):
+        configure(fenced("native", memory=False))
+        assert allowed(start("web")) == {"4-5"}
+        run("systemctl", "daemon-reload")
+        assert allowed(running_vm("web")) == {"4-5"}
+        assert "the narrower limit stays" in findings()[FENCE]
+        virt_cgroup("reserve", "--cpus", "none", "--live")
+        assert allowed(running_vm("web")) == {"1,4-5"}
+
+
+@pytest.mark.skipif(not V2, reason="systemd has no cpusets on cgroup v1")
 def test_a_wider_one_that_comes_back_at_the_next_reload_is_told() -> None:
     configure(fenced("native", memory=False))
     start("web")

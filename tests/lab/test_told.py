@@ -22,6 +22,7 @@ from ..live.reserving import COMMAND, MIB, leaving, nobody_is_killed, reserve
 from .drift import FENCE, Shown, findings, not_applied, only_v2
 from .host import (
     FENCE_CPUS,
+    V2,
     configure,
     directory,
     drop_ins,
@@ -81,6 +82,26 @@ def test_a_process_that_got_the_id_of_a_vm_that_has_ended_is_left_alone() -> Non
     finally:
         other.kill()
         other.wait()
+        run("systemctl", "start", *DAEMON)
+        wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
+
+
+@pytest.mark.skipif(not V2, reason="the daemon has a cgroup of its own for each limit on v1")
+def test_a_daemon_that_is_away_is_not_taken_for_the_session() -> None:
+    """Where VMs are beside the daemon, its unit says where that will be."""
+    configure(fenced("nested"))
+    start("web")
+    before = status()["parent"]["path"]
+    run("systemctl", "stop", *DAEMON)
+    try:
+        shown = status()
+        assert shown["parent"]["path"] == before
+        assert shown["domains"][0]["conforms"]
+        virt_cgroup("apply", "--parent")
+        reserve("--cpus", "0-2", "--live")
+        assert Shown().allowed("web") == {"3-7"}
+        assert os.sched_getaffinity(0) == set(range(8))
+    finally:
         run("systemctl", "start", *DAEMON)
         wait_for(lambda: virsh("list", check=False).returncode == 0, "libvirtd to answer")
 

@@ -140,7 +140,7 @@ def test_what_apparmor_lets_libvirtd_run(host: Packaged) -> None:
     """The rules of libvirt's own profile that the hook needs: a regular file below hooks, and the
     programs it runs.
 
-    A link from there to another folder would be denied. The lab's kernel enforces no profile.
+    A link from there to another folder would be denied.
     """
     host.install("1")
     assert host.check(f"stat -c %F {HOOKS}/qemu").strip() == "regular file"
