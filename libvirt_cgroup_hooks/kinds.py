@@ -72,10 +72,22 @@ class Kind:
         """VALUE as the file of cgroup v2 has it."""
         return "max" if value is None else str(value)
 
+    def amount(self, value: Value) -> str:
+        """VALUE for people who are told of what it is."""
+        return "no limit" if value is None else size(value)  # type: ignore[arg-type]  # bytes
+
     def shown(self, value: Value) -> str:
         """VALUE for people."""
-        amount = "no limit" if value is None else size(value)  # type: ignore[arg-type]  # bytes
-        return amount + self.noun
+        return self.amount(value) + self.noun
+
+    @property
+    def key(self) -> str:
+        """What people set it by."""
+        return self.unit_property or self.v1
+
+    def assigned(self, value: Value) -> str:
+        """VALUE for people, as it is set."""
+        return f"{self.key}={self.amount(value)}"
 
     def rises(self, there: Value, wanted: Value) -> bool:
         """Whether a cgroup that has THERE may use more, or the same, when it has WANTED."""
@@ -105,8 +117,11 @@ class Cpus(Kind):
         cpus = CpuSet.parse(",".join(text.split())) if text.strip() != NONE else CpuSet()
         return cpus or None
 
+    def amount(self, value: Value) -> str:
+        return "no limit" if value is None else str(value)
+
     def shown(self, value: Value) -> str:
-        return "no limit" if value is None else f"CPUs {value}"
+        return self.amount(value) if value is None else f"CPUs {value}"
 
     def narrower(self, one: Value, other: Value) -> Value:
         both = (as_cpus(one) or CpuSet()) & (as_cpus(other) or CpuSet())
@@ -129,9 +144,13 @@ class Protection(Kind):
     def text_v2(self, value: Value) -> str:
         return "max" if value == UNLIMITED else str(value or 0)
 
+    def amount(self, value: Value) -> str:
+        if value is None:
+            return "nothing"
+        return "all memory" if value == UNLIMITED else size(in_bytes(value) or 0)
+
     def shown(self, value: Value) -> str:
-        amount = "all memory" if value == UNLIMITED else size(in_bytes(value) or 0)
-        return f"{'nothing' if value is None else amount} protected"
+        return f"{self.amount(value)} protected"
 
     def rises(self, there: Value, wanted: Value) -> bool:
         return (in_bytes(there) or 0) <= (in_bytes(wanted) or 0)
@@ -167,8 +186,11 @@ class Weight(Kind):
     def text_v2(self, value: Value) -> str:
         return str(WEIGHT if value is None else value)
 
+    def amount(self, value: Value) -> str:
+        return str(WEIGHT if value is None else value)
+
     def shown(self, value: Value) -> str:
-        return f"CPU weight {WEIGHT if value is None else value}"
+        return f"CPU weight {self.amount(value)}"
 
     def rises(self, there: Value, wanted: Value) -> bool:
         return (in_bytes(there) or WEIGHT) <= (in_bytes(wanted) or WEIGHT)

@@ -111,7 +111,9 @@ def unwanted(manager: Manager) -> Table:
     table = wanted(manager, [], remembered)
     there = {row: manager.read(*row) for row in remembered.before if row not in table}
     return {
-        row: value for row, value in there.items() if value not in (None, remembered.before[row])
+        row: value
+        for row, value in there.items()
+        if value != remembered.before[row] and manager.is_limit(row[0], value)
     }
 
 
@@ -252,7 +254,7 @@ def replaced_at_reload(decided: tuple[str, Value], kind: Kind, value: Value) -> 
     if theirs is not None and kind.narrower(theirs, value) == theirs:
         return None
     return Error(
-        f"{file} sets {kind.unit_property}={kind.shown(theirs)}, which replaces the limit "
+        f"{file} sets {kind.assigned(theirs)}, which replaces the limit "
         f"{kind.shown(value)} at the next daemon-reload",
         f"remove that line from {file}, then run systemctl daemon-reload",
     )

@@ -166,6 +166,12 @@ class Manager:
             key not in place or f"{place[key]}/".startswith(f"{path}/") for place in self._places
         )
 
+    def is_limit(self, kind: Kind, value: Value) -> bool:
+        """Whether VALUE keeps anything back: all CPUs are what is left where systemd has taken a
+        limit away (`properties`).
+        """
+        return value is not None and not (kind.of_cpus and value == self.present())
+
     def before(self, kind: Kind, path: str) -> Value:
         """What PATH was limited to before the plan."""
         tree = self.tree_of(kind)

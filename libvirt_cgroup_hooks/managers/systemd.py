@@ -133,8 +133,7 @@ class Systemd(Manager):
         if self._writes(kind):
             return super().before(kind, path)
         value = self.read(kind, path)
-        # all CPUs are no limit: what is left where one was taken away (`_property`)
-        return None if kind.of_cpus and value == self.present() else value
+        return value if self.is_limit(kind, value) else None
 
     def decided_elsewhere(self, kind: Kind, path: str) -> tuple[str, Value] | None:
         """Nobody writes files for the scope of a VM: its name has the VM's id."""

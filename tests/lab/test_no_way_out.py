@@ -281,4 +281,4 @@ def test_a_wider_one_that_comes_back_at_the_next_reload_is_told() -> None:
     start("web")
     with limited("AllowedCPUs=0-7"):
         message = findings()[FENCE]
-        assert message.startswith(f"FAIL {OVERRIDE} sets AllowedCPUs=CPUs 0-7, which replaces")
+        assert message.startswith(f"FAIL {OVERRIDE} sets AllowedCPUs=0-7, which replaces")

@@ -135,7 +135,7 @@ def test_a_limit_that_a_reload_will_lift_is_told_at_each_start() -> None:
         configure(fenced("native"))
         start("web")
         file = CONTROL / "50-AllowedCPUs.conf"
-        told = f"{file} sets AllowedCPUs=CPUs 0-7, which replaces the limit CPUs {FENCE_CPUS} at"
+        told = f"{file} sets AllowedCPUs=0-7, which replaces the limit CPUs {FENCE_CPUS} at"
         assert told in log()
         assert findings()[FENCE].startswith(f"FAIL {told}")
         for path in CONTROL.iterdir():  # what is told to be done

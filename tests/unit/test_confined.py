@@ -336,6 +336,34 @@ def test_validate_says_what_is_not_confined(host: Machined, banned: str) -> None
     assert found[0].startswith("FAIL /system.slice may use CPUs 0-3, including those of VMs")
 
 
+def forgotten(host: Kernel) -> list[str]:
+    found = checks.confined(Subject(host))
+    return [problem.message for problem in found if problem.code == "limit-forgotten"]
+
+
+@pytest.mark.parametrize("how", ["running", "always"])
+def test_all_cpus_are_nothing_that_systemd_could_forget(host: Machined, how: str) -> None:
+    """What the kernel keeps once the hook was removed, and the package is installed again."""
+    running(host)
+    leave(host)
+    for unit in UNITS:
+        host.put(f"{CG}/{unit}/cpuset.cpus", "0-3")
+    host.configure(confined(how))
+    assert forgotten(host) == []
+
+
+def test_what_others_wrote_is_not_told_while_nothing_is_confined(host: Machined) -> None:
+    """No file of systemd's says so, and none has to."""
+    host.put(f"{CG}/system.slice/cpuset.cpus", "0-2")
+    assert forgotten(host) == []
+    do(host, "prepare", domain())
+    host.remove(f"{CONTROL}/system.slice.d/50-AllowedCPUs.conf")
+    assert forgotten(host) == [
+        "systemd has no record of the limit CPUs 0 of /system.slice, and lifts it at the next "
+        "daemon-reload"
+    ]
+
+
 def test_status_shows_it(host: Machined, capsys: pytest.CaptureFixture[str]) -> None:
     def shown() -> str:
         status.run(argparse.Namespace(domains=[], json=False), host)

@@ -170,7 +170,9 @@ def _at_reload(manager: Manager, kind: Kind, path: str, wanted: Value) -> Iterat
     replaced = limits.replaced_at_reload(decides, kind, wanted) if decides else None
     if replaced:
         yield Problem("limit-replaced", replaced.message, replaced.hint)
-    elif not decides and manager.read(kind, path) == wanted and manager.forgets(kind, path, wanted):
+        return
+    there = manager.read(kind, path) == wanted and manager.is_limit(kind, wanted)
+    if there and not decides and manager.forgets(kind, path, wanted):
         text = f"systemd has no record of the limit {kind.shown(wanted)} of {path}, and lifts it"
         yield Problem("limit-forgotten", f"{text} at the next daemon-reload", APPLY)
 
@@ -178,9 +180,12 @@ def _at_reload(manager: Manager, kind: Kind, path: str, wanted: Value) -> Iterat
 def confined(subject: Subject) -> Iterator[Problem]:
     """The host's own work, on the host's own CPUs."""
     manager = subject.manager()
+    confines = limits.confines(manager, threads.running(subject.host, {}))
+    before = Remembered(subject.host).before
     for path in manager.host_units(HOST_CPUS):
-        yield from _at_reload(manager, HOST_CPUS, path, manager.read(HOST_CPUS, path))
-    if not limits.confines(manager, threads.running(subject.host, {})):
+        if confines or (HOST_CPUS, path) in before:
+            yield from _at_reload(manager, HOST_CPUS, path, manager.read(HOST_CPUS, path))
+    if not confines:
         return
     for path, cpus in conformance.host_cpus(manager).items():
         if not cpus <= manager.kept:
@@ -334,7 +339,7 @@ def memory(subject: Subject) -> Iterator[Problem]:
 def unwanted_limits(subject: Subject) -> Iterator[Problem]:
     """Those of a configuration, or of a command, that is no more."""
     for (kind, path), value in limits.unwanted(subject.manager()).items():
-        text = f"{printable(path)} still has {kind.unit_property}={kind.shown(value)}"
+        text = f"{printable(path)} still has {kind.assigned(value)}"
         if kind is PRESSURE:
             text += ": virt-cgroup reserve --wait is at work, or was killed"
         yield Problem("limit-unwanted", text, APPLY)

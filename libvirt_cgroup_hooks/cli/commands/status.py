@@ -94,7 +94,7 @@ def _report(host: Host, manager: Manager, domains: list[Domain]) -> dict[str, An
             "swap_current": parent.swap_current,
         },
         "unwanted": [
-            {"path": path, "limit": kind.unit_property, "value": kind.shown(value)}
+            {"path": path, "limit": kind.key, "value": kind.amount(value)}
             for (kind, path), value in limits.unwanted(manager).items()
         ],
         "dedicated": [

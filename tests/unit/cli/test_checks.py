@@ -330,7 +330,18 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
             ),
             UNWANTED,
             WARN,
-            "/old still has AllowedCPUs=CPUs 1",
+            "/old still has AllowedCPUs=1",
+            APPLY,
+        ),
+        (
+            each(
+                lambda h: h.put(SHARED, f"{LIMITS_FORMAT}\nlimit cpu-weight - /old\n"),
+                lambda h: h.make_directory(f"{CG}/old"),
+                lambda h: h.put(f"{CG}/old/cpu.weight", "50"),
+            ),
+            UNWANTED,
+            WARN,
+            "/old still has CPUWeight=50",
             APPLY,
         ),
         (
@@ -608,6 +619,15 @@ def test_what_is_wrong_is_told(
             ),
         ),
         (CONFORM, lambda h: allow(h, "1-2")),
+        # all CPUs are no limit
+        (
+            UNWANTED,
+            each(
+                lambda h: h.put(SHARED, f"{LIMITS_FORMAT}\nlimit cpus - /old\n"),
+                lambda h: h.make_directory(f"{CG}/old"),
+                lambda h: h.put(f"{CG}/old/cpuset.cpus", h.get(f"{CPU}/present")),
+            ),
+        ),
     ],
 )
 def test_what_is_not_wrong(host: Kernel, title: str, harmless: Break) -> None:
