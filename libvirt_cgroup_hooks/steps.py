@@ -13,6 +13,10 @@ from .host import ABSENT, EBUSY, ENOTEMPTY, ESRCH, Host, Refused
 
 SYSTEMCTL = "systemctl"
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class Step:
     """One change to the host, which can be run, and undone after it was."""
@@ -153,9 +157,9 @@ class Move(Step):
 
 
 class Several(Step):
-    """Moves, one after the other."""
+    """Steps, one after the other."""
 
-    def __init__(self, steps: list[Move]) -> None:
+    def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = steps
 
     def __str__(self) -> str:
@@ -197,16 +201,21 @@ class Systemctl(Step):
     there, if any.
 
     OF_CGROUP is the directory of the one unit's cgroup where that may be gone meanwhile: then there
-    is nothing to do.
+    is nothing to do. FILES are those that it makes, and that are not to stay once it is undone.
     """
 
     writes_cgroup = True
 
     def __init__(
-        self, arguments: list[str], undo: list[str] | None = None, of_cgroup: str = ""
+        self,
+        arguments: list[str],
+        undo: list[str] | None = None,
+        of_cgroup: str = "",
+        files: Sequence[str] = (),
     ) -> None:
         self.arguments = arguments
         self.of_cgroup = of_cgroup
+        self.files = files
         self._undo = undo
 
     def __str__(self) -> str:
@@ -220,7 +229,12 @@ class Systemctl(Step):
                 raise
 
     def undo(self) -> Step | None:
-        return Systemctl(self._undo, self.arguments, self.of_cgroup) if self._undo else None
+        if not self._undo:
+            return None
+        undo = Systemctl(self._undo, self.arguments, self.of_cgroup)
+        if not self.files:
+            return undo
+        return Several([undo, *remove_made(self.files)])
 
 
 class Pin(Step):
@@ -296,3 +310,11 @@ class Remove(Step):
 
     def undo(self) -> Step | None:
         return None if self.old is None else Replace(self.path, self.old, None, self.mode)
+
+
+def remove_made(files: Sequence[str]) -> list[Step]:
+    """Removes FILES, made by a program, and their directories, where those are empty then."""
+    steps: list[Step] = []
+    for file in files:
+        steps += [Remove(file, None), RemoveEmpty(file.rpartition("/")[0])]
+    return steps

@@ -215,12 +215,16 @@ class Manager:
             *self.write(path, {PRESSURE: pressed}, {PRESSURE: high}),
             lowering.HaveRoom(directory, limit),
             *steps,
-            *self.write(path, {PRESSURE: high}, {PRESSURE: pressed}),
+            *self.take_back(path, PRESSURE, high, pressed),
         ]
 
     def put_back(self, path: str, kind: Kind, value: Value) -> list[Step]:
         """PATH is limited as it was, to VALUE; of CPUs to those that are to be had now."""
         raise NotImplementedError
+
+    def take_back(self, path: str, kind: Kind, value: Value, there: Value) -> list[Step]:
+        """From THERE, which the steps of `write` before these make of it, to VALUE again."""
+        return self.write(path, {kind: value}, {kind: there})
 
     def write(self, path: str, wanted: Limits, there: Limits) -> list[Step]:
         """The steps that make WANTED of the limits THERE, with nothing before or after."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..kinds import MEMORY
-from ..steps import Remove, RemoveEmpty, Systemctl
+from ..steps import Systemctl, remove_made
 from . import unitfiles, units
 
 TYPE_CHECKING = False
@@ -58,14 +58,22 @@ def put_back(manager: Manager, path: str, kind: Kind, value: Value) -> list[Step
     ours = unitfiles.own_file(unit, kind)
     decided = unitfiles.decided(manager.host, unit, kind, but=ours)
     if value is None or (decided and decided[1] == value):
-        steps += [Remove(ours, None), RemoveEmpty(ours.rpartition("/")[0])]
+        steps += remove_made([ours])
     return steps
+
+
+def take_back(manager: Manager, path: str, kind: Kind, value: Value, there: Value) -> list[Step]:
+    """What a plan has set to THERE is VALUE again, and no file is left of it."""
+    back = set_property(manager, units.unit_of(path), {kind: value}, {kind: there})
+    return [back, *remove_made(back.files)]
 
 
 def set_property(manager: Manager, unit: str, wanted: Limits, there: Limits) -> Systemctl:
     """The limits WANTED of UNIT; those that are THERE are put back to undo it."""
     new, old = ([_property(manager, kind, one[kind]) for kind in wanted] for one in (wanted, there))
-    return Systemctl([*units.SET, unit, *new], [*units.SET, unit, *old])
+    files = [unitfiles.own_file(unit, kind) for kind in wanted]
+    made = [file for file in files if not manager.host.exists(file)]
+    return Systemctl([*units.SET, unit, *new], [*units.SET, unit, *old], files=made)
 
 
 def _property(manager: Manager, kind: Kind, value: Value) -> str:

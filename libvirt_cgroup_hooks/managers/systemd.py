@@ -184,6 +184,13 @@ class Systemd(Manager):
 
         return properties.put_back(self, path, kind, value)
 
+    def take_back(self, path: str, kind: Kind, value: Value, there: Value) -> list[Step]:
+        if self._writes(kind):
+            return super().take_back(path, kind, value, there)
+        from . import properties
+
+        return properties.take_back(self, path, kind, value, there)
+
     # prepare, start: the id is known, and machined has not been asked yet
 
     def prepare(self, plan: Plan, domain: Domain) -> None:

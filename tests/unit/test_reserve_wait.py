@@ -15,6 +15,7 @@ from libvirt_cgroup_hooks.reserve import Change
 
 from .support import reserving
 from .support.hosts import Kernel, run
+from .support.machined import Machined
 from .support.operations import CG, MIB, do
 from .support.reserving import GIB, KINDS, file, says, states, total, use
 
@@ -50,6 +51,27 @@ def test_reclaimed(host: Kernel) -> None:
     assert sorted(told, reverse=True) == told
     assert len(told) > 1
     assert "igh" not in host.get(state.SHARED)
+
+
+def test_no_file_of_systemds_is_left_of_it(tmp_path: Path) -> None:
+    host = reserving.running(tmp_path, "systemd-v2")
+    use(host, 900 * MIB)  # so much that memory.high goes down first
+    change(host, GIB).run(600)
+    assert host.names("/run/systemd/system.control/vms.slice.d") == [
+        "50-AllowedCPUs.conf",
+        "50-MemoryMax.conf",
+    ]
+
+
+def test_one_of_the_administrators_stays(tmp_path: Path) -> None:
+    host = reserving.running(tmp_path, "systemd-v2")
+    assert isinstance(host, Machined)
+    host.set_properties("vms.slice", {"MemoryHigh": str(2 * GIB)})
+    use(host, 1200 * MIB)
+    host.cold = GIB
+    change(host, GIB).run(600)
+    kept = "/run/systemd/system.control/vms.slice.d/50-MemoryHigh.conf"
+    assert f"MemoryHigh={2 * GIB}" in host.get(kept)
 
 
 def test_what_cannot_be_reclaimed(host: Kernel) -> None:

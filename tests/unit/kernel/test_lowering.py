@@ -307,22 +307,26 @@ def test_lowering_through_systemd(
     made = [line for line in calls(host) if line.startswith("vms.slice")]
     assert made == [f"vms.slice {name}={value}" for name, value in zip(names, expected)]
     assert host.get(f"{CG}/vms.slice/memory.high") == high
+    assert "50-MemoryHigh.conf" not in host.names("/run/systemd/system.control/vms.slice.d")
 
 
 def test_room_is_looked_for_before_systemd_is_asked(tmp_path: Path) -> None:
     host = Machined(tmp_path, "v2", CONF)
     host.slice("vms.slice", used=str(UNIFIED_LIMIT - MIB))
     made = operations.plan(host, host.config(), "prepare", domain(id=3))
-    assert [type(step).__name__ for step in made.steps][-4:] == [
+    assert [type(step).__name__ for step in made.steps][-6:] == [
         "Systemctl",
         "HaveRoom",
         "Systemctl",
         "Systemctl",
+        "Remove",
+        "RemoveEmpty",
     ]
     with pytest.raises(Error, match=f"^cannot limit {CG}/vms.slice to "):
         run(host, made)
     files = {name: host.get(f"{CG}/vms.slice/memory.{name}") for name in ("max", "high")}
     assert files == {"max": "max", "high": "max"}
+    assert not host.directories("/run/systemd/system.control")
 
 
 def test_on_v1_the_kernel_is_asked_first(tmp_path: Path) -> None:
