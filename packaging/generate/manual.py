@@ -77,7 +77,8 @@ UNITS = (
     ),
     (
         "libvirt-cgroup-hooks-metrics.timer",
-        "Writes metrics for Prometheus every 30 seconds. Off until it is enabled.",
+        "Writes metrics for Prometheus every 30 seconds into node_exporter's folder, "
+        "/var/lib/prometheus/node-exporter, if that is there. Off until it is enabled.",
     ),
 )
 SETTINGS_ABOUT = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,8 +85,28 @@ def test_a_limit_that_systemctl_lifts_is_told() -> None:
     assert value(FILE.read_text(), "limit_in_effect", "memory") == 1
 
 
+def test_without_node_exporter_nothing_is_written_and_nothing_fails() -> None:
+    """Until it is installed; the timer goes on."""
+    FOLDER.rmdir()
+    since = f"--since=@{time.time():.0f}"
+    run("systemctl", "enable", "--now", TIMER)
+    wait_for(lambda: _ran(SERVICE), "the first run")
+    run("systemctl", "start", SERVICE)
+    assert run("systemctl", "is-failed", SERVICE, check=False).strip() == "inactive"
+    assert not FOLDER.exists()
+    assert not run("journalctl", "--no-pager", "-q", since, "-u", SERVICE, check=False).strip()
+    FOLDER.mkdir()
+    wait_for(FILE.exists, "the first file")
+
+
+def _ran(unit: str) -> bool:
+    shown = run("systemctl", "show", "--property=InactiveExitTimestampMonotonic", unit)
+    return shown.strip().rpartition("=")[2] != "0"
+
+
 def test_another_directory_and_one_that_is_not_there() -> None:
     """The reason is in the journal."""
+    FOLDER.rmdir()  # that of the unit decides nothing then
     drop_in = UNITS / f"{SERVICE}.d/override.conf"
     drop_in.parent.mkdir()
     drop_in.write_text(f"[Service]\nEnvironment=TEXTFILE_DIRECTORY={ELSEWHERE}\n")
