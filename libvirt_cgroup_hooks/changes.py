@@ -58,7 +58,8 @@ def refit(
     secure(plan, manager, list(managers_of), complete, everyone=True)
     for domain, own in managers_of.items():
         record, _ = own.records.of(domain)
-        has_its_own = own.reaches_into_vms or record.files or record.groups
+        is_limited = bool(record.files or record.groups)
+        has_its_own = own.reaches_into_vms or is_limited or own.strays(domain)
         vm_threads = threads.threads(manager.host, domain) if has_its_own else []
         if vm_threads:
             own.place(plan, domain, domain, vm_threads)

@@ -15,12 +15,12 @@ from .state import Remembered
 
 SHOWN = 3  # cgroups or processes in a message
 KEEPS_PINS = [6, 2]  # Linux
-# Why a VM is not as configured: its own settings cannot be, no memory limit of ours is above it, a
-# thread is in another cgroup, may use more CPUs than it is to, or fewer; or the VM has other CPUs
-# for itself than it asks for.
-SETTINGS, MEMORY_LIMIT, PLACE = "settings", "memory-limit", "place"
-MORE_CPUS, FEWER_CPUS, DEDICATED = "more-cpus", "fewer-cpus", "dedicated"
-REASONS = (SETTINGS, MEMORY_LIMIT, PLACE, MORE_CPUS, FEWER_CPUS, DEDICATED)
+# Why a VM is not as configured: its own settings cannot be; no memory limit of ours is above it, or
+# one apart from that of other VMs; a thread is in another cgroup, may use more CPUs than it is to,
+# or fewer; or the VM has other CPUs for itself than it asks for.
+SETTINGS, MEMORY_LIMIT, MEMORY_APART = "settings", "memory-limit", "memory-apart"
+PLACE, MORE_CPUS, FEWER_CPUS, DEDICATED = "place", "more-cpus", "fewer-cpus", "dedicated"
+REASONS = (SETTINGS, MEMORY_LIMIT, MEMORY_APART, PLACE, MORE_CPUS, FEWER_CPUS, DEDICATED)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -340,19 +340,29 @@ def first_killed(manager: Manager, running: list[Domain]) -> list[str]:
 # a VM
 
 
-def not_limited(manager: Manager, domain: Domain, main: Thread) -> str | None:
-    """The cgroup of DOMAIN, whose main thread is MAIN, if no memory limit of ours is above it.
-
-    None where there is one, or none is wanted, or a layout says where the VM has to be.
+def outside(manager: Manager, own: Manager, domain: Domain, main: Thread) -> Difference | None:
+    """How DOMAIN, with the main thread MAIN, escapes the one memory limit of all VMs, whose MANAGER
+    this is; None where it does not, or there is none. OWN is the manager with its settings.
     """
     tree = manager.tree_of(MEMORY)
-    if tree is None or manager.fence.memory is None or not manager.layout.native:
+    tops = manager.parents(MEMORY, [])
+    if tree is None or manager.fence.memory is None or not tops:
         return None
     place = manager.vm_of(main, tree)
-    tops = set(manager.parents(MEMORY, []))
-    tops.update(path for kind, path in Remembered(manager.host).before if kind is MEMORY)
-    within = any(f"{place}/".startswith(f"{top}/") for top in tops)
-    return None if within else place
+    if _below(place, tops):
+        return None
+    limited = [path for kind, path in Remembered(manager.host).before if kind is MEMORY]
+    if _below(place, limited):
+        text = f"it is in {place}, not below {tops[-1]}, so its memory is counted apart from that "
+        again = own.parent_paths(domain).get(tree)
+        until = " until it is restarted" if again and _below(again, tops) else ""
+        return Difference(MEMORY_APART, f"{text}of other VMs{until}")
+    text = f"it is in {place}, where reserved_host_mem does not limit it"
+    return Difference(MEMORY_LIMIT, text)
+
+
+def _below(path: str, tops: list[str]) -> bool:
+    return any(f"{path}/".startswith(f"{top}/") for top in tops)
 
 
 def differences(manager: Manager, domain: Domain, thread: Thread, cpus: CpuSet) -> list[Difference]:

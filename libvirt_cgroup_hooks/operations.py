@@ -84,7 +84,7 @@ def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
     own = manager.for_domain(domain)
     check_controllers(manager)
     _add_hugepages(manager, domain)
-    _check_parent(manager, own, domain)
+    check_parent(manager, own, domain)
     _admit(plan, own, domain)
     if own.config.dedicated != "no" or manager.records.dedicated():
         from . import apart
@@ -121,7 +121,7 @@ def started(plan: Plan, manager: Manager, domain: Domain, imagine: bool = False)
 
             apart.dedicate(plan, manager, own, domain)
     count_running(plan, manager)
-    limits.enforce(plan, manager, [domain])
+    limits.enforce(plan, manager, [running if running and vm_threads else domain])
     if running and vm_threads:
         own.place(plan, domain, running, vm_threads)
         if plan.operation == "reconnect":  # `prepare` tells of one that starts
@@ -320,7 +320,7 @@ def _away_from(manager: Manager, path: str, domains: list[Domain]) -> str:
     return f"give VMs a partition below /machine: virt-cgroup domain {name} --no-partition"
 
 
-def _check_parent(manager: Manager, own: Manager, domain: Domain) -> None:
+def check_parent(manager: Manager, own: Manager, domain: Domain) -> None:
     """Raises Refusal where DOMAIN's own layout or partition would take it out of the fence, or out
     of the one memory limit of all VMs.
     """

@@ -18,14 +18,14 @@ def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
     found = threads.threads(host, domain)
     rows = []
     differences: list[Difference] = []
+    of_all = manager
     try:
         manager = manager.for_domain(domain)
     except Error as error:
         differences.append(Difference(conformance.SETTINGS, str(error)))
-    place = conformance.not_limited(manager, domain, found[0]) if found else None
-    if place is not None:
-        text = f"it is in {place}, where reserved_host_mem does not limit it"
-        differences.append(Difference(conformance.MEMORY_LIMIT, text))
+    outside = conformance.outside(of_all, manager, domain, found[0]) if found else None
+    if outside:
+        differences.append(outside)
     if not differences:
         differences += conformance.not_dedicated(manager, domain)
     for thread in found:

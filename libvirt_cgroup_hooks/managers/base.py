@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from .. import kernel
+from ..cgroups import placements
 from ..cpuset import CpuSet
-from ..kinds import LOW, MEMORY, MIN, PRESSURE, VM_CPUS, in_bytes
+from ..kinds import CPUS, LOW, MEMORY, MIN, PRESSURE, VM_CPUS, in_bytes
 from ..state import Record, Records
 from ..steps import RemoveCgroup, Step
 
@@ -53,6 +54,7 @@ class Manager:
         self._places: list[dict[str, str]] | None = None  # of the VMs that run, by hierarchy
         self._running: list[list[Domain]] = []
         self.unknown: dict[str, Error] = {}
+        self._of_all: Manager | None = None  # that of all VMs, where this is one VM's own
 
     def for_domain(self: M, domain: Domain) -> M:
         """The manager with DOMAIN's own settings; what it knows of the host is shared.
@@ -65,6 +67,7 @@ class Manager:
 
         own = object.__new__(type(self))
         own.__dict__.update(self.__dict__)
+        own._of_all = self._of_all or self
         own.config = for_domain(self.config, domain, self.present())
         own.layout = own.config.cgroup_layout
         if own.config.dedicated != "no":
@@ -409,7 +412,26 @@ class Manager:
 
             if lending.borrows(self.config, self.fence, domain):
                 return None
-        return self.fence.cpus if self.carries else None
+        return self.fence.cpus if self.carries or self.strays(domain) else None
+
+    def runs_in(self, domain: Domain, kind: Kind) -> str | None:
+        """The cgroup of DOMAIN's process, in the hierarchy that has limits of KIND; None where it
+        does not run.
+        """
+        tree = self.tree_of(kind)
+        text = self.host.read_optional(f"/proc/{domain.pid}/cgroup") if domain.pid else None
+        return placements(text).get(tree.hierarchy.key) if tree and text else None
+
+    def strays(self, domain: Domain) -> bool:
+        """Whether DOMAIN runs where no CPU limit of all VMs is above it: below the parent of an
+        earlier layout that has lost its own, or where somebody has moved it.
+        """
+        here = self.runs_in(domain, CPUS)
+        if here is None or self.fence.cpus is None:
+            return False
+        tops = (self._of_all or self).parents(CPUS, [domain])
+        tops += [path for kind, path in self.records.remembered().before if kind is CPUS]
+        return not any(f"{here}/".startswith(f"{top}/") for top in tops)
 
     def pinnable(self, cpus: CpuSet) -> CpuSet:
         """What VMs may be pinned to: the fence's CPUS, and those that would be in it but are

@@ -144,7 +144,7 @@ class Cgroupfs(Manager):
         if self.layout.native:
             # what other VMs have for themselves is kept by limits.py
             if (self.carries or plan.operation != "started") and not self.taken(domain):
-                self._carry(plan, domain, vm_threads[0])
+                self._carry(plan, running, vm_threads[0])
             placement.set_cpus_in_place(self, plan, domain, vm_threads)
             plan.add(*placement.unpin(self, domain, vm_threads))
             return
@@ -163,6 +163,10 @@ class Cgroupfs(Manager):
         pins = self.allowed(domain, domain.pins())
         plan.add(*placement.pin(self.host, pins, vm_threads, moved=bool(moves)))
         plan.add(*placement.unpin(self, domain, vm_threads))
+
+    def strays(self, domain: Domain) -> bool:
+        """Where a layout is configured it is about to be moved there."""
+        return self.layout.native and super().strays(domain)
 
     def _carry(self, plan: Plan, domain: Domain, main: Thread) -> None:
         """The fence of a VM that stays where libvirt, or an earlier layout, has put it; where it

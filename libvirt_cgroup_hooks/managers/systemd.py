@@ -19,6 +19,7 @@ from .base import Manager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..cpuset import CpuSet
     from ..domain import Domain
     from ..kernel.tree import Tree
     from ..kinds import Kind, Value
@@ -82,9 +83,19 @@ class Systemd(Manager):
     def parents(self, kind: Kind, domains: list[Domain]) -> list[str]:
         if self.tree_of(kind) is None:
             return []
-        slices = [self.parent_slice()]
-        slices += [self.for_domain(domain).parent_slice(domain) for domain in domains]
-        return [units.slice_path(unit) for unit in slices if unit]
+        unit = self.parent_slice()
+        paths = [units.slice_path(unit)] if unit else []
+        for domain in domains:
+            unit = self.for_domain(domain).parent_slice(domain)
+            path = units.slice_path(unit) if unit else None
+            if path and path not in paths and not self._runs_elsewhere(domain, kind, path):
+                paths.append(path)
+        return paths
+
+    def _runs_elsewhere(self, domain: Domain, kind: Kind, path: str) -> bool:
+        """Whether DOMAIN runs, and not below PATH: it comes there when it is started again."""
+        here = self.runs_in(domain, kind)
+        return here is not None and not units.within(here, path)
 
     def hosts_own(self, path: str) -> list[str]:
         from . import unitfiles
@@ -340,14 +351,16 @@ class Systemd(Manager):
 
         expected = self.scope_path(domain)
         actual = self._systemd_path(vm_threads[0])
-        if not self.layout.native and not units.within(actual, expected):
+        in_place = self.layout.native or units.within(actual, expected)
+        if not in_place:
             plan.warnings.append(
                 f"systemd has put the VM in {printable(actual)}, not in {expected}; "
                 "shut it down and start it again to move it"
             )
+        may_carry = self.carries or not in_place or plan.operation != "started"
         # what other VMs have for themselves is kept by limits.py
-        elif (self.carries or plan.operation != "started") and not self.taken(domain):
-            self._fence_scope(plan, domain, vm_threads[0])
+        if may_carry and not self.taken(domain):
+            self._fence_scope(plan, running, vm_threads[0])
         placement.set_cpus_in_place(self, plan, domain, vm_threads)
         for tree in self.trees:
             at = vm_threads[0].cgroups.get(tree.hierarchy.key, "")
@@ -362,16 +375,12 @@ class Systemd(Manager):
 
         The drop-in follows: systemd goes by it when it reloads.
         """
-        tree, cpus = self._own_cpusets, self.carried(domain)
-        path = self.scope_path(domain)
-        if tree:
-            there = self.vm_of(main, tree)  # where an earlier layout has it, perhaps
-            path = there if there.endswith(f"/{self._scope(domain)}") else path
-            directory = tree.hierarchy.directory(path)
-            record, _ = self.records.of(domain)
-            ours = self.carries or any(units.within(directory, group) for group in record.groups)
-            if (ours or self.parent_slice() is None) and tree.exists(directory):
-                plan.add(*tree.set_cpus(directory, cpus))
+        own, cpus = self._own_cpusets, self.carried(domain)
+        there = self.vm_of(main, own)  # where an earlier layout has it, perhaps
+        is_scope = there.endswith(f"/{self._scope(domain)}")
+        path = there if is_scope else self.scope_path(domain)
+        if own:
+            self._fence_cpuset(plan, domain, own, path, cpus)
             return
         file = self._drop_in(domain)
         old = self.host.read_optional(file)
@@ -390,6 +399,21 @@ class Systemd(Manager):
                 plan.add(*dropins.remove(self.host, file))
         if cpus or "AllowedCPUs=" in (old or ""):
             plan.add(*self.set(path, {CPUS: cpus or self.present()}))
+
+    def _fence_cpuset(
+        self, plan: Plan, domain: Domain, tree: Tree, path: str, cpus: CpuSet | None
+    ) -> None:
+        """As `_fence_scope`, where systemd keeps no cpusets."""
+        directory = tree.hierarchy.directory(path)
+        if not tree.exists(directory):
+            return
+        record, known = self.records.of(domain)
+        ours = self.carries or any(units.within(directory, group) for group in record.groups)
+        if cpus and not ours:
+            record.groups.append(directory)
+            self.records.save(plan, record, known)
+        if ours or cpus or self.parent_slice() is None:
+            plan.add(*tree.set_cpus(directory, cpus))
 
     def _systemd_path(self, thread: Thread) -> str:
         return thread.cgroups.get(self.systemd_key, "")

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from libvirt_cgroup_hooks import changes, managers, threads
+from libvirt_cgroup_hooks.cli.checks import vm as checks
+from libvirt_cgroup_hooks.cli.checks.subject import Subject
 from libvirt_cgroup_hooks.cli.describe import describe
 from libvirt_cgroup_hooks.errors import Refusal
 from libvirt_cgroup_hooks.kinds import CPUS, MEMORY
@@ -99,4 +101,10 @@ def test_one_that_ran_before_is_told_and_apply_limits_it(tmp_path: Path, kind: s
     changes.refit(made, manager, [subject])
     run(host, made)
     assert manager.read(MEMORY, "/lab.slice") == manager.fence.memory
-    assert described()["conforms"]
+    (problem,) = described()["problems"]
+    assert problem.endswith(
+        ".scope, not below /machine.slice, so its memory is counted apart from that of other VMs"
+    )
+    (told,) = checks.conforming(Subject(host))
+    assert told.remedy.startswith("choose one below /machine (virt-cgroup domain vm --partition ")
+    assert told.remedy.endswith("; virsh start vm")

@@ -478,7 +478,9 @@ CODES = {
     "vm-misplaced": Code(
         WARN,
         "a VM is not where the configuration puts it",
-        "It was started before the configuration changed, or somebody has moved it.",
+        "It was started before the configuration changed, or somebody has moved it. The memory of "
+        "one below an earlier VM parent is counted apart: VMs may have more together than they "
+        "should.",
         "Run virt-cgroup apply --all, and stop and start a VM that is in another slice.",
     ),
     "vm-not-dedicated": Code(

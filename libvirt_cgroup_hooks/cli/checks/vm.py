@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ... import apart, conformance, reserve, threads
+from ... import apart, conformance, operations, reserve, threads
 from ...claims import losses
 from ...conformance import Difference
 from ...cpuset import CpuSet
 from ...dedicated import told
 from ...domain import Domain
-from ...errors import Error, printable
+from ...errors import Error, Refusal, printable
 from ...host import Host
 from ...managers.base import Manager
 from ...managers.cgroupfs import LIBVIRT_SUFFIX
@@ -123,14 +123,29 @@ def conforming(subject: Subject) -> Iterator[Problem]:
                 if (reach := own.reach(vm, row["group"])) is not None
             )
             more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
-            remedy = "run virt-cgroup apply --all"
-            if manager.name == "systemd":
-                remedy += ", and stop and start a VM that is in another slice"
             yield Problem(
                 "vm-escaped" if escaped else "vm-misplaced",
                 f"VM {vm.name}: {problems[0]}{more}",
-                remedy,
+                _remedy(manager, own, vm, found["reasons"]),
             )
+
+
+def _remedy(manager: Manager, own: Manager, vm: Domain, reasons: list[str]) -> str:
+    by_restart = {conformance.MEMORY_APART}
+    if manager.name == "systemd":  # which moves nothing
+        by_restart.add(conformance.PLACE)
+    if conformance.MEMORY_APART in reasons and by_restart.issuperset(reasons):
+        commands = f"virsh shutdown {vm.handle}; virsh start {vm.handle}"
+        restart = f"shut it down and start it again: {commands}"
+        try:
+            operations.check_parent(manager, own, vm)
+        except Refusal as refusal:  # as the start would be
+            return f"{refusal.hint}; then {restart}"
+        return restart
+    remedy = "run virt-cgroup apply --all"
+    if manager.name == "systemd":
+        remedy += ", and stop and start a VM that is in another slice"
+    return remedy
 
 
 def dedicated(subject: Subject) -> Iterator[Problem]:

@@ -189,7 +189,7 @@ def test_a_vm_on_a_host_with_machined(tmp_path: Path, place: str, conforms: bool
         assert list(problems) == [CONFORM]
         result, message, remedy = problems[CONFORM][0]
         assert result == WARN
-        assert message.endswith(", and 2 more")
+        assert message.endswith(", and 3 more")
         assert (
             remedy
             == "run virt-cgroup apply --all, and stop and start a VM that is in another slice"
