@@ -5,7 +5,7 @@ are.
 
 from __future__ import annotations
 
-from . import limits, managers, state, threads
+from . import limits, managers, snapshot, state, threads
 from .config import Config
 from .errors import Error
 from .plan import Plan
@@ -42,10 +42,22 @@ def _plan(host: Host, errors: list[Error]) -> Plan:
     try:
         manager = managers.choose(host, Config({}), managers.daemon(host))
         limits.lift(plan, manager)
+        for path in _layouts_own(host):
+            planned = list(map(str, plan.steps))
+            plan.add(*(step for step in manager.vacate(path) if str(step) not in planned))
         plan.add(*manager.opened(_running(host, errors)))
     except Error as error:
         errors.append(error)
     return plan
+
+
+def _layouts_own(host: Host) -> list[str]:
+    """The cgroups that the configured layout has had made, also without any limit."""
+    try:
+        config = snapshot.load(host, [])
+    except Error:  # which is told when a VM starts
+        return []
+    return managers.choose(host, config, managers.daemon(host)).shared_paths()
 
 
 def _running(host: Host, errors: list[Error]) -> list[Domain]:

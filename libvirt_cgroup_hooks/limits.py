@@ -227,6 +227,7 @@ def reconcile(
     _put_back(plan, manager, remembered, pressure)
     for row in obsolete:
         del remembered.before[row]
+    _vacate(plan, manager, remembered, obsolete)
     plan.add_shared(*remembered.save())
 
 
@@ -433,7 +434,9 @@ def _end_of_one(plan: Plan, manager: Manager, remembered: Remembered) -> None:
 def lift(plan: Plan, manager: Manager) -> None:
     """All limits go, for good; what was there before is put back."""
     remembered = manager.records.remembered()
-    _drop(plan, manager, remembered, list(remembered.before))
+    rows = list(remembered.before)
+    _drop(plan, manager, remembered, rows)
+    _vacate(plan, manager, remembered, rows)
     remembered.dedicated.clear()
     plan.add_shared(*_unmade(remembered))
 
@@ -442,6 +445,14 @@ def _drop(plan: Plan, manager: Manager, remembered: Remembered, rows: list[Row])
     _put_back(plan, manager, remembered, rows)
     for row in rows:
         del remembered.before[row]
+
+
+def _vacate(plan: Plan, manager: Manager, remembered: Remembered, rows: list[Row]) -> None:
+    """What nobody uses of the VM parents that ROWS were of, which are remembered no more."""
+    still = {path for _, path in remembered.before}
+    parents = {path for kind, path in rows if not kind.of_host and not kind.of_vm}
+    for path in sorted(parents - still):
+        plan.add_shared(*manager.vacate(path))
 
 
 def _unmade(remembered: Remembered) -> list[Step]:

@@ -145,6 +145,12 @@ class Manager:
         """Whether the cgroups that are made in TREE are ours to remove."""
         return True
 
+    def vacate(self, path: str) -> list[Step]:
+        """Has the VM parent PATH go, which has no limit of ours any more, where nobody uses it and
+        it is not ours to remove.
+        """
+        return []
+
     def tree_of(self, kind: Kind) -> Tree | None:
         """The hierarchy that has limits of KIND; None where the host has none."""
         return next((tree for tree in self.trees if tree.limits(kind)), None)

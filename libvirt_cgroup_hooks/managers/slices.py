@@ -6,9 +6,13 @@ from __future__ import annotations
 from ..errors import Error, printable
 from . import units
 
+OTHERS = ("machine.slice", "system.slice", "user.slice")  # of libvirt's and of systemd's own
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..domain import Domain
+    from ..host import Host
+    from ..kernel.tree import Tree
     from ..layout import Layout
 
 
@@ -51,6 +55,27 @@ def between(own: str, unit: str) -> list[str]:
     """
     above = len(units.slice_path(own).split("/")) - 1
     return units.slice_path(unit).split("/")[above:]
+
+
+def unused(host: Host, trees: list[Tree], path: str) -> list[str]:
+    """Of the slices from PATH up, in the TREES that systemd makes, those that are there for it
+    alone: they have no process, no other slice and no file of an administrator or a package.
+    """
+    from . import unitfiles
+
+    found: list[str] = []
+    while path.strip("/"):
+        above, _, unit = path.rpartition("/")
+        for tree in trees:
+            directory = tree.hierarchy.directory(path)
+            names = [name for name in host.directories(directory) if name.endswith(".slice")]
+            if tree.is_populated(directory) or not set(names) <= {*found}:
+                return found
+        if unit in OTHERS or unitfiles.has_unit(host, unit) or unitfiles.hosts_own(host, unit):
+            return found
+        found.append(unit)
+        path = above
+    return found
 
 
 def _has_own(layout: Layout) -> bool:

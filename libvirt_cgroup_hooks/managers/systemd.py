@@ -112,6 +112,18 @@ class Systemd(Manager):
         """
         return not tree.systemd_makes
 
+    def vacate(self, path: str) -> list[Step]:
+        """systemd keeps a slice that a layout has had it make, and ends what is in one that it
+        stops.
+        """
+        if path in self.shared_paths() or state.may_be_starting(self.host):
+            return []
+        from . import slices
+
+        trees = [tree for tree in self.trees if tree.systemd_makes]
+        unused = slices.unused(self.host, trees, path)
+        return [Systemctl(["stop", "--no-block", unit]) for unit in unused]
+
     def _writes(self, kind: Kind) -> bool:
         """Whether limits of KIND are not systemd's, but written into the kernel's files."""
         tree = self.tree_of(kind)

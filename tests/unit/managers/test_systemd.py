@@ -334,7 +334,11 @@ def test_nothing_is_cleared_that_is_not_in_effect(v2: Machined) -> None:
         state.SHARED, f"{state.LIMITS_FORMAT}\nlimit cpus 0-3 /vms.slice\nlimit memory - /vms.slice"
     )
     layout(v2, "/other/$NAME")
-    assert lines(v2, "prepare", vm()) == [f"save {RECORD}", f"remove {state.SHARED}"]
+    assert lines(v2, "prepare", vm()) == [
+        f"save {RECORD}",
+        "systemctl stop --no-block vms.slice",
+        f"remove {state.SHARED}",
+    ]
 
 
 # strays

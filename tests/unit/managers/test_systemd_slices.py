@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from libvirt_cgroup_hooks.errors import Error
+from libvirt_cgroup_hooks.leave import leave
 from libvirt_cgroup_hooks.managers.units import scope_unit
 
 from ..support.machined import SERVICE, Machined, U, layout, systemd
-from ..support.operations import CPUS, do, lines, plan, vm
+from ..support.operations import CPUS, OTHER, do, lines, plan, vm
 
 HOST = Machined
 
@@ -170,3 +171,81 @@ def test_a_slice_has_a_name_of_at_most_255_bytes(host: Machined, name: str, fits
         str(error.value)
         == f"the slice of VM {name} would have a name over 255 bytes: use $UUID in the layout"
     )
+
+
+# what is left of a layout
+
+
+def lived(host: Machined, template: str, more: str = CPUS) -> None:
+    """A VM has run in the layout TEMPLATE, and has ended."""
+    layout(host, template, more)
+    subject = vm(number=3)
+    for operation in ("prepare", "start"):
+        do(host, operation, subject)
+    path = systemd(host).scope_path(subject).rpartition("/")[0]
+    subject = host.starts(subject, path)
+    do(host, "started", subject)
+    host.end_vm(subject, libvirt=False)
+    host.written.clear()
+
+
+def stopped(host: Machined) -> list[str]:
+    verb = "stop --no-block "
+    return [line[len(verb) :] for line in host.written if line.startswith(verb)]
+
+
+@pytest.mark.parametrize("more", ["", CPUS])
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("native", []),
+        ("flat", []),
+        ("root", []),
+        ("legacy", ["system-libvirt-qemu.slice", "system-libvirt.slice"]),
+        ("/vms/$NAME", ["vms.slice"]),
+        ("/vms/prod/$NAME", ["vms-prod.slice", "vms.slice"]),
+    ],
+)
+def test_slices_that_nobody_uses_go_when_the_host_is_left(
+    host: Machined, template: str, expected: list[str], more: str
+) -> None:
+    lived(host, template, more)
+    do(host, "release", vm(number=3))
+    leave(host)
+    assert stopped(host) == expected
+
+
+def test_those_of_others_and_those_in_use_stay(host: Machined) -> None:
+    lived(host, "/vms/prod/$NAME")
+    do(host, "release", vm(number=3))
+    host.slice("vms.slice/vms-test.slice")
+    leave(host)
+    assert stopped(host) == ["vms-prod.slice"]
+    host.written.clear()
+    lived(host, "/vms/prod/$NAME")
+    do(host, "release", vm(number=3))
+    host.put("/etc/systemd/system/vms-prod.slice", "[Slice]\n")
+    leave(host)
+    assert stopped(host) == []
+
+
+def test_not_while_a_vm_runs_or_starts_in_them(host: Machined) -> None:
+    layout(host, "/vms/$NAME", CPUS)
+    do(host, "prepare", vm(number=3))
+    host.slice("vms.slice")
+    leave(host)
+    assert stopped(host) == []
+    do(host, "prepare", vm(number=3))
+    host.starts(vm(number=3), "/vms.slice")
+    leave(host)
+    assert stopped(host) == []
+
+
+def test_that_of_an_earlier_layout_goes_with_its_limit(host: Machined) -> None:
+    both = f"{CPUS}reserved_host_mem = '512 MiB'\n"
+    lived(host, "/vms/$NAME", both)
+    do(host, "release", vm(number=3))
+    layout(host, "native", both)
+    host.written.clear()
+    do(host, "prepare", vm("other", number=4, uuid=OTHER))
+    assert stopped(host) == ["vms.slice"]
