@@ -14,6 +14,7 @@ from libvirt_cgroup_hooks.leave import leave
 
 from ..live.harness import Vm, running_vm, virsh
 from ..live.pace import wait_for
+from ..live.reserving import MIB, leaving, parent_directory, wait_for_use
 from .host import (
     FENCE_CPUS,
     configure,
@@ -53,6 +54,11 @@ def is_active(unit: str) -> bool:
     return run("systemctl", "is-active", unit, check=False).strip() == "active"
 
 
+def slices_go() -> None:
+    wait_for(lambda: not is_active("vms-prod.slice"), "vms-prod.slice to go")
+    wait_for(lambda: not is_active("vms.slice"), "vms.slice to go")
+
+
 def test_one_below_the_parent_of_an_earlier_layout() -> None:
     configure(fenced("/vms/prod/$NAME"))
     vm = start("web")
@@ -75,8 +81,7 @@ def test_one_below_the_parent_of_an_earlier_layout() -> None:
     virsh("start", "web")
     assert status()["domains"][0]["conforms"]
     virt_cgroup("apply", "--all")
-    for unit in ("vms-prod.slice", "vms.slice"):
-        wait_for(lambda unit=unit: not is_active(unit), f"{unit} to go")
+    slices_go()
     assert is_active("machine.slice")
     assert allowed(running_vm("web")) == {FENCE_CPUS}
 
@@ -97,14 +102,15 @@ def test_one_that_gets_a_layout_of_its_own() -> None:
 
 def test_nothing_is_left_of_a_layout_and_of_a_change() -> None:
     configure(fenced("/vms/prod/$NAME"))
-    guest("web", 64)
-    virt_cgroup("reserve", "--memory", "1100 MiB", "--live", "--wait", "60")
+    guest("web", 64, rounds=False)
+    used = wait_for_use(parent_directory(), 64)
+    # so little above the use that memory.high goes down first
+    virt_cgroup("reserve", "--memory", leaving((used + 16 * MIB) & -4096), "--live")
     assert not list(CONTROL.glob("*/50-MemoryHigh.conf"))
     virsh("destroy", "web")
     wait_for(lambda: not list(directory("memory", "/vms.slice/vms-prod.slice").glob("*.scope")), "")
     leave(Host())
-    for unit in ("vms-prod.slice", "vms.slice"):
-        wait_for(lambda unit=unit: not is_active(unit), f"{unit} to go")
+    slices_go()
     assert not directory("memory", "/vms.slice").exists()
     assert not list(CONTROL.glob("vms*"))
     failed = run("systemctl", "list-units", "--failed", "--no-legend", "--plain")

@@ -125,3 +125,26 @@ def test_another_directory_and_one_that_is_not_there() -> None:
         drop_in.unlink()
         drop_in.parent.rmdir()
         run("systemctl", "reset-failed", SERVICE, check=False)
+
+
+def test_what_has_failed_is_not_listed_once_the_package_is_gone() -> None:
+    drop_in = UNITS / f"{SERVICE}.d/override.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(f"[Service]\nEnvironment=TEXTFILE_DIRECTORY={ELSEWHERE}\n")
+    text = (UNITS / SERVICE).read_text()
+    try:
+        run("systemctl", "daemon-reload")
+        run("systemctl", "start", SERVICE, check=False)
+        (UNITS / SERVICE).unlink()
+        run("systemctl", "daemon-reload")
+        assert listed().split()[1:3] == ["not-found", "failed"]
+        run("sh", str(SOURCE / "deb/postrm"), "remove")
+        assert listed() == ""
+    finally:
+        (UNITS / SERVICE).write_text(text)
+        drop_in.unlink()
+        drop_in.parent.rmdir()
+
+
+def listed() -> str:
+    return run("systemctl", "list-units", "--failed", "--plain", "--no-legend", SERVICE).strip()
