@@ -9,18 +9,19 @@ from .admission import Cpus
 from .cpuset import CpuSet
 from .errors import Error, Refusal, printable
 from .kernel.tree import InEffect
-from .kinds import CPU_WEIGHT, HOST_CPUS, MEMORY, in_bytes
+from .kinds import CPU_WEIGHT, CPUS, HOST_CPUS, MEMORY, in_bytes
 from .managers.units import VM_SCOPE
 from .state import Remembered
 
 SHOWN = 3  # cgroups or processes in a message
 KEEPS_PINS = [6, 2]  # Linux
-# Why a VM is not as configured: its own settings cannot be; no memory limit of ours is above it, or
-# one apart from that of other VMs; a thread is in another cgroup, may use more CPUs than it is to,
-# or fewer; or the VM has other CPUs for itself than it asks for.
+# Why a VM is not as configured: its own settings cannot be; no limit of ours of memory, or of CPUs,
+# is above it, or one of memory apart from that of other VMs; a thread is in another cgroup, may use
+# more CPUs than it is to, or fewer; or the VM has other CPUs for itself than it asks for.
 SETTINGS, MEMORY_LIMIT, MEMORY_APART = "settings", "memory-limit", "memory-apart"
+CPU_LIMIT = "cpu-limit"
 PLACE, MORE_CPUS, FEWER_CPUS, DEDICATED = "place", "more-cpus", "fewer-cpus", "dedicated"
-REASONS = (SETTINGS, MEMORY_LIMIT, MEMORY_APART, PLACE, MORE_CPUS, FEWER_CPUS, DEDICATED)
+REASONS = (SETTINGS, MEMORY_LIMIT, MEMORY_APART, CPU_LIMIT, PLACE, MORE_CPUS, FEWER_CPUS, DEDICATED)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .domain import Domain
     from .host import Host
     from .kernel.tree import Tree
+    from .kinds import Kind
     from .managers.base import Manager
     from .state import Row
     from .threads import Thread
@@ -341,27 +343,49 @@ def first_killed(manager: Manager, running: list[Domain]) -> list[str]:
 
 
 def outside(manager: Manager, own: Manager, domain: Domain, main: Thread) -> Difference | None:
-    """How DOMAIN, with the main thread MAIN, escapes the one memory limit of all VMs, whose MANAGER
-    this is; None where it does not, or there is none. OWN is the manager with its settings.
+    """How DOMAIN, with the main thread MAIN, escapes a limit of all VMs, whose MANAGER this is;
+    None where it does not, or there is none. OWN is the manager with its settings.
     """
+    return _outside_memory(manager, own, domain, main) or _outside_cpus(manager, main)
+
+
+def _outside_memory(
+    manager: Manager, own: Manager, domain: Domain, main: Thread
+) -> Difference | None:
     tree = manager.tree_of(MEMORY)
     tops = manager.parents(MEMORY, [])
     if tree is None or manager.fence.memory is None or not tops:
         return None
     place = manager.vm_of(main, tree)
-    if _below(place, tops):
+    if _is_below(place, tops):
         return None
-    limited = [path for kind, path in Remembered(manager.host).before if kind is MEMORY]
-    if _below(place, limited):
+    if _is_below(place, _limited(manager, MEMORY)):
         text = f"it is in {place}, not below {tops[-1]}, so its memory is counted apart from that "
         again = own.parent_paths(domain).get(tree)
-        until = " until it is restarted" if again and _below(again, tops) else ""
+        until = " until it is restarted" if again and _is_below(again, tops) else ""
         return Difference(MEMORY_APART, f"{text}of other VMs{until}")
     text = f"it is in {place}, where reserved_host_mem does not limit it"
     return Difference(MEMORY_LIMIT, text)
 
 
-def _below(path: str, tops: list[str]) -> bool:
+def _outside_cpus(manager: Manager, main: Thread) -> Difference | None:
+    """Pins may keep it on its CPUs, until they are changed."""
+    tree = manager.tree_of(CPUS)
+    tops = manager.parents(CPUS, [])
+    if tree is None or manager.fence.cpus is None or manager.carries or not tops:
+        return None
+    place = manager.vm_of(main, tree)
+    if _is_below(place, [*tops, *_limited(manager, CPUS)]):
+        return None
+    return Difference(CPU_LIMIT, f"it is in {place}, where reserved_host_cpus does not limit it")
+
+
+def _limited(manager: Manager, kind: Kind) -> list[str]:
+    """The cgroups that have a limit of KIND from us."""
+    return [path for one, path in Remembered(manager.host).before if one is kind]
+
+
+def _is_below(path: str, tops: list[str]) -> bool:
     return any(f"{path}/".startswith(f"{top}/") for top in tops)
 
 

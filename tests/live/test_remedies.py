@@ -190,7 +190,7 @@ CASES = [
         by_hand=lambda: write(RECIPE, "".join([*LINES[:2], ":\n", *LINES[3:]]), 0o755),
     ),
     # VMs
-    Case("vm-unknown", sets("vcpu_cpus", "4-")),
+    Case("vm-settings", sets("vcpu_cpus", "4-")),
     Case(
         "vm-pinned-to-reserved",
         takes_a_pin,

@@ -16,7 +16,7 @@ from libvirt_cgroup_hooks.kinds import CPUS, MEMORY
 from libvirt_cgroup_hooks.plan import Plan
 
 from .support import reserving
-from .support.hosts import Kernel, run
+from .support.hosts import PID, Kernel, run
 from .support.machined import Machined
 from .support.operations import do, vm
 from .support.reserving import KINDS
@@ -80,6 +80,18 @@ def test_the_root_is_no_place_for_a_vm(host: Kernel, settings: str) -> None:
     host.configure(settings)
     with pytest.raises(Refusal, match="has the partition / in its XML"):
         do(host, "prepare", vm(inner=inner("/")))
+
+
+def test_one_that_is_moved_out_is_told_where_its_pins_still_hold(host: Kernel) -> None:
+    host.configure(RESERVED_CPUS)
+    reserving.start(host, layout="native")
+    for pid, thread in host.all_tasks():
+        if pid == PID:
+            host.place(pid, thread, {one.key: "/somewhere" for one in host.hierarchies})
+            host.put(f"/proc/{pid}/task/{thread}/status", "Cpus_allowed_list:\t1-3")
+    (told,) = checks.conforming(Subject(host))
+    text = "VM vm: it is in /somewhere, where reserved_host_cpus does not limit it"
+    assert (told.code, told.message) == ("vm-escaped", text)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "systemd" in kind])

@@ -449,9 +449,15 @@ CODES = {
     ),
     "vm-unknown": Code(
         FAIL,
-        "what libvirt keeps of a VM, or a setting of its own, is not understood",
+        "what libvirt keeps of a VM is not understood",
         "The VM is left as it is, and it is not known whether it is limited.",
         "Do what the message says; virsh dumpxml shows what libvirt knows.",
+    ),
+    "vm-settings": Code(
+        FAIL,
+        "a setting in the metadata of a running VM cannot be",
+        "The VM runs without its own settings, and does not start again.",
+        "Change or remove the setting, with the command that the message names.",
     ),
     "pins-in-the-way": Code(
         FAIL,
@@ -471,8 +477,8 @@ CODES = {
     ),
     "vm-escaped": Code(
         FAIL,
-        "threads of a VM may run on CPUs that are not theirs",
-        "They use CPUs that are reserved for the host, or those of others.",
+        "no limit is above a VM, or its threads may run on CPUs that are not theirs",
+        "They use what is reserved for the host, or the CPUs of others.",
         "Run virt-cgroup apply --all, and stop and start a VM that is in another slice.",
     ),
     "vm-misplaced": Code(

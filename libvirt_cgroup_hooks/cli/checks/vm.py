@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ... import apart, conformance, operations, reserve, threads
 from ...claims import losses
@@ -112,22 +113,29 @@ def conforming(subject: Subject) -> Iterator[Problem]:
         try:
             own = manager.for_domain(vm)
         except Error as error:
-            yield Problem("vm-unknown", error.message, error.hint)
+            yield Problem("vm-settings", error.message, error.hint)
             continue
         found = describe(subject.host, manager, vm)
         problems = found["problems"]
         if problems:
-            escaped = any(
-                CpuSet.parse(row["cpus"]) - reach
-                for row in found["threads"]
-                if (reach := own.reach(vm, row["group"])) is not None
-            )
+            escaped = _escapes(own, vm, found)
             more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
             yield Problem(
                 "vm-escaped" if escaped else "vm-misplaced",
                 f"VM {vm.name}: {problems[0]}{more}",
                 _remedy(manager, own, vm, found["reasons"]),
             )
+
+
+def _escapes(own: Manager, vm: Domain, found: dict[str, Any]) -> bool:
+    """Whether the VM of which FOUND is said may use what it is not to use."""
+    if {conformance.MEMORY_LIMIT, conformance.CPU_LIMIT} & set(found["reasons"]):
+        return True
+    return any(
+        CpuSet.parse(row["cpus"]) - reach
+        for row in found["threads"]
+        if (reach := own.reach(vm, row["group"])) is not None
+    )
 
 
 def _remedy(manager: Manager, own: Manager, vm: Domain, reasons: list[str]) -> str:

@@ -560,7 +560,7 @@ AS_SYSTEM = "run it as a VM of qemu:///system, or treat it as part of the host"
         (
             lambda h: h.place(PID, PID, {"": "/elsewhere"}),
             CONFORM,
-            WARN,
+            FAIL,
             "VM vm: it is in /elsewhere, where reserved_host_mem does not limit it, and 1 more",
             "run virt-cgroup apply --all",
         ),

@@ -188,7 +188,7 @@ def test_a_vm_on_a_host_with_machined(tmp_path: Path, place: str, conforms: bool
     if not conforms:
         assert list(problems) == [CONFORM]
         result, message, remedy = problems[CONFORM][0]
-        assert result == WARN
+        assert result == FAIL
         assert message.endswith(", and 3 more")
         assert (
             remedy
