@@ -175,6 +175,7 @@ class Host:
             )
             try:
                 _write_all(descriptor, text.encode("utf-8", "surrogateescape"))
+                posix.fchown(descriptor, *self._owner(path))
                 # whatever the umask; and half a program is never executable
                 posix.fchmod(descriptor, mode)
                 posix.fsync(descriptor)
@@ -184,6 +185,16 @@ class Host:
         except OSError as error:
             _unlink(temporary)
             raise Refused(f"write {printable(path)}", error) from None
+
+    def _owner(self, path: str) -> tuple[int, int]:
+        """User and group of the file, as chown(2) takes them; -1, which changes nothing, where
+        there is none.
+        """
+        try:
+            status = posix.lstat(self.root + path)
+        except FileNotFoundError:
+            return -1, -1
+        return status.st_uid, status.st_gid
 
     def remove(self, path: str) -> None:
         """It may be gone already. Raises Refused."""

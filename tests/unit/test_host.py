@@ -94,6 +94,16 @@ def test_replace_is_whole_and_leaves_nothing_beside(host: Host, tmp_path: Path) 
     assert (tmp_path / "a/other").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_file_keeps_its_owner(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An administrator may have given the configuration to a group."""
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(posix, "fchown", lambda _, user, group: given.append((user, group)))
+    before = os.stat(host.root + "/a/file")
+    host.replace("/a/file", "newer\n")
+    host.replace("/a/none", "new\n")
+    assert given == [(before.st_uid, before.st_gid), (-1, -1)]
+
+
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077])
 def test_what_is_made_is_open_to_no_one_else(host: Host, tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
