@@ -301,12 +301,20 @@ def test_idle_costs_nothing() -> None:
     virsh("setvcpus", "web", "3", "--live")
     in_time("a vCPU has come", "4-7", lambda: cpus_of("web").get("vcpu2"))
     settled()
-    time.sleep(patient(IN_TIME))
-    keys = ("StateChangeTimestampMonotonic", "ExecMainStartTimestampMonotonic", "NRestarts")
-    before = {unit: [state(unit).get(key) for key in keys] for unit in (APPLY, CHANGED, THREADS)}
-    journal = len(shown("libvirt-cgroup-hooks*"))
+
+    def quiet() -> bool:
+        before = moments()
+        time.sleep(patient(IN_TIME))
+        return before == moments()
+
+    wait_for(quiet, "what the vCPU has brought to be done")
+    before, journal = moments(), len(shown("libvirt-cgroup-hooks*"))
     time.sleep(60)
-    assert before == {
-        unit: [state(unit).get(key) for key in keys] for unit in (APPLY, CHANGED, THREADS)
-    }
+    assert before == moments()
     assert len(shown("libvirt-cgroup-hooks*")) == journal
+
+
+def moments() -> dict[str, list[str | None]]:
+    """When something has last happened to each unit."""
+    keys = ("StateChangeTimestampMonotonic", "ExecMainStartTimestampMonotonic", "NRestarts")
+    return {unit: [state(unit).get(key) for key in keys] for unit in (APPLY, CHANGED, THREADS)}
