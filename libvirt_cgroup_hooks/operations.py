@@ -81,6 +81,8 @@ def prepare(plan: Plan, manager: Manager, domain: Domain) -> None:
     """A VM is to start; QEMU does not exist yet."""
     forget_left_behind(plan, manager, but=domain.uuid)
     count_running(plan, manager)
+    if not manager.config.memory_admission:
+        plan.add_shared(*manager.records.admitted.drop())
     own = manager.for_domain(domain)
     check_controllers(manager)
     _add_hugepages(manager, domain)

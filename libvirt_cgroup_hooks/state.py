@@ -124,7 +124,7 @@ class Admitted:
     """Bytes of all VMs that have a record, as one number, so that a start costs the same however
     many VMs run.
 
-    It is kept from when memory_admission first asks for it. It is written just before the record
+    It is kept while memory_admission asks for it. It is written just before the record
     that it changes with, and names that record: where a run was killed between the two, what the
     record says decides. One serves one plan.
     """
@@ -170,6 +170,11 @@ class Admitted:
             lines_of([f"total {self.total}", f"uuid {uuid}", f"before {before}", f"after {after}"]),
         )
         return [Replace(ADMITTED, self._text, old)]
+
+    def drop(self) -> list[Step]:
+        """Nobody asks for it any more."""
+        old, self._text = self._text, None
+        return [Remove(ADMITTED, old)] if old else []
 
 
 class Records:

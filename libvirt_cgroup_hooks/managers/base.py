@@ -123,7 +123,7 @@ class Manager:
     @property
     def remembers(self) -> bool:
         """Whether each VM has a record, as there is something to do for it until it has ended."""
-        return self.counts or self.records.admitted.is_kept
+        return self.counts
 
     @property
     def asks_to_confine(self) -> bool:

@@ -110,6 +110,22 @@ def test_where_there_is_nothing_to_do(
             assert do(host, operation, subject) == []
 
 
+def test_after_memory_was_admitted(tmp_path: Path) -> None:
+    """Turning memory_admission off ends what was kept for it."""
+    admits = "reserved_host_mem = '512 MiB'\nmemory_admission = 1\n"
+    host = aged(Machined(tmp_path, "v2", admits))
+    subject = domain("vm", "<memory unit='MiB'>64</memory>", id=3)
+    do(host, "prepare", subject)
+    do(host, "release", subject)
+    assert host.exists(state.ADMITTED)
+    host.configure(admits.replace("1\n", "0\n"))
+    aged(host)
+    do(host, "prepare", subject)
+    assert told(host) == list(EACH)
+    assert not host.exists(state.ADMITTED)
+    assert not state.Record.exists(host, UUID)
+
+
 @pytest.fixture
 def usual(tmp_path: Path) -> Kernel:
     host = aged(Machined(tmp_path, "v2", CPUS))
