@@ -52,10 +52,6 @@ class Hierarchy:
         """The directory of the cgroup PATH ("/a/b") of this hierarchy."""
         return self.mount + path.rstrip("/")
 
-    def holds(self, path: str) -> bool:
-        """Whether the file or directory PATH is below the mount point."""
-        return path.startswith(f"{self.mount}/")
-
     def directories(self, path: str) -> list[str]:
         """Those on the way from the mount point down to the cgroup PATH, which is the last."""
         found: list[str] = []

@@ -38,7 +38,6 @@ class Domain:
         self.name = ""
         self.uuid = ""
         self.id: int | None = None
-        self.type = ""
         self.vcpus = 1
         self.max_vcpus = 1
         self.vcpu_cpus: CpuSet | None = None
@@ -49,12 +48,9 @@ class Domain:
         self.emulatorpin: CpuSet | None = None
         self.iothreads = 0
         self.iothread_ids: list[int] = []
-        self.cputune: dict[str, str] = {}
-        self.numatune: dict[str, str] = {}
         self.tuned: set[str] = set()
         self.memory = 0
         self.current_memory = 0
-        self.max_memory = 0
         self.hugepages = False
         self.pages: list[tuple[int, CpuSet | None]] = []  # bytes, and guest NUMA nodes if given
         self.memory_devices: list[MemoryDevice] = []

@@ -38,10 +38,6 @@ PIN = {
     "iothreadpin": ("iothread", "iothread"),
     "emulatorpin": ("emulator", ""),
 }
-CPUTUNE_VALUES = frozenset(
-    "shares period quota global_period global_quota emulator_period emulator_quota "
-    "iothread_period iothread_quota".split()
-)
 
 
 def add_setting(settings: dict[str, str], key: str, text: str) -> None:
@@ -140,7 +136,6 @@ class _Reader:
         return f"{above}/{element}"
 
     def in_domain(self, attributes: dict[str, str]) -> None:
-        self.domain.type = attributes.get("type", "")
         self.scopes = [_declared(attributes)]
         if attributes.get("id"):
             self.domain.id = _integer(attributes["id"], "domain id")
@@ -157,8 +152,6 @@ class _Reader:
             self.pin(element, attributes)
         elif path == "iothreadids/iothread":
             domain.iothread_ids.append(_integer(attributes.get("id"), "iothread id"))
-        elif path == "numatune/memory":
-            domain.numatune = dict(attributes)
         elif path == "memoryBacking/hugepages":
             domain.hugepages = True
         elif path == "memoryBacking/hugepages/page":
@@ -219,14 +212,10 @@ class _Reader:
             self.domain.memory = self.bytes(text)
         elif path == "domain/currentMemory":
             self.domain.current_memory = self.bytes(text)
-        elif path == "domain/maxMemory":
-            self.domain.max_memory = self.bytes(text)
         elif path.startswith("domain/devices/memory/"):
             self.memory_device(path.rpartition("memory/")[2], text)
         elif path == "domain/resource/partition":
             self.domain.partition = text
-        elif path.startswith("domain/cputune/") and element in CPUTUNE_VALUES:
-            self.domain.cputune[element] = text.strip()
         elif path.startswith("domain/metadata/") and path.count("/") == 3:
             self.setting(path.split("/")[2], element, text)
 

@@ -34,10 +34,6 @@ NATIVE = "reserved_host_cpus = '0'\nreserved_host_mem = '512 MiB'\n"
 OPERATIONS = ("prepare", "start", "started", "stopped", "release")
 
 
-class Killed(Exception):
-    pass
-
-
 class Script:
     """A VM's life on one host, with libvirt's part of it."""
 
