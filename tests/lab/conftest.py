@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from libvirt_cgroup_hooks.host import Host
+from libvirt_cgroup_hooks.leave import leave
+
 from ..live.harness import CONFIG, LAB_FACTS, LIVE, STATE, destroy_all_vms, virsh
 from ..live.pace import wait_for
 from . import apparmor, selinux
@@ -48,3 +51,10 @@ def clean() -> Iterator[None]:
     CONFIG.unlink(missing_ok=True)
     assert not drop_ins()
     assert not list((STATE / "vms").glob("*"))
+
+
+@pytest.fixture
+def nothing_is_kept(clean: None) -> Iterator[None]:
+    """Limits of other slices than the VM parent would be those of later tests, too."""
+    yield
+    leave(Host())

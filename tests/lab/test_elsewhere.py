@@ -4,7 +4,6 @@ slices that they were in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,13 +30,11 @@ from .host import (
 
 LENDS = 'host_cpus_for = ["emulator"]'
 CONTROL = Path("/run/systemd/system.control")
-pytestmark = [needs_systemd, pytest.mark.releases]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_kept() -> Iterator[None]:
-    yield
-    leave(Host())
+pytestmark = [
+    needs_systemd,
+    pytest.mark.releases,
+    pytest.mark.usefixtures("nothing_is_kept"),
+]
 
 
 def allowed(vm: Vm) -> set[str]:

@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks.host import Host
-from libvirt_cgroup_hooks.leave import leave
-
 from ..live.harness import Vm, running_vm, virsh
 from ..live.pace import wait_for
 from ..live.reserving import COMMAND
@@ -37,14 +34,11 @@ ELSEWHERE = "<resource><partition>/virtualmachines/production</partition></resou
 FENCE = "the limits of the VM parent"
 OVERRIDE = Path("/etc/systemd/system/machine.slice.d/override.conf")
 LIMIT = 700 << 20
-pytestmark = [pytest.mark.thorough, pytest.mark.releases]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_kept() -> Iterator[None]:
-    """Limits of other slices than the VM parent would be those of later tests, too."""
-    yield
-    leave(Host())
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.releases,
+    pytest.mark.usefixtures("nothing_is_kept"),
+]
 
 
 def allowed(vm: Vm) -> set[str]:

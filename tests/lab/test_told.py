@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,17 +34,11 @@ from .host import (
     virt_cgroup,
 )
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("nothing_is_kept")]
 DAEMON = ("libvirtd.service", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
 BAD = "<settings><vcpu_cpus>0-99</vcpu_cpus></settings>"
 PREALLOCATED = "<memoryBacking><allocation mode='immediate'/></memoryBacking>"
 CONTROL = Path("/etc/systemd/system.control/machine.slice.d")
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_kept() -> Iterator[None]:
-    yield
-    leave(Host())
 
 
 # a process that is not the VM
