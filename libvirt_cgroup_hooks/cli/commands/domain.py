@@ -187,15 +187,15 @@ def _refused(
     force: bool,
 ) -> dict[str, Error]:
     """By area, why the VM could not start on HOST once CHANGES are made; SETTINGS by area are those
-    before and after. Raises Error for that without FORCE.
+    before and after. Raises Error for what is new of that, without FORCE.
     """
     if not force:
         check(host, changes)
     before, after = settings
     found: dict[str, Error] = {}
     for area in after:
-        error = refusal(host, _xml(vm, domain, area), before[area], after[area])
-        if error and not force:
+        error, is_new = refusal(host, _xml(vm, domain, area), before[area], after[area])
+        if error and is_new and not force:
             raise Error(
                 f"VM {domain.name} could not start with this: {error.message}",
                 f"{error.hint}; --force sets it anyway",
@@ -205,14 +205,12 @@ def _refused(
     return found
 
 
-def refusal(host: Host, xml: str, before: Settings, after: Settings) -> Error | None:
+def refusal(host: Host, xml: str, before: Settings, after: Settings) -> tuple[Error | None, bool]:
     """Why the hook would refuse the start of the VM that XML describes, on HOST, with the settings
-    AFTER; None where it would not, or for the same reason with those of BEFORE.
+    AFTER, if it would; and whether it would not for the same reason with those of BEFORE.
     """
     error = _refusal(host, xml, after)
-    if error is None or str(error) == str(_refusal(host, xml, before)):
-        return None
-    return error
+    return error, error is not None and str(error) != str(_refusal(host, xml, before))
 
 
 def _refusal(host: Host, xml: str, settings: Settings) -> Error | None:

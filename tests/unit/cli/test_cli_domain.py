@@ -346,10 +346,18 @@ def test_what_the_hook_would_refuse(
 ) -> None:
     host = reserving.made(tmp_path, "cgroupfs-v2", RESERVED + LAYOUT)
     written = list(host.written)
-    error = refusal(host, XML.format(inner), before, after)
-    assert str(error or "").startswith(message)
-    assert bool(error) == bool(message)
+    error, is_new = refusal(host, XML.format(inner), before, after)
+    assert is_new == bool(message)
+    if is_new:
+        assert str(error).startswith(message)
     assert host.written == written
+
+
+def test_what_was_refused_before_is_told(tmp_path: Path) -> None:
+    host = reserving.made(tmp_path, "cgroupfs-v2", RESERVED + LAYOUT)
+    error, is_new = refusal(host, XML.format(""), OUTSIDE, {**OUTSIDE, "vcpu_cpus": "1"})
+    assert str(error).startswith('VM vm has layout = "/other/$NAME" in its metadata')
+    assert not is_new
 
 
 # the partition
