@@ -11,7 +11,7 @@ import pytest
 from libvirt_cgroup_hooks.host import Host
 from libvirt_cgroup_hooks.leave import leave
 
-from ..live.harness import Vm, running_vm, virsh
+from ..live.harness import STATE, Vm, running_vm, virsh
 from ..live.pace import wait_for
 from ..live.reserving import MIB, leaving, parent_directory, wait_for_use
 from .host import (
@@ -105,7 +105,7 @@ def test_nothing_is_left_of_a_layout_and_of_a_change() -> None:
     virt_cgroup("reserve", "--memory", leaving((used + 16 * MIB) & -4096), "--live")
     assert not list(CONTROL.glob("*/50-MemoryHigh.conf"))
     virsh("destroy", "web")
-    wait_for(lambda: not list(directory("memory", "/vms.slice/vms-prod.slice").glob("*.scope")), "")
+    wait_for(lambda: not list((STATE / "vms").iterdir()), "its release")
     leave(Host())
     slices_go()
     assert not directory("memory", "/vms.slice").exists()
