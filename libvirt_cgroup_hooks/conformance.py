@@ -9,7 +9,7 @@ from .admission import Cpus
 from .cpuset import CpuSet
 from .errors import Error, Refusal, printable
 from .kernel.tree import InEffect
-from .kinds import CPU_WEIGHT, CPUS, HOST_CPUS, MEMORY, in_bytes
+from .kinds import CPU_WEIGHT, CPUS, HOST_CPUS, MEMORY, as_cpus, in_bytes
 from .managers.units import VM_SCOPE
 from .state import Remembered
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .domain import Domain
     from .host import Host
     from .kernel.tree import Tree
-    from .kinds import Kind
     from .managers.base import Manager
     from .state import Row
     from .threads import Thread
@@ -346,7 +345,8 @@ def outside(manager: Manager, own: Manager, domain: Domain, main: Thread) -> Dif
     """How DOMAIN, with the main thread MAIN, escapes a limit of all VMs, whose MANAGER this is;
     None where it does not, or there is none. OWN is the manager with its settings.
     """
-    return _outside_memory(manager, own, domain, main) or _outside_cpus(manager, main)
+    found = _outside_memory(manager, own, domain, main)
+    return found or _outside_cpus(manager, own, domain, main)
 
 
 def _outside_memory(
@@ -359,7 +359,8 @@ def _outside_memory(
     place = manager.vm_of(main, tree)
     if _is_below(place, tops):
         return None
-    if _is_below(place, _limited(manager, MEMORY)):
+    limited = [path for kind, path in Remembered(manager.host).before if kind is MEMORY]
+    if _is_below(place, limited):
         text = f"it is in {place}, not below {tops[-1]}, so its memory is counted apart from that "
         again = own.parent_paths(domain).get(tree)
         until = " until it is restarted" if again and _is_below(again, tops) else ""
@@ -368,21 +369,20 @@ def _outside_memory(
     return Difference(MEMORY_LIMIT, text)
 
 
-def _outside_cpus(manager: Manager, main: Thread) -> Difference | None:
-    """Pins may keep it on its CPUs, until they are changed."""
-    tree = manager.tree_of(CPUS)
-    tops = manager.parents(CPUS, [])
-    if tree is None or manager.fence.cpus is None or manager.carries or not tops:
+def _outside_cpus(
+    manager: Manager, own: Manager, domain: Domain, main: Thread
+) -> Difference | None:
+    """Where it strays, and carries no limit itself. Its pins may hold, until they are changed."""
+    tree, cpus = manager.tree_of(CPUS), manager.fence.cpus
+    if tree is None or cpus is None or manager.carries or not own.strays(domain):
         return None
-    place = manager.vm_of(main, tree)
-    if _is_below(place, [*tops, *_limited(manager, CPUS)]):
-        return None
+    place = above = manager.vm_of(main, tree)
+    while above:
+        limit = as_cpus(manager.read(CPUS, above))
+        if limit and limit <= manager.pinnable(cpus):
+            return None
+        above = above.rpartition("/")[0]
     return Difference(CPU_LIMIT, f"it is in {place}, where reserved_host_cpus does not limit it")
-
-
-def _limited(manager: Manager, kind: Kind) -> list[str]:
-    """The cgroups that have a limit of KIND from us."""
-    return [path for one, path in Remembered(manager.host).before if one is kind]
 
 
 def _is_below(path: str, tops: list[str]) -> bool:

@@ -41,10 +41,7 @@ def _plan(host: Host, errors: list[Error]) -> Plan:
     plan = Plan("leave", transaction=False)
     try:
         manager = managers.choose(host, Config({}), managers.daemon(host))
-        limits.lift(plan, manager)
-        for path in _layouts_own(host):
-            planned = list(map(str, plan.steps))
-            plan.add(*(step for step in manager.vacate(path) if str(step) not in planned))
+        limits.lift(plan, manager, _layouts_own(host))
         plan.add(*manager.opened(_running(host, errors)))
     except Error as error:
         errors.append(error)

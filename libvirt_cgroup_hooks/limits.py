@@ -227,24 +227,27 @@ def reconcile(
     _put_back(plan, manager, remembered, pressure)
     for row in obsolete:
         del remembered.before[row]
-    _vacate(plan, manager, remembered, obsolete)
+    _vacate(plan, manager, remembered, obsolete, [])
     plan.add_shared(*remembered.save())
 
 
 def _taken_from_vms(manager: Manager, table: Table) -> list[str]:
     """What is told of running VMs that ask for CPUs where those above them fall to TABLE."""
+    falling = [
+        path
+        for (kind, path), value in table.items()
+        if kind is CPUS and not kind.rises(manager.before(kind, path), value)
+    ]
+    if not falling:
+        return []
     told: list[str] = []
-    for (kind, path), value in table.items():
-        tree = manager.tree_of(kind)
-        if kind is not CPUS or tree is None or kind.rises(manager.before(kind, path), value):
-            continue
-        for domain in manager.running():
-            from . import claims, threads
+    for domain in manager.running():
+        from . import claims
 
-            places = threads.process_cgroups(manager.host, domain.pid or 0) or {}
-            if f"{places.get(tree.hierarchy.key, '')}/".startswith(f"{path}/"):
-                told += claims.tell(manager, domain)
-    return list(dict.fromkeys(told))
+        place = manager.runs_in(domain, CPUS) or ""
+        if any(f"{place}/".startswith(f"{path}/") for path in falling):
+            told += claims.tell(manager, domain)
+    return told
 
 
 def replaced_at_reload(decided: tuple[str, Value], kind: Kind, value: Value) -> Error | None:
@@ -431,12 +434,14 @@ def _end_of_one(plan: Plan, manager: Manager, remembered: Remembered) -> None:
         change.finish(plan)
 
 
-def lift(plan: Plan, manager: Manager) -> None:
-    """All limits go, for good; what was there before is put back."""
+def lift(plan: Plan, manager: Manager, made: list[str]) -> None:
+    """All limits go, for good; what was there before is put back. MADE: cgroups that VMs were
+    below, whether they had a limit or not.
+    """
     remembered = manager.records.remembered()
     rows = list(remembered.before)
     _drop(plan, manager, remembered, rows)
-    _vacate(plan, manager, remembered, rows)
+    _vacate(plan, manager, remembered, rows, made)
     remembered.dedicated.clear()
     plan.add_shared(*_unmade(remembered))
 
@@ -447,11 +452,15 @@ def _drop(plan: Plan, manager: Manager, remembered: Remembered, rows: list[Row])
         del remembered.before[row]
 
 
-def _vacate(plan: Plan, manager: Manager, remembered: Remembered, rows: list[Row]) -> None:
-    """What nobody uses of the VM parents that ROWS were of, which are remembered no more."""
+def _vacate(
+    plan: Plan, manager: Manager, remembered: Remembered, rows: list[Row], made: list[str]
+) -> None:
+    """What nobody uses of MADE, and of the VM parents that ROWS were of, which are remembered no
+    more.
+    """
     still = {path for _, path in remembered.before}
     parents = {path for kind, path in rows if not kind.of_host and not kind.of_vm}
-    for path in sorted(parents - still):
+    for path in sorted({*parents, *made} - still):
         plan.add_shared(*manager.vacate(path))
 
 

@@ -398,8 +398,9 @@ def left_behind(
 
 
 def may_be_starting(host: Host) -> bool:
-    """Whether there is a VM that libvirt has no status XML of yet."""
-    return len(recorded(host)) > _statuses(host)
+    """Whether there is a VM that has a record, and that libvirt has no status XML of yet."""
+    records = (Record.read(host, uuid) for uuid in recorded(host))
+    return any(record and not _runs(host, record.name, None) for record in records)
 
 
 def lacks_records(host: Host) -> bool:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .cgroups import placements
+from .cgroups import detect, placements
 from .cpuset import CpuSet
 from .domainxml import parse
 from .errors import Error, printable
@@ -89,16 +89,18 @@ def _is_in_cgroup(host: Host, domain: Domain) -> bool:
     """Whether the process is in a cgroup that has been made for DOMAIN: by libvirt or machined,
     which name it after the VM's id, or by us.
     """
+    paths = process_cgroups(host, domain.pid or 0) or {}
+    if any(_is_of_id(name, domain.id) for path in paths.values() for name in path.split("/")):
+        return True
     record = Record.read(host, domain.uuid)
-    ours = record.groups if record else []
-    for path in (process_cgroups(host, domain.pid or 0) or {}).values():
-        components = path.split("/")
-        if any(_is_of_id(name, domain.id) for name in components):
-            return True
-        above = ["/".join(components[:length]) for length in range(2, len(components) + 1)]
-        if any(group.endswith(one) for group in ours for one in above):
-            return True
-    return False
+    if record is None or not record.groups:
+        return False
+    places = [
+        f"{hierarchy.directory(paths[hierarchy.key])}/"
+        for hierarchy in detect(host.read_optional).hierarchies
+        if hierarchy.key in paths
+    ]
+    return any(place.startswith(f"{group}/") for place in places for group in record.groups)
 
 
 def _is_of_id(name: str, number: int | None) -> bool:

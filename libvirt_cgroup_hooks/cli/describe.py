@@ -23,11 +23,9 @@ def describe(host: Host, manager: Manager, domain: Domain) -> dict[str, Any]:
         manager = manager.for_domain(domain)
     except Error as error:
         differences.append(Difference(conformance.SETTINGS, str(error)))
-    outside = conformance.outside(of_all, manager, domain, found[0]) if found else None
-    if outside:
-        differences.append(outside)
-    if not differences:
-        differences += conformance.not_dedicated(manager, domain)
+    if found and not differences:
+        outside = conformance.outside(of_all, manager, domain, found[0])
+        differences += [outside] if outside else conformance.not_dedicated(manager, domain)
     for thread in found:
         cpus = threads.cpus_allowed(host, domain, thread)
         rows.append(

@@ -113,10 +113,12 @@ class Systemd(Manager):
         return not tree.systemd_makes
 
     def vacate(self, path: str) -> list[Step]:
-        """systemd keeps a slice that a layout has had it make, and ends what is in one that it
-        stops.
+        """systemd keeps a slice that a layout has had it make. It ends what is in one that it
+        stops, so none is stopped while a VM may be about to come there.
         """
         if path in self.shared_paths() or state.may_be_starting(self.host):
+            return []
+        if any(domain.is_starting for domain in self.running()):
             return []
         from . import slices
 

@@ -104,6 +104,7 @@ def test_the_process_of_a_vm(host: Kernel, name: str, command: str, runs: bool) 
         ("web", r"/machine.slice/machine-qemu\x2d30\x2dweb.scope/libvirt/emulator", False),
         ("web", "/machine/qemu-30-web.libvirt-qemu", False),
         ("web", "/vms/web2/emulator", False),
+        ("web", "/web/emulator", False),
         ("web", "/vms", False),
         ("web", "/", False),
     ],

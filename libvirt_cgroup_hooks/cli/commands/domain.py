@@ -96,8 +96,10 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
             found = {
                 area: changed(domain, settings, changes, area) for area, settings in found.items()
             }
+            if local and not arguments.force:
+                check(host, changes)
             if local:
-                refused = _refused(host, vm, domain, changes, (before, found), arguments.force)
+                refused = _refused(host, vm, domain, before, found, arguments.force)
             _write(vm, domain, {area: (flag, found[area]) for area, flag in areas.items()})
     _warn(host if local else None, domain, found, refused)
     _print(arguments, domain, found, changes)
@@ -182,16 +184,13 @@ def _refused(
     host: Host,
     vm: Any,
     domain: Domain,
-    changes: dict[str, str | None],
-    settings: tuple[dict[str, Settings], dict[str, Settings]],
+    before: dict[str, Settings],
+    after: dict[str, Settings],
     force: bool,
 ) -> dict[str, Error]:
-    """By area, why the VM could not start on HOST once CHANGES are made; SETTINGS by area are those
-    before and after. Raises Error for what is new of that, without FORCE.
+    """By area, why the VM could not start on HOST with the settings AFTER. Raises Error, without
+    FORCE, for what is no fault of those BEFORE.
     """
-    if not force:
-        check(host, changes)
-    before, after = settings
     found: dict[str, Error] = {}
     for area in after:
         error, is_new = refusal(host, _xml(vm, domain, area), before[area], after[area])

@@ -12,6 +12,7 @@ from ..support.machined import SERVICE, Machined, U, layout, systemd
 from ..support.operations import CPUS, OTHER, do, lines, plan, vm
 
 HOST = Machined
+STATUS = "/run/libvirt/qemu/vm.xml"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +238,27 @@ def test_not_while_a_vm_runs_or_starts_in_them(host: Machined) -> None:
     assert stopped(host) == []
     do(host, "prepare", vm(number=3))
     host.starts(vm(number=3), "/vms.slice")
+    leave(host)
+    assert stopped(host) == []
+
+
+def test_not_while_one_starts_beside_vms_without_records(host: Machined) -> None:
+    layout(host, "/vms/$NAME", CPUS)
+    host.starts(vm("other", number=4, uuid=OTHER), "/machine.slice", pid=9000)
+    do(host, "prepare", vm(number=3))
+    host.slice("vms.slice")
+    leave(host)
+    assert stopped(host) == []
+
+
+def test_not_before_qemu_is_in_its_scope(host: Machined) -> None:
+    """libvirt writes the status XML first."""
+    layout(host, "/vms/$NAME", CPUS)
+    do(host, "prepare", vm(number=3))
+    host.starts(vm(number=3), "/machine.slice")
+    host.slice("vms.slice")
+    status = host.get(STATUS)
+    host.put(STATUS, status.replace("<domstatus ", "<domstatus reason='starting up' ", 1))
     leave(host)
     assert stopped(host) == []
 
