@@ -79,7 +79,8 @@ def fence() -> Iterator[None]:
     reload_libvirtd()
     assert set(told()) <= {"hook-not-seen"}
     yield
-    for folder in (f"{SLICE}.d", "vms-.slice.d", "slice.d"):
+    run("systemctl", "revert", SLICE)
+    for folder in ("vms-.slice.d", "slice.d"):
         shutil.rmtree(SYSTEM / folder, ignore_errors=True)
     run("systemctl", "daemon-reload")
 
