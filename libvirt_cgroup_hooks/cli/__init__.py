@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from .. import __version__
 from ..errors import Error, printable
@@ -15,11 +16,26 @@ from ..host import Host
 from ..settings import UNITS
 from .command import add_root
 
+COMMANDS = (
+    "status",
+    "map",
+    "validate",
+    "recommend",
+    "reserve",
+    "apply",
+    "domain",
+    "plan",
+    "host",
+    "metrics",
+    "hook",
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0; 1 with "error: ..." on standard error; 2 for a wrong command line."""
-    made = parser()
-    arguments, rest = made.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    made = parser(words[0] if words else None)  # what the others import costs more than most do
+    arguments, rest = made.parse_known_args(words)
     if rest:
         quoted = "; put a size with a space in quotes: '4 GiB'" if rest[0] in UNITS else ""
         made.error(f"unrecognized arguments: {printable(' '.join(rest))}{quoted}")
@@ -42,29 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line, from which the manual and the completion are made, too."""
-    from .commands import (
-        apply,
-        domain,
-        hook,
-        host,
-        metrics,
-        plan,
-        recommend,
-        reserve,
-        status,
-        validate,
-    )
-    from .commands import map as map_command
-
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The command line of COMMAND alone, or else of all, from which the manual and the completion
+    are made, too.
+    """
     made = argparse.ArgumentParser(
         prog="virt-cgroup", description="What the host keeps for itself, and where its VMs are."
     )
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     add_root(made)
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    first = (status, map_command, validate, recommend, reserve, apply)
-    for module in (*first, domain, plan, host, metrics, hook):
-        module.add(commands)
+    for name in (command,) if command in COMMANDS else COMMANDS:
+        import_module(f"{__name__}.commands.{name}").add(commands)
     return made

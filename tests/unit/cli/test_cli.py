@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from libvirt_cgroup_hooks import __version__, settings
-from libvirt_cgroup_hooks.cli import main
+from libvirt_cgroup_hooks.cli import COMMANDS, commands, main
 from libvirt_cgroup_hooks.domainxml import LIMIT
 
 from ..conftest import Command
@@ -80,6 +81,27 @@ def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     out = capsys.readouterr().out
     assert "--root DIR" in out
     assert "example: " in out or arguments == ["--help"]
+
+
+@pytest.mark.runs_programs
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_waits_for_no_other(name: str) -> None:
+    """Together they import for three times as long as `apply`, which is run at each change."""
+    text = (
+        "import sys\nfrom libvirt_cgroup_hooks.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "finally:\n    print(*sys.modules)\n"
+    )
+    command = [sys.executable, "-c", text, name, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    _, *loaded = (one for one in done.stdout.split() if one.startswith(commands.__name__))
+    needed = {name, "reserve"} if name == "recommend" else {name}
+    assert {one.rpartition(".")[2] for one in loaded} == needed
+
+
+def test_every_command_is_there() -> None:
+    files = Path(commands.__file__).parent.glob("*.py")
+    assert sorted(COMMANDS) == sorted(file.stem for file in files if file.stem != "__init__")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
