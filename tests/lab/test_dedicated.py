@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +14,11 @@ import pytest
 from libvirt_cgroup_hooks.cpuset import CpuSet
 
 from ..live.dedicating import groups, places, settings, spinning
-from ..live.faults import counted, killed, points
-from ..live.harness import LAB_FACTS, STATE, Vm, destroy_vm, running_vm, virsh
+from ..live.faults import age_records, calls_at, killed
+from ..live.harness import STATE, Vm, destroy_vm, running_vm, virsh
 from ..live.pace import wait_for
 from .drift import not_started
+from .faults import some_of
 from .host import (
     FENCE_CPUS,
     SYSTEMD,
@@ -50,7 +50,6 @@ LAYOUTS = [
 ORDERS = list(itertools.permutations(("web", "db", "mail")))
 SOME = [ORDERS[0], *(pytest.param(one, marks=thorough) for one in ORDERS[1:])]
 SECONDS = 10
-CHOSEN = 5  # calls at which the hook is killed; live/test_dedicated.py has them all
 
 
 def conf(layout: str, more: str = "") -> str:
@@ -256,16 +255,8 @@ def test_killed_on_its_way(operation: str, record_property: Callable[[str, objec
     configure(conf("native"))
     db = start("db")
     text = xml("web", **YES)
-    virsh("create", "/dev/stdin", stdin=text)  # what Python compiles once is compiled
-    destroy_vm("web")
-    with counted(operation) as calls:
-        virsh("create", "/dev/stdin", stdin=text)
-        if operation == "reconnect":
-            restart_libvirtd()
-        destroy_vm("web")
-    drawn = random.Random(f"{LAB_FACTS.read_text()} {operation}")
-    chosen = drawn.sample(points(calls), min(CHOSEN, len(points(calls))))
-    assert chosen
+    calls = calls_at(operation, lambda: virsh("create", "/dev/stdin", stdin=text), restart_libvirtd)
+    chosen = some_of(calls, operation)
     for call, nth in chosen:
         with killed(operation, call, nth):
             begun = virsh("create", "/dev/stdin", stdin=text, check=False)
@@ -273,8 +264,7 @@ def test_killed_on_its_way(operation: str, record_property: Callable[[str, objec
             if operation == "reconnect":
                 restart_libvirtd()
             destroy_vm("web")
-        for path in (STATE / "vms").iterdir():
-            os.utime(path, (1, 1))  # as if it had begun to start long ago
+        age_records()
         start("mail")
         assert set(groups(db).values()) == {FENCE_CPUS}, (call, nth)
         assert set(groups(running_vm("mail")).values()) == {FENCE_CPUS}, (call, nth)

@@ -4,16 +4,15 @@ systemctl that it waits for.
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable
 
 import pytest
 
-from ..live.faults import counted, killed, points
-from ..live.harness import LAB_FACTS, STATE, destroy_vm, running_vm, virsh
+from ..live.faults import age_records, calls_at, killed
+from ..live.harness import STATE, destroy_vm, running_vm, virsh
 from ..live.pace import wait_for
 from ..live.reserving import everything
+from .faults import some_of
 from .host import (
     CGROUP,
     SYSTEMD,
@@ -31,7 +30,6 @@ from .host import (
 
 AT_START = () if V2 and SYSTEMD else ("start",)  # else the shell alone runs
 OPERATIONS = ("prepare", *AT_START, "started", "release", "reconnect")
-CHOSEN = 5
 MORE = 'vcpu_cpus = "3-5"\nvm_cpu_weight = 50'
 if V2:
     MORE += '\nvm_swap_max = "64 MiB"\nprotect_host_mem = "low"\nconfine_host = "running"'
@@ -64,8 +62,6 @@ def of_host_units(found: dict[str, str]) -> dict[str, str]:
     return {file: text for file in files if (text := found.get(file, "").strip()) not in NO_LIMIT}
 
 
-# A VM takes some seconds on a lab host, so a few calls are drawn, others on each host.
-# live/test_killed.py has them all.
 @pytest.mark.thorough
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -74,21 +70,12 @@ def test_killed_on_its_way(
 ) -> None:
     configure(fenced(layout, more=MORE))
     before = everything()
-    start("web")
-    destroy_vm("web")
-    with counted(operation) as calls:
-        start("web")
-        if operation == "reconnect":
-            restart_libvirtd()
-        destroy_vm("web")
-    drawn = random.Random(f"{LAB_FACTS.read_text()} {operation} {layout}")
-    chosen = drawn.sample(points(calls), min(CHOSEN, len(points(calls))))
-    assert chosen
+    calls = calls_at(operation, lambda: start("web"), restart_libvirtd)
+    chosen = some_of(calls, f"{operation} {layout}")
     for call, nth in chosen:
         with killed(operation, call, nth):
             life(operation)
-        for path in (STATE / "vms").iterdir():
-            os.utime(path, (1, 1))  # as if it had begun to start long ago
+        age_records()
         start("db")
         found = status()["domains"][0]
         assert found["conforms"], (call, nth, found["problems"])

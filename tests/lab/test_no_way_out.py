@@ -15,7 +15,7 @@ import pytest
 from ..live.harness import Vm, running_vm, virsh
 from ..live.pace import wait_for
 from ..live.reserving import COMMAND
-from .drift import Shown, findings, not_started
+from .drift import findings, not_started
 from .host import (
     FENCE_CPUS,
     V2,
@@ -207,26 +207,6 @@ def test_a_partition_with_the_hosts_own_work_is_refused() -> None:
     assert "--no-partition" in message
     path = directory("cpuset", "/system.slice/cpuset.cpus")
     assert not path.exists() or path.read_text().strip() in ("", "0-7")
-
-
-# a controller on v1 beside v2
-
-
-@pytest.mark.skipif(not V2, reason="cgroup v1 is not beside v2 here")
-@pytest.mark.parametrize("layout", ["native", "/vms/$NAME"])
-def test_net_cls_is_mounted(layout: str) -> None:
-    """As VPN daemons do."""
-    mount = Path("/run/net_cls")
-    mount.mkdir(exist_ok=True)
-    run("mount", "-t", "cgroup", "-o", "net_cls", "net_cls", str(mount))
-    try:
-        configure(fenced(layout))
-        assert allowed(start("web")) == {FENCE_CPUS}
-        assert Shown().parent["cpus"] == FENCE_CPUS
-        assert findings() == {}
-    finally:
-        virsh("destroy", "web", check=False)
-        run("umount", str(mount))
 
 
 # the administrator's own limits

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from .harness import STATE, destroy_vm
 
 HOOK = Path("/etc/libvirt/hooks/qemu")
 PYTHON = "/usr/bin/python3"
@@ -73,16 +77,27 @@ def refused(operation: str, call: str, errno: str, when: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def counted(operation: str) -> Iterator[dict[str, int]]:
-    """Afterwards: how often the hook made each of CALLS at OPERATION."""
-    found: dict[str, int] = {}
+def calls_at(
+    operation: str, begin: Callable[[], object], restart: Callable[[], object] | None = None
+) -> list[tuple[str, int]]:
+    """Each of CALLS that the hook makes at OPERATION in the life of the VM web, and the how many-th
+    it is of its kind. BEGIN starts that VM; RESTART the daemon, for `reconnect`.
+    """
+    begin()  # what Python compiles once is compiled
+    destroy_vm("web")
     TRACE.unlink(missing_ok=True)
     with traced(operation, f"-o {TRACE} -e trace={','.join(CALLS)}"):
-        yield found
+        begin()
+        if restart and operation == "reconnect":
+            restart()
+        destroy_vm("web")
     text = TRACE.read_text() if TRACE.exists() else ""
-    found.update(collections.Counter(re.findall(r"^(\w+)\(", text, re.MULTILINE)))
+    found = collections.Counter(re.findall(r"^(\w+)\(", text, re.MULTILINE))
+    assert found
+    return [(call, number) for call, count in found.items() for number in range(1, count + 1)]
 
 
-def points(calls: dict[str, int]) -> list[tuple[str, int]]:
-    return [(call, number) for call, count in calls.items() for number in range(1, count + 1)]
+def age_records() -> None:
+    """As if the VMs had begun to start an hour ago: what is younger may still be starting."""
+    for path in (STATE / "vms").iterdir():
+        os.utime(path, (time.time() - 3600,) * 2)

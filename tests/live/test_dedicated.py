@@ -16,7 +16,7 @@ import pytest
 from libvirt_cgroup_hooks.cpuset import CpuSet
 
 from .dedicating import dedicated, groups, places, spinning, usage, while_busy
-from .faults import counted, killed, points
+from .faults import age_records, calls_at, killed
 from .harness import (
     ALL_CPUS,
     LAST_CPU,
@@ -33,7 +33,6 @@ from .harness import (
 from .marks import ENDURANCE
 from .pace import wait_for
 from .reserving import RESERVE_LAST, WITHOUT_LAST, virt_cgroup
-from .test_killed import age_records
 from .test_operations import assert_nothing_left, refused, status
 
 CONF = 'cgroup_layout = "{}"\n'
@@ -209,15 +208,7 @@ def test_killed_at_each_call(
     before = all_cgroups()
     configure('reserved_host_mem = "1 GiB"\n')
     db = start_vm("db", xml=XML["db"])
-    start_vm("web", xml=WEB)  # what Python compiles once is compiled
-    destroy_vm("web")
-    with counted(operation) as calls:
-        start_vm("web", xml=WEB)
-        if operation == "reconnect":
-            daemon.restart()
-        destroy_vm("web")
-    chosen = points(calls)[::every]
-    assert chosen
+    chosen = calls_at(operation, lambda: start_vm("web", xml=WEB), daemon.restart)[::every]
     for call, nth in chosen:
         with killed(operation, call, nth):
             started = virsh("create", "/dev/stdin", stdin=WEB, check=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .faults import counted, refused, traced
+from .faults import calls_at, refused, traced
 from .harness import (
     FENCED,
     STATE,
@@ -106,10 +106,8 @@ def test_the_kernel_refuses_a_write_at_started(
     """
     before = all_cgroups()
     configure(FENCED)
-    with counted("started") as calls:
-        start_vm("web", xml=XML)
-    destroy_vm("web")
-    chosen = range(1, calls["write"] + 1, every)
+    calls = calls_at("started", lambda: start_vm("web", xml=XML))
+    chosen = [number for call, number in calls if call == "write"][::every]
     for number in chosen:
         with refused("started", "write", errno, str(number)):
             vm = start_vm("web", xml=XML)

@@ -8,13 +8,11 @@ the VM's end nothing is left.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 
 import pytest
 
-from .faults import counted, killed, points
+from .faults import age_records, calls_at, killed
 from .harness import (
     LIMITED,
     STATE,
@@ -33,12 +31,6 @@ from .test_operations import assert_nothing_left, left_since, status, virt_cgrou
 OPERATIONS = ("prepare", "started", "stopped", "release", "reconnect")
 XML = domain_xml("web", vcpus=2, iothreads=1, vcpupin={1: "1"})
 Record = Callable[[str, object], None]
-
-
-def age_records() -> None:
-    """As if the VMs had begun to start an hour ago: what is younger may still be starting."""
-    for path in (STATE / "vms").iterdir():
-        os.utime(path, (time.time() - 3600,) * 2)
 
 
 def life(daemon: Daemon, operation: str) -> None:
@@ -67,15 +59,7 @@ def test_killed_at_each_call(
 ) -> None:
     configure(LIMITED)
     before = all_cgroups()
-    start_vm("web", xml=XML)  # what Python compiles once is compiled
-    destroy_vm("web")
-    with counted(operation) as calls:
-        start_vm("web", xml=XML)
-        if operation == "reconnect":
-            daemon.restart()
-        destroy_vm("web")
-    chosen = points(calls)[::every]
-    assert chosen
+    chosen = calls_at(operation, lambda: start_vm("web", xml=XML), daemon.restart)[::every]
     for number, (call, nth) in enumerate(chosen):
         with killed(operation, call, nth):
             life(daemon, operation)
