@@ -59,6 +59,8 @@ def on_v1(controller: str) -> Iterator[Path]:
             yield mount
         finally:
             virsh("destroy", "web", check=False)
+            # libvirt leaves slices, and v2 gets no controller back that a cgroup still has
+            run("find", str(mount), "-mindepth", "1", "-depth", "-type", "d", "-delete")
             run("umount", str(mount))
 
 
@@ -85,5 +87,4 @@ def test_a_vm_is_fenced(controller: str, layout: str) -> None:
         assert is_fenced(FEWER)
         virsh("destroy", "web")
         wait_for(lambda: not list((STATE / "vms").glob("*")), "its release")
-        leave(Host())
-        assert [path for path in mount.rglob("*vm*") if path.is_dir()] == []
+        assert list(mount.rglob("*.scope")) == []
