@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +52,10 @@ def on_v1(controller: str) -> Iterator[Path]:
 
         def is_mounted() -> bool:
             command = ("mount", "-t", "cgroup", "-o", controller, controller, str(mount))
-            run(*command, check=False)
-            return mount.is_mount()
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode and "busy" not in done.stderr:
+                pytest.skip(f"this kernel has no {controller} on v1")
+            return not done.returncode
 
         wait_for(is_mounted, f"{controller} to be given back by v2")
         try:
