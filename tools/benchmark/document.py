@@ -89,7 +89,8 @@ documentation, with a script for `prepare` in it; the same script run by a hook 
 write it, with subprocess, ElementTree, logging and libvirt imported; and vfio-isolate from PyPI.
 None places threads, checks pins or memory, or puts anything back. The script runs
 `systemctl set-property` where systemd owns cgroups; elsewhere it is a bare write, which is less
-than anyone would run. What systemd does then is in no figure.
+than anyone would run. Where systemd owns cgroups, CPU time is that of systemd and of the bus, too:
+they work for whoever calls them.
 """,
     ),
     "start": Section(
