@@ -56,7 +56,7 @@ def check_cpus(domain: Domain, cpus: Cpus, pin_conflict: str) -> list[str]:
         for text, hint in _conflicts(domain, cpus, groups):
             if pin_conflict == "refuse" and groups is starting:
                 raise Refusal(text, hint)
-            warnings.append(text)
+            warnings.append(f"{text}: {hint}")
     _check_online(domain, cpus, starting)
     _check_taken(domain, cpus, starting)
     return warnings
@@ -114,7 +114,8 @@ def _check_online(domain: Domain, cpus: Cpus, pins: dict[str, CpuSet]) -> None:
 
 def _within(domain: Domain, groups: dict[str, CpuSet], cpus: CpuSet) -> str:
     """What to do, with the command for the first of GROUPS."""
-    return f"pin it within {cpus} ({pin_command(domain, next(iter(groups)), cpus, '--config')})"
+    command = pin_command(domain, next(iter(groups)), cpus, "--config")
+    return f"pin it within {cpus} ({command}, or in its XML)"
 
 
 def pin_command(domain: Domain, group: str, cpus: CpuSet | None, options: str) -> str:

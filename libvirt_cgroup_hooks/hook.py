@@ -175,7 +175,8 @@ class _Run:
         if status:
             posix.write(2, printable(f"libvirt-cgroup-hooks: {error}").encode() + b"\n")
         else:
-            self.warnings.append(str(error))
+            goes_on = "; it starts as it is (on_error)" if self.operation in MAY_REFUSE else ""
+            self.warnings.append(f"{error}{goes_on}")
         self.host.forget(idle.PATH)
         if self.config.anew:
             snapshot.doubt(self.host)

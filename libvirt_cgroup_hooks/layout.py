@@ -61,6 +61,11 @@ class Layout:
     def native(self) -> bool:
         return not self.components
 
+    @property
+    def others(self) -> str:
+        """A layout of one VM that has the same VM parent."""
+        return f"{self.parent or '/machine'}/production/$NAME"
+
     def of_vm(self, domain: Domain) -> list[str]:
         """The components below the VM parent, with DOMAIN's name, UUID and id. Raises Error where
         it has no id.

@@ -344,8 +344,8 @@ def check_parent(manager: Manager, own: Manager, domain: Domain) -> None:
         raise Refusal(
             f'VM {printable(domain.name)} has layout = "{printable(own.layout.preset)}" in its '
             f"metadata, but {why}",
-            "give it a layout below that, or remove its own: "
-            f"virt-cgroup domain {domain.handle} --unset layout --config",
+            f"give it one that begins as that of the others, such as {manager.layout.others}, or "
+            f"none: virt-cgroup domain {domain.handle} --unset layout --config",
         )
 
 

@@ -68,6 +68,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     add_root(made)
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in (command,) if command in COMMANDS else COMMANDS:
+    names = [name for name in COMMANDS if name == command] or COMMANDS
+    for name in names:
         import_module(f"{__name__}.commands.{name}").add(commands)
     return made

@@ -73,8 +73,8 @@ class Systemd(Manager):
     def _scope(self, domain: Domain) -> str:
         if domain.id is None:
             raise Error(
-                f"VM {printable(domain.name)} has no id yet, and its scope's name needs one",
-                "start it first",
+                f"VM {printable(domain.name)} has no id here, and its scope's name needs one",
+                f"use what the running VM says: virsh dumpxml {domain.handle}",
             )
         return units.scope_unit(domain.name, domain.id)
 
@@ -226,8 +226,8 @@ class Systemd(Manager):
             self._steer(plan, domain)
         elif self._drop_in_text(domain):  # only `virt-cgroup plan` can come here
             plan.warnings.append(
-                f"VM {printable(domain.name)} has no id yet, so the drop-in for its scope is left "
-                "out: start the VM to see it"
+                f"VM {printable(domain.name)} has no id here, so the drop-in for its scope is left "
+                f"out: to see it, use what the running VM says (virsh dumpxml {domain.handle})"
             )
 
     def start(self, plan: Plan, domain: Domain) -> None:

@@ -108,6 +108,9 @@ def test_configured_and_taken_back_while_vms_run(layout: str) -> None:
 def test_vcpus_that_are_not_pinned() -> None:
     configure(lending("native") + 'emulator_cpus = "0-1"\n')
     told = not_started("web", **{**PINS, "vcpupin": {0: "2", 1: "3"}})
-    assert "vcpu2 is not pinned: pin it within 2-7 (virsh vcpupin web 2 2-7 --config)" in told
+    assert (
+        "vcpu2 is not pinned: pin it within 2-7 (virsh vcpupin web 2 2-7 --config, or in its XML)"
+        in told
+    )
     db = start("db")
     assert set(groups(db).values()) == {FENCE_CPUS}

@@ -113,7 +113,8 @@ def test_live_and_config() -> None:
     result = command("web", "--set", "vcpu_cpus=0")  # "current" is the running VM
     assert (result.stdout, result.returncode) == ("Metadata modified\n", 0)
     assert result.stderr == (
-        "note: only the metadata has changed; to apply it now: virt-cgroup apply web\n"
+        "note: only the metadata has changed, until the VM ends; to apply it now: "
+        "virt-cgroup apply web\n"
     )
     assert (metadata("live"), metadata("config")) == (
         "<settings><vcpu_cpus>0</vcpu_cpus></settings>",

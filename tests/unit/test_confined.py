@@ -375,7 +375,7 @@ def test_status_shows_it(host: Machined, capsys: pytest.CaptureFixture[str]) -> 
         host.put(f"{CG}/{unit}/cpuset.cpus.effective", "0\n")
     since = datetime.now() - timedelta(seconds=host.age(state.CONFINED))
     assert (
-        f"0 (system.slice, user.slice, init.scope) (in force 0 since {since:%Y-%m-%d %H:%M}"
+        f"0 (system.slice, user.slice, init.scope) (required 0 since {since:%Y-%m-%d %H:%M}"
     ) in shown()
 
 

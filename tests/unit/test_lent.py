@@ -123,8 +123,8 @@ def refusal(host: Kernel, inner: str) -> str:
 def test_refused_without_the_setting_which_is_named(tmp_path: Path) -> None:
     assert refusal(made(tmp_path, "systemd-v2", RESERVED), DESKTOP) == (
         "VM vm is pinned to reserved CPUs: emulator to 0 (reserved: 0), iothread1 to 0 (reserved: "
-        "0): pin it within 1-3 (virsh emulatorpin vm 1-3 --config), or reserve other CPUs, or "
-        'allow it with host_cpus_for = ["emulator", "iothread"]'
+        "0): pin it within 1-3 (virsh emulatorpin vm 1-3 --config, or in its XML), or reserve "
+        'other CPUs, or allow it with host_cpus_for = ["emulator", "iothread"]'
     )
 
 
@@ -141,18 +141,18 @@ def test_the_setting_is_not_named_where_it_does_not_help(tmp_path: Path) -> None
             f"{SIZE}<cputune>{ON_HOST}<vcpupin vcpu='0' cpuset='1'/></cputune>",
             "VM vm has emulator pinned to reserved CPUs, which needs all its vCPUs pinned to "
             "others (host_cpus_for), and vcpu1 is not pinned: pin it within 1-3 (virsh vcpupin "
-            "vm 1 1-3 --config)",
+            "vm 1 1-3 --config, or in its XML)",
         ),
         (
             DESKTOP.replace("<vcpu>2", "<vcpu current='2'>3"),
             "VM vm has emulator pinned to reserved CPUs, which needs all its vCPUs pinned to "
             "others (host_cpus_for), and vcpu2 is not pinned: pin it within 1-3 (virsh vcpupin "
-            "vm 2 1-3 --config)",
+            "vm 2 1-3 --config, or in its XML)",
         ),
         (
             DESKTOP.replace("vcpu='1' cpuset='2'", "vcpu='1' cpuset='0,2'"),
             "VM vm is pinned to reserved CPUs: vcpu1 to 0,2 (reserved: 0): pin it within 1-3 "
-            "(virsh vcpupin vm 1 1-3 --config), or reserve other CPUs",
+            "(virsh vcpupin vm 1 1-3 --config, or in its XML), or reserve other CPUs",
         ),
     ],
 )
@@ -276,7 +276,7 @@ def test_what_is_shown(
     report = status._report(host, managers.choose(host, host.config()), threads.running(host, {}))
     assert report["fence"]["lent"] == {"cpus": "0", "to": ["emulator", "iothread"]}
     status._print(report, with_threads=False)
-    assert "(in force 1-3 for each VM, and 0 for emulator and iothread threads)" in (
+    assert "(required 1-3 for each VM, and 0 for emulator and iothread threads)" in (
         capsys.readouterr().out
     )
     found = model.read(host, host.config(), {})

@@ -324,13 +324,15 @@ CODES = {
     "hook-missing": Code(
         FAIL,
         "the hook is not installed",
-        "Nothing is enforced: libvirt does not run it.",
+        "libvirt does not run it, so no VM is checked or placed when it starts. Limits that are "
+        "set stay until somebody changes them.",
         "Run virt-cgroup hook install.",
     ),
     "hook-elsewhere": Code(
         FAIL,
         "the hook is where this libvirt does not look",
-        "Nothing is enforced: libvirt looks for hooks in the folder that it was built with.",
+        "libvirt does not run it: it looks in the folder that it was built with. So no VM is "
+        "checked or placed when it starts.",
         "Run virt-cgroup hook install.",
     ),
     "hook-left-elsewhere": Code(

@@ -334,7 +334,9 @@ def _print(
         (settings,) = found.values()
         print_pairs([(key, settings.get(key, "-")) for key in dict.fromkeys([*OF_VM, *settings])])
     if changes and "live" in found:
-        note = f"only the metadata has changed; to apply it now: virt-cgroup apply {domain.handle}"
+        until = "" if "config" in found else ", until the VM ends"
+        note = f"only the metadata has changed{until}; to apply it now: "
+        note += f"virt-cgroup apply {domain.handle}"
         if "layout" in changes:
             note += "; with machined, a layout takes effect when the VM starts (--config)"
         print(f"note: {note}", file=sys.stderr)

@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ... import idle, installation
+from ... import idle, installation, snapshot
+from ...config import PATH
 from ...errors import Error, printable
 from ...host import NEW, Host, Refused
 from ...leave import leave
+from ...managers import unitfiles
 from ..command import add as add_command
 from ..hookfile import (
     HOOK,
@@ -32,6 +34,7 @@ from ..hookfile import (
 from ..output import print_json, print_pairs
 
 SHIPPED = ("share/libvirt-cgroup-hooks/qemu", "hooks/qemu")  # installed, and in the source tree
+UNIT = "libvirt-cgroup-hooks.service"
 ACTIONS = ("install", "reload", "remove", "status")
 NEEDS = "import libvirt_cgroup_hooks.hook, configobj"
 
@@ -68,7 +71,7 @@ def run(arguments: argparse.Namespace, host: Host) -> int:
             "virt-cgroup hook status can",
         )
     if arguments.action == "remove":
-        done = remove(host)
+        done = remove(host) + comes_back(host)
     elif arguments.action == "reload":
         done = _reload(host)
     else:
@@ -195,6 +198,21 @@ def remove(host: Host) -> list[str]:
     if not done:
         done = ["the hook is not installed"]
     return done + leave(host)
+
+
+def comes_back(host: Host) -> list[str]:
+    """What sets the limits again that have been lifted."""
+    try:
+        config = snapshot.load(host, [])
+    except Error:
+        return []
+    reserves = config.reserved_host_cpus or config.reserved_host_mem
+    if not reserves or not unitfiles.has_unit(host, UNIT):
+        return []
+    return [
+        f"{PATH} stays, and {UNIT} applies it when libvirtd starts; to end that, too: "
+        "virt-cgroup reserve --cpus none --memory none --config"
+    ]
 
 
 def _removed(host: Host, path: str) -> list[str]:

@@ -333,7 +333,10 @@ FILE, REQUIRED, KERNEL = "In the file", "Required now", "In the kernel"
 LATER = "In effect when the next VM starts, or now with: virt-cgroup apply --all"
 NOT_YET = "Not in effect yet. To apply it to running VMs now: virt-cgroup apply --all"
 UNTIL = "What --live has changed lasts until the next boot, or until the setting is edited."
-NO_HOOK = "the hook is not installed, so new VMs are not limited: run virt-cgroup hook install"
+NO_HOOK = (
+    "the hook is not installed, so VMs are neither checked nor placed when they start: "
+    "run virt-cgroup hook install"
+)
 EACH_VM = "in each VM"
 ROWS = {
     "Reserved CPUs": "reserved_cpus",

@@ -157,6 +157,8 @@ def _print(report: dict[str, Any], with_threads: bool) -> None:
             command = f"virt-cgroup status {handle(vm['name'], vm['uuid'])}"
             told = f" (and {more} more: {command})" if more else ""
             print(f"\nproblem: {printable(vm['name'])}: {printable(vm['problems'][0] + told)}")
+    if any(vm["problems"] for vm in report["domains"]):
+        print("\nWhat to do about problems: virt-cgroup validate -q")
     for note in dict.fromkeys(note for vm in report["domains"] for note in vm["notes"]):
         print(f"\nnote: {note}")
 
@@ -196,7 +198,7 @@ def _host(host: dict[str, Any], kept: str) -> list[tuple[str, str]]:
     if host["confined"]:
         since = host["since"]
         when = f" since {datetime.fromtimestamp(since):%Y-%m-%d %H:%M:%S}" if since else ""
-        wanted = f"in force {kept}{when}"
+        wanted = f"required {kept}{when}"
     return [("Host CPUs", f"{found} ({wanted}, confine_host {host['confine_host']})")]
 
 
@@ -208,8 +210,8 @@ def _dedicated(owners: list[dict[str, str]]) -> list[tuple[str, str]]:
 def _cpus(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     lent = fence["lent"]
     if not fence["cpus"] and not lent["cpus"]:
-        return f"{parent['cpus'] or 'all'} (no limit in force)"
-    told = f"{parent['cpus'] or '-'} (in force {fence['cpus'] or 'no limit'}"
+        return f"{parent['cpus'] or 'all'} (no limit required)"
+    told = f"{parent['cpus'] or '-'} (required {fence['cpus'] or 'no limit'}"
     if lent["cpus"]:
         told += f" for each VM, and {lent['cpus']} for {' and '.join(lent['to'])} threads"
     return f"{told})"
@@ -219,7 +221,7 @@ def _swap(parent: dict[str, Any], fence: dict[str, Any]) -> list[tuple[str, str]
     if parent["swap_limit"] is None and fence["swap_limit"] is None:
         return []
     limit, used = _size(parent["swap_limit"], "no limit"), _size(parent["swap_current"], "-")
-    return [("VM swap", f"{limit} ({_in_force(fence['swap_limit'])}), {used} in use")]
+    return [("VM swap", f"{limit} ({_required(fence['swap_limit'])}), {used} in use")]
 
 
 def _protection(protection: dict[str, Any]) -> list[tuple[str, str]]:
@@ -234,19 +236,19 @@ def _cpu_weight(weight: dict[str, int | None]) -> list[tuple[str, str]]:
     if weight["configured"] is None and weight["in_effect"] is None:
         return []
     there, wanted = (weight[key] or WEIGHT for key in ("in_effect", "configured"))
-    return [("VM CPU weight", f"{there} (in force {wanted})")]
+    return [("VM CPU weight", f"{there} (required {wanted})")]
 
 
 def _memory(parent: dict[str, Any], fence: dict[str, Any]) -> str:
     limit = _size(parent["memory_limit"], "no limit")
-    told = f"{limit} ({_in_force(fence['memory_limit'])})"
+    told = f"{limit} ({_required(fence['memory_limit'])})"
     used = parent["memory_current"]
     return told if used is None else f"{told}, {size(used)} in use"
 
 
-def _in_force(limit: int | None) -> str:
+def _required(limit: int | None) -> str:
     """Of a LIMIT in bytes."""
-    return "none in force" if limit is None else f"in force {size(limit)}"
+    return "none required" if limit is None else f"required {size(limit)}"
 
 
 def _at_the_limit(parent: dict[str, Any]) -> list[tuple[str, str]]:

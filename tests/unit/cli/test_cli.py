@@ -281,12 +281,15 @@ def test_plan_where_systemd_owns_cgroups(command: Command, machined: Machined) -
         f"systemctl set-property --runtime vms.slice MemoryMax={UNIFIED_LIMIT} AllowedCPUs=1-3"
     )
     assert err == (
-        "warning: VM plain has no id yet, so the drop-in for its scope is left out: start the VM "
-        "to see it\n"
+        "warning: VM plain has no id here, so the drop-in for its scope is left out: to see it, "
+        "use what the running VM says (virsh dumpxml plain)\n"
     )
     status, out, err = command("--root", machined.root, "plan", "start", PLAIN)
     assert (status, out) == (1, "")
-    assert err == "error: VM plain has no id yet, and its scope's name needs one: start it first\n"
+    assert err == (
+        "error: VM plain has no id here, and its scope's name needs one: "
+        "use what the running VM says: virsh dumpxml plain\n"
+    )
 
 
 @pytest.mark.parametrize("operation", ["started", "reconnect"])

@@ -36,8 +36,8 @@ def test_status_with_nothing_configured(command: Command) -> None:
         "Layout:         native",
         "Reserved:       CPUs none, memory none",
         "VM parent:      /machine",
-        "VM CPUs:        all (no limit in force)",
-        "VM memory:      no limit (none in force)",
+        "VM CPUs:        all (no limit required)",
+        "VM memory:      no limit (none required)",
         "",
         "The VM parent is created when the first VM starts.",
         "",
@@ -159,7 +159,7 @@ def test_status_of_a_vm(command: Command, machined: Machined, cpus: str) -> None
         "yes" if cpus == "1-3" else "no",
     ] in rows
     assert (f"problem: {text}" in out.splitlines()) == (cpus != "1-3")
-    assert "VM CPUs:        1-3 (in force 1-3)" in out
+    assert "VM CPUs:        1-3 (required 1-3)" in out
     _, out, _ = command("--root", machined.root, "status")
     assert "vcpu0" not in out.replace(text, "")
     assert (f"problem: vm: {text}" in out.splitlines()) == (cpus != "1-3")

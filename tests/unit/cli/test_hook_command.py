@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from libvirt_cgroup_hooks import managers, snapshot, state
+from libvirt_cgroup_hooks import config, managers, snapshot, state
 from libvirt_cgroup_hooks.cli import main
 from libvirt_cgroup_hooks.cli.commands import hook
 from libvirt_cgroup_hooks.cli.hookfile import HOOK, HOOK_D, shipped_file
@@ -292,6 +292,18 @@ def test_remove(host: Host, files: dict[str, str], done: list[str], left: dict[s
         put(host, path, text)
     assert hook.remove(host) == done
     assert tree(host) == left
+
+
+@pytest.mark.parametrize(
+    "conf", ["reserved_host_cpus = '0'\n", "reserved_host_mem = '1 GiB'\n", ""]
+)
+@pytest.mark.parametrize("unit", ["/usr/lib/systemd/system/libvirt-cgroup-hooks.service", None])
+def test_whatcomes_back_is_told(tmp_path: Path, conf: str, unit: str | None) -> None:
+    host = Machined(tmp_path, "v2", conf)
+    if unit:
+        host.put(unit, "")
+    told = hook.comes_back(host)
+    assert [text.partition(" stays")[0] for text in told] == [config.PATH] * bool(conf and unit)
 
 
 CONF = "reserved_host_cpus = '0'\nreserved_host_mem = '512 MiB'\ncgroup_layout = '{}'\n"

@@ -464,7 +464,8 @@ def test_a_code_is_explained(command: Command, host: Kernel) -> None:
     assert lines == [
         "hook-missing: the hook is not installed (FAIL)",
         "",
-        "Why it matters: Nothing is enforced: libvirt does not run it.",
+        "Why it matters: libvirt does not run it, so no VM is checked or placed when it",
+        "starts. Limits that are set stay until somebody changes them.",
         "",
         "What to do: Run virt-cgroup hook install.",
     ]
