@@ -35,13 +35,14 @@ else
     echo running
 fi
 """
-# The address is the one that QEMU forwards to.
+FORWARDED_TO = "10.0.2.15"  # by QEMU
+# $1: the host's address
 NETWORK_SCRIPT = """\
 set -e
 until card=$(ls /sys/class/net | grep -v '^lo$'); do sleep 0.1; done
 udevadm settle
 card=$(ls /sys/class/net | grep -v '^lo$')
-ip address add 10.0.2.15/24 dev "$card"
+ip address add "$1/24" dev "$card"
 ip link set "$card" up
 """
 PACE = Path(__file__).with_name("pace.py")
@@ -198,12 +199,28 @@ class LabHost:
     def forward(self, *ports: int) -> dict[int, int]:
         """By port of the guest, the port at which this machine's 127.0.0.1 reaches it from now on.
 
-        The guest itself reaches nothing. Once for each restore.
+        The guest itself reaches nothing. Once for each restore, and not with `join`.
         """
         forwarded = dict(zip(ports, free_ports(len(ports))))
         self._running().add_network(forwarded, SEND_TIMEOUT)
-        self.check(NETWORK_SCRIPT)
+        self._set_address(FORWARDED_TO)
         return forwarded
+
+    def join(self, other: LabHost) -> tuple[str, str]:
+        """Lay a network cable between this host and OTHER; their addresses.
+
+        They reach nothing else. Once for each restore, and not with `forward`.
+        """
+        addresses = ("10.0.2.1", "10.0.2.2")
+        socket_path = self._running().console.with_name("cable")
+        for number, host in enumerate((self, other)):
+            mac = f"52:54:00:00:00:0{number + 1}"
+            host._running().add_cable(socket_path, host is self, mac, SEND_TIMEOUT)
+            host._set_address(addresses[number])
+        return addresses
+
+    def _set_address(self, address: str) -> None:
+        self.check(["sh", "-c", NETWORK_SCRIPT, "sh", address])
 
     def open_shell(self, rows: int, columns: int, term: str) -> Channel:
         """Start an interactive shell; what it is typed and shows goes over the channel."""

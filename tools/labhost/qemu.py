@@ -150,14 +150,24 @@ class Qemu:
         """Plug in a network card that reaches nothing. FORWARDED: by port of the guest, at the
         address 10.0.2.15, the port of this machine, at 127.0.0.1.
         """
+        rules = [f"tcp:127.0.0.1:{here}-:{there}" for there, here in forwarded.items()]
+        hostfwd = [{"str": rule} for rule in rules]
+        self._add_card({"type": "user", "restrict": True, "hostfwd": hostfwd}, {}, timeout)
+
+    def add_cable(self, end: Path, server: bool, mac: str, timeout: float) -> None:
+        """Plug in a network card with a cable to END, a Unix socket that the server makes."""
+        address = {"type": "unix", "path": str(end)}
+        network = {"type": "stream", "server": server, "addr": address}
+        self._add_card(network, {"mac": mac}, timeout)
+
+    def _add_card(
+        self, network: Mapping[str, object], card: Mapping[str, object], timeout: float
+    ) -> None:
         deadline = Deadline(timeout)
         self.monitor.open(deadline)
-        rules = [f"tcp:127.0.0.1:{here}-:{there}" for there, here in forwarded.items()]
-        network: dict[str, object] = {"type": "user", "id": "network", "restrict": True}
-        network["hostfwd"] = [{"str": rule} for rule in rules]
-        self.monitor.ask("netdev_add", deadline, network)
-        card = {"driver": "virtio-net-pci", "id": "card", "netdev": "network"}
-        self.monitor.ask("device_add", deadline, card)
+        self.monitor.ask("netdev_add", deadline, {"id": "network", **network})
+        device = {"driver": "virtio-net-pci", "id": "card", "netdev": "network", **card}
+        self.monitor.ask("device_add", deadline, device)
 
     def save(self, state: Path, timeout: float) -> None:
         """Stop the CPUs, write the state of all but the disk to a file, and end QEMU."""

@@ -1,0 +1,87 @@
+"""VMs migrate between two hosts that run different releases, each with a reservation of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from labhost.image import build, recipe
+
+from .packaged import CONF, FENCED, TREE, XML, Packaged, package, packed
+
+FENCED_THERE = "3-7"
+# libvirt migrates nothing between hosts of one name.
+SET_UP = """\
+set -e
+hostname {name}
+echo 'auth_tcp = "none"' >>/etc/libvirt/libvirtd.conf
+systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
+systemctl start libvirtd-tcp.socket libvirtd.service
+"""
+
+
+class Hosts(NamedTuple):
+    here: Packaged
+    there: Packaged
+    to_here: str  # what virsh migrate is given
+    to_there: str
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    packages = packed({"1": package(TREE, "1")})
+    here, there = Packaged(build(recipe("13", ""))), Packaged(build(recipe("newest", "")))
+    with here, there:
+        for host, name in ((here, "here"), (there, "there")):
+            host.push(packages, "/root/packages")
+            host.install("1")
+            host.check(SET_UP.format(name=name))
+        uris = [f"qemu+tcp://{address}/system tcp://{address}" for address in here.join(there)]
+        yield Hosts(here, there, *uris)
+
+
+@pytest.fixture(params=["native", "/vms/$NAME"])
+def reserved(request: pytest.FixtureRequest, hosts: Hosts) -> Hosts:
+    """Both hosts keep CPUs 0-1, and the other one CPU 2 as well."""
+    for host in (hosts.here, hosts.there):
+        host.check(f": >{CONF}")
+        host.configure(request.param)
+    hosts.there.check("virt-cgroup reserve --cpus 0-2 --config")
+    return hosts
+
+
+def nothing_left(host: Packaged) -> bool:
+    return host.check("ls /run/libvirt-cgroup-hooks/vms; virsh list --name").split() == []
+
+
+def test_there_and_back(reserved: Hosts) -> None:
+    here, there, to_here, to_there = reserved
+    here.start("web")
+    assert here.cpus("web") == FENCED
+    here.check(f"virsh migrate --live web {to_there}")
+    assert there.cpus("web") == FENCED_THERE
+    assert "web: " not in there.check("virt-cgroup status")  # no problem of it
+    assert nothing_left(here)
+    there.check(f"virsh migrate --live web {to_here}")
+    assert here.cpus("web") == FENCED
+    assert nothing_left(there)
+    here.check("virsh destroy web")
+
+
+def test_one_that_the_other_host_refuses_runs_on(reserved: Hosts) -> None:
+    here, there, _, to_there = reserved
+    pinned = "<cputune><vcpupin vcpu='0' cpuset='2'/></cputune></domain>"
+    here.check(
+        f"cat >/run/web.xml <<'END'\n{XML.format(name='web').replace('</domain>', pinned)}END"
+    )
+    here.check("virsh -q create /run/web.xml")
+    before = here.pid("web"), here.place("web")
+    refused = here.run(f"virsh migrate --live web {to_there}")
+    assert refused.status
+    assert "pinned to reserved CPUs" in refused.output + there.log()
+    assert here.check("virsh domstate web").strip() == "running"
+    assert (here.pid("web"), here.place("web")) == before
+    assert nothing_left(there)
+    here.check("virsh destroy web")
