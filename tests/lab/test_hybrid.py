@@ -48,14 +48,24 @@ def on_v1(controller: str) -> Iterator[Path]:
     """Where CONTROLLER is, then."""
     mount = Path("/run") / controller
     mount.mkdir(exist_ok=True)
+    command = ("mount", "-t", "cgroup", "-o", controller, controller, str(mount))
     with taken_from_v2(controller):
 
         def is_mounted() -> bool:
-            command = ("mount", "-t", "cgroup", "-o", controller, controller, str(mount))
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode and "busy" not in done.stderr:
                 pytest.skip(f"this kernel has no {controller} on v1")
             return not done.returncode
+
+        def is_given_back() -> bool:
+            """The kernel keeps what is unmounted a moment after its last cgroup was removed, until
+            it is unmounted once more (cgroup_kill_sb).
+            """
+            run("umount", str(mount))
+            if f"{controller}\t0\t" in Path("/proc/cgroups").read_text():
+                return True
+            wait_for(is_mounted, f"{controller} to be mounted again")
+            return False
 
         wait_for(is_mounted, f"{controller} to be given back by v2")
         try:
@@ -64,7 +74,7 @@ def on_v1(controller: str) -> Iterator[Path]:
             virsh("destroy", "web", check=False)
             # libvirt leaves slices, and v2 gets no controller back that a cgroup still has
             run("find", str(mount), "-mindepth", "1", "-depth", "-type", "d", "-delete")
-            run("umount", str(mount))
+            wait_for(is_given_back, f"{controller} to be given back by v1")
 
 
 def allowed(vm: Vm) -> set[str]:
