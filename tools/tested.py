@@ -26,7 +26,7 @@ HOSTS = {
     "13-no-machined": (
         "Debian 13 in QEMU without machined: cgroup v2, the live tests on a private host"
     ),
-    "outside": "lab hosts that are rebooted, or installed from the packages",
+    "outside": "lab hosts that are rebooted, installed from the packages, or work together",
 }
 HEAD = """\
 # What was run where
