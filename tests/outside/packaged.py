@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import tarfile
 from collections.abc import Mapping
@@ -54,8 +55,8 @@ class Packaged(LabHost):
         )
         self.check(f"cat >>{CONF} <<'END'\n{lines}END")
 
-    def start(self, name: str) -> None:
-        self.check(f"cat >/run/{name}.xml <<'END'\n{XML.format(name=name)}END")
+    def start(self, name: str, xml: str = XML) -> None:
+        self.check(f"cat >/run/{name}.xml <<'END'\n{xml.format(name=name)}END")
         self.check(f"virsh -q create /run/{name}.xml")
 
     def pid(self, name: str) -> str:
@@ -68,6 +69,11 @@ class Packaged(LabHost):
         return self.check(
             f"sed -n 's/^Cpus_allowed_list:\\t//p' /proc/{self.pid(name)}/status"
         ).strip()
+
+    def conforming(self) -> set[str]:
+        """The VMs that are as configured."""
+        domains = json.loads(self.check("virt-cgroup status --json"))["domains"]
+        return {domain["name"] for domain in domains if domain["conforms"]}
 
     def hooks(self) -> list[str]:
         """What libvirt would run."""

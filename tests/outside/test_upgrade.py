@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +49,7 @@ def test_there_and_back(host: Packaged, layout: str) -> None:
     host.install("1")
     assert {name: (host.pid(name), host.place(name)) for name in ("web", "db")} == before
     assert cpus(host, "web", "db") == {FENCED}
-    assert conforming(host) == {"web", "db"}
+    assert host.conforming() == {"web", "db"}
     host.start("later")
     assert cpus(host, "later") == {FENCED}
     host.check("virt-cgroup reserve --cpus 0-2 --live")
@@ -64,7 +63,7 @@ def test_there_and_back(host: Packaged, layout: str) -> None:
 
     host.install("1")
     host.check("virt-cgroup apply --all")
-    assert conforming(host) == {"web", "later", "back"}
+    assert host.conforming() == {"web", "later", "back"}
     for name in ("web", "later", "back"):
         host.check(f"virsh destroy {name}")
     host.apt("purge", "libvirt-cgroup-hooks")
@@ -75,8 +74,3 @@ def test_there_and_back(host: Packaged, layout: str) -> None:
 
 def cpus(host: Packaged, *names: str) -> set[str]:
     return {host.cpus(name) for name in names}
-
-
-def conforming(host: Packaged) -> set[str]:
-    domains = json.loads(host.check("virt-cgroup status --json"))["domains"]
-    return {domain["name"] for domain in domains if domain["conforms"]}
