@@ -258,5 +258,6 @@ def test_one_that_does_not_fit_does_not_migrate_in(second_daemon: str) -> None:
         text=True,
     )
     assert result.returncode
-    assert "is pinned to reserved CPUs" in result.stderr + log()
+    assert "Hook script execution failed" in result.stderr
+    assert "is pinned to reserved CPUs" in result.stderr
     assert run(*there, "domstate", "web").strip() == "running"
